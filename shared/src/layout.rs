@@ -1,0 +1,117 @@
+//! The order, names and shapes of the tensors that travel.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One tensor's name and shape; every tensor is f32.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorSpec {
+    /// Dotted name, e.g. `blocks.0.attn.q.lora_A`.
+    pub name: String,
+    /// Extents, outermost first.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl fmt::Display for TensorSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let extents: Vec<String> = self.shape.iter().map(usize::to_string).collect();
+        write!(f, "{} [{}]", self.name, extents.join(", "))
+    }
+}
+
+/// The tensors of an adapter in their one order: by name, bytewise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Layout(Vec<TensorSpec>);
+
+impl Layout {
+    /// Sorts `tensors` into the canonical order.
+    pub fn new(mut tensors: Vec<TensorSpec>) -> Self {
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        Self(tensors)
+    }
+
+    /// The tensors in order.
+    pub fn tensors(&self) -> &[TensorSpec] {
+        &self.0
+    }
+
+    /// Elements of all tensors together.
+    pub fn elements(&self) -> usize {
+        self.0.iter().map(TensorSpec::elements).sum()
+    }
+
+    /// Bytes of all tensors together, f32.
+    pub fn payload_bytes(&self) -> u64 {
+        self.elements() as u64 * 4
+    }
+
+    /// What `found` has that this layout does not ask for, and the other way round.
+    pub fn differences(&self, found: &[TensorSpec]) -> Vec<Difference> {
+        let mut differences = Vec::new();
+        for expected in &self.0 {
+            match found.iter().find(|f| f.name == expected.name) {
+                None => differences.push(Difference::Missing(expected.clone())),
+                Some(f) if f.shape != expected.shape => {
+                    differences.push(Difference::Shape {
+                        name: expected.name.clone(),
+                        expected: expected.shape.clone(),
+                        found: f.shape.clone(),
+                    });
+                }
+                Some(_) => {}
+            }
+        }
+        for f in found {
+            if !self.0.iter().any(|e| e.name == f.name) {
+                differences.push(Difference::Unexpected(f.clone()));
+            }
+        }
+        if differences.is_empty() && self.0 != found {
+            differences.push(Difference::Order);
+        }
+        differences
+    }
+}
+
+/// One way in which tensors differ from a layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// Asked for and not there.
+    Missing(TensorSpec),
+    /// There and not asked for.
+    Unexpected(TensorSpec),
+    /// There in another shape; shapes that would broadcast are no exception.
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Its extents in the contract.
+        expected: Vec<usize>,
+        /// Its extents as found.
+        found: Vec<usize>,
+    },
+    /// The right tensors in another order, or one of them twice.
+    Order,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(spec) => write!(f, "missing {spec}"),
+            Self::Unexpected(spec) => write!(f, "unexpected {spec}"),
+            Self::Shape { name, expected, found } => {
+                write!(f, "{name}: expected {expected:?}, found {found:?}")
+            }
+            Self::Order => f.write_str("tensors repeated or not in the order of their names"),
+        }
+    }
+}

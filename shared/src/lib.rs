@@ -1,0 +1,17 @@
+//! The agreement: what coordinator and client must hold byte for byte and number for number.
+//!
+//! Pure and synchronous: no clock, no randomness that is not an argument, no I/O.
+
+pub mod architecture;
+pub mod contract;
+pub mod digest;
+pub mod initial;
+pub mod layout;
+pub mod manifest;
+pub mod name;
+pub mod outcome;
+pub mod refusal;
+pub mod tensors;
+pub mod terms;
+pub mod timestamp;
+pub mod tlog;

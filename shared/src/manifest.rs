@@ -1,0 +1,488 @@
+//! The manifest of a run, `run.toml`: everything a site agrees to, named by one digest.
+//!
+//! Two steps: [`RunManifest`] is the file as written, [`RunManifest::check`] refuses what cannot
+//! mean a run. It travels and is logged as the canonical JSON of this struct; that JSON's digest
+//! names the run's terms everywhere.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::architecture::Architecture;
+use crate::contract::{AdapterContract, Lora};
+use crate::digest::Digest;
+use crate::name::{RunName, SiteName};
+
+/// The only manifest schema this version reads.
+pub const SCHEMA_VERSION: u32 = 1;
+/// Largest manifest accepted from a file or a wire, bytes. It is logged whole, and an entry of a
+/// C2SP log holds at most 65,535 bytes.
+pub const MANIFEST_BYTES_MAX: usize = 48 * 1024;
+/// Most sites asked in one round: their names, and the reasons of the missing, must fit one leaf.
+pub const COHORT_MAX: usize = 256;
+/// Largest adapter payload accepted from a manifest, bytes.
+pub const PAYLOAD_BYTES_MAX: u64 = 4 << 30;
+
+/// A run as its operator declares it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunManifest {
+    /// Must be [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The run's name, unique at the coordinator.
+    pub name: RunName,
+    /// What the sites do in each round.
+    pub task: Task,
+    /// The frozen backbone; required unless the task is a rehearsal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backbone: Option<Backbone>,
+    /// The trained weights; required unless the task is a rehearsal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Lora>,
+    /// How each site trains; required unless the task is a rehearsal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<Training>,
+    /// How many rounds, and how long one may take.
+    pub rounds: Rounds,
+    /// Who is asked; every active site when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cohort: Option<Cohort>,
+    /// When a round's deltas are enough.
+    pub quorum: Quorum,
+    /// How deltas become the next adapter.
+    #[serde(default)]
+    pub strategy: Strategy,
+    /// What is refused at admission.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What the sites do in a round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Task {
+    /// One of two classes; one logit, sigmoid. `classes[1]` is the positive class.
+    Binary {
+        /// The two class names, negative first.
+        classes: Vec<String>,
+    },
+    /// One of several classes; softmax.
+    MultiClass {
+        /// The class names in the order of the logits.
+        classes: Vec<String>,
+    },
+    /// Any subset of the classes; one sigmoid each.
+    MultiLabel {
+        /// The class names in the order of the logits.
+        classes: Vec<String>,
+    },
+    /// No images, no model: each site adds the constant that its own `site.toml` names to a
+    /// payload of this size. Exercises network, storage and aggregation.
+    Rehearsal {
+        /// Size of the one tensor that travels, bytes; a multiple of 4.
+        payload_bytes: u64,
+    },
+}
+
+impl Task {
+    /// The class names; none in a rehearsal.
+    pub fn classes(&self) -> &[String] {
+        match self {
+            Self::Binary { classes }
+            | Self::MultiClass { classes }
+            | Self::MultiLabel { classes } => classes,
+            Self::Rehearsal { .. } => &[],
+        }
+    }
+
+    /// Outputs of the linear head.
+    pub fn head_outputs(&self) -> usize {
+        match self {
+            Self::Binary { .. } => 1,
+            Self::MultiClass { classes } | Self::MultiLabel { classes } => classes.len(),
+            Self::Rehearsal { .. } => 0,
+        }
+    }
+}
+
+/// The frozen backbone: the file's digest and the shape it must have.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backbone {
+    /// SHA-256 of the safetensors file.
+    pub digest: Digest,
+    /// The shape it must have.
+    pub architecture: Architecture,
+    /// Per-channel mean subtracted from pixels in [0, 1].
+    pub mean: Vec<f64>,
+    /// Per-channel standard deviation divided by.
+    pub std: Vec<f64>,
+}
+
+/// How a site trains in one round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Passes over the local training cases per round.
+    pub epochs: u32,
+    /// Images per optimiser step.
+    pub batch_size: usize,
+    /// AdamW peak learning rate.
+    pub learning_rate: f64,
+    /// AdamW decoupled weight decay; biases are exempt.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Steps of linear warm-up over the whole run, before the cosine decay to zero.
+    #[serde(default)]
+    pub warmup_steps: u32,
+    /// Global gradient norm above which gradients are scaled down; 0 switches it off.
+    #[serde(default)]
+    pub gradient_clip: f64,
+    /// Share of patients held out for evaluation, by salted hash of the patient id.
+    pub holdout: f64,
+    /// Seed of initial weights, shuffles and dropout; a site mixes in its name and the round.
+    pub seed: u64,
+}
+
+/// How many rounds, and how long one may take.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rounds {
+    /// Published rounds asked for.
+    pub count: u32,
+    /// Hard cap on one round, seconds; a progressing site is waited for until then.
+    pub round_deadline_s: u64,
+    /// A site whose training step has not moved for this long is lost to the round, seconds.
+    pub stall_timeout_s: u64,
+    /// A site silent for this long is lost to the round until it is heard again, seconds.
+    #[serde(default = "lease_s")]
+    pub lease_s: u64,
+    /// Rounds in a row that may end below quorum before the run fails.
+    #[serde(default = "void_max")]
+    pub void_max: u32,
+}
+
+fn void_max() -> u32 {
+    2
+}
+
+fn lease_s() -> u64 {
+    30
+}
+
+impl Rounds {
+    /// [`Self::round_deadline_s`] as a duration.
+    pub fn round_deadline(&self) -> Duration {
+        Duration::from_secs(self.round_deadline_s)
+    }
+
+    /// [`Self::stall_timeout_s`] as a duration.
+    pub fn stall_timeout(&self) -> Duration {
+        Duration::from_secs(self.stall_timeout_s)
+    }
+
+    /// [`Self::lease_s`] as a duration.
+    pub fn lease(&self) -> Duration {
+        Duration::from_secs(self.lease_s)
+    }
+}
+
+/// The sites asked, by name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cohort {
+    /// Asked when active; a name not enrolled yet joins when it is.
+    pub sites: BTreeSet<SiteName>,
+}
+
+/// When a round's accepted deltas are enough to publish.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quorum {
+    /// Accepted deltas needed.
+    pub sites: u32,
+    /// Share in (0, 1] of the cases that the cohort declared which the accepted deltas must hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share_of_cases: Option<f64>,
+}
+
+/// How deltas become the next adapter.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Strategy {
+    /// Federated averaging (McMahan et al. 2017, arXiv:1602.05629): the mean of the deltas,
+    /// weighted by training cases, added to the adapter.
+    #[default]
+    #[serde(rename = "fedavg")]
+    FedAvg,
+}
+
+impl Strategy {
+    /// The name in manifests, policies, tables and the history.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::FedAvg => "fedavg",
+        }
+    }
+}
+
+/// What is refused at admission.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Largest L2 norm of one delta over all its tensors.
+    #[serde(default = "delta_norm_max")]
+    pub delta_norm_max: f64,
+    /// Most training cases one site may declare, so that no site outweighs all others by a claim.
+    #[serde(default = "cases_max")]
+    pub cases_max: u64,
+}
+
+fn delta_norm_max() -> f64 {
+    1e3
+}
+
+fn cases_max() -> u64 {
+    10_000_000
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { delta_norm_max: delta_norm_max(), cases_max: cases_max() }
+    }
+}
+
+/// A manifest that cannot mean a run.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidManifest {
+    /// Not TOML, or a key missing, unknown or of the wrong type.
+    #[error("{}", .0.to_string().trim_end())]
+    Toml(#[from] toml::de::Error),
+    /// Not the canonical JSON of a manifest.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// Larger than [`MANIFEST_BYTES_MAX`].
+    #[error("{0} bytes; a manifest has at most {MANIFEST_BYTES_MAX}")]
+    TooLarge(usize),
+    /// A value that makes no sense, with the mend.
+    #[error("{key}: {problem}")]
+    Value {
+        /// Dotted key.
+        key: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+}
+
+impl RunManifest {
+    /// Reads and checks `run.toml`.
+    pub fn from_toml(text: &str) -> Result<Self, InvalidManifest> {
+        if text.len() > MANIFEST_BYTES_MAX {
+            return Err(InvalidManifest::TooLarge(text.len()));
+        }
+        let manifest: Self = toml::from_str(text)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Reads and checks the canonical JSON that travels.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, InvalidManifest> {
+        if bytes.len() > MANIFEST_BYTES_MAX {
+            return Err(InvalidManifest::TooLarge(bytes.len()));
+        }
+        let manifest: Self = serde_json::from_slice(bytes)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// The canonical JSON: fields in declaration order, no spaces.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a manifest is plain data")
+    }
+
+    /// The digest that names the run's terms.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.to_json())
+    }
+
+    /// The adapter contract the manifest implies; `None` before [`Self::check`] has passed.
+    pub fn contract(&self) -> Option<AdapterContract> {
+        if let Task::Rehearsal { payload_bytes } = self.task {
+            return Some(AdapterContract::rehearsal(payload_bytes));
+        }
+        let backbone = self.backbone.as_ref()?;
+        let lora = self.adapter.clone()?;
+        let outputs = self.task.head_outputs();
+        Some(AdapterContract::lora(backbone.digest, &backbone.architecture, lora, outputs))
+    }
+
+    /// Refuses what cannot mean a run.
+    pub fn check(&self) -> Result<(), InvalidManifest> {
+        require(self.schema_version == SCHEMA_VERSION, "schema_version", || {
+            format!("{} is not supported; this version reads {SCHEMA_VERSION}", self.schema_version)
+        })?;
+        match &self.task {
+            Task::Rehearsal { payload_bytes } => self.check_rehearsal(*payload_bytes)?,
+            Task::Binary { .. } | Task::MultiClass { .. } | Task::MultiLabel { .. } => {
+                self.check_classes()?;
+                self.check_backbone()?;
+                self.check_adapter()?;
+                self.check_training()?;
+            }
+        }
+        self.check_rounds()
+    }
+
+    fn check_rehearsal(&self, payload_bytes: u64) -> Result<(), InvalidManifest> {
+        let modelless =
+            self.backbone.is_none() && self.adapter.is_none() && self.training.is_none();
+        require(modelless, "task.kind", || {
+            "a rehearsal takes no [backbone], [adapter] or [training]; remove them".to_owned()
+        })?;
+        let sized =
+            payload_bytes.is_multiple_of(4) && (4..=PAYLOAD_BYTES_MAX).contains(&payload_bytes);
+        require(sized, "task.payload_bytes", || {
+            format!("{payload_bytes} is not a multiple of 4 between 4 and {PAYLOAD_BYTES_MAX}")
+        })
+    }
+
+    fn check_classes(&self) -> Result<(), InvalidManifest> {
+        let classes = self.task.classes();
+        let count_fits = match &self.task {
+            Task::Binary { .. } => classes.len() == 2,
+            Task::MultiClass { .. } => (2..=10_000).contains(&classes.len()),
+            Task::MultiLabel { .. } => (1..=10_000).contains(&classes.len()),
+            Task::Rehearsal { .. } => true,
+        };
+        require(count_fits, "task.classes", || {
+            format!(
+                "{} classes do not fit this kind of task (binary 2, multi_class 2 or more, multi_label 1 or more)",
+                classes.len()
+            )
+        })?;
+        let unique: BTreeSet<_> = classes.iter().collect();
+        let named = unique.len() == classes.len()
+            && classes
+                .iter()
+                .all(|c| !c.is_empty() && c.len() <= 200 && !c.contains(char::is_control));
+        require(named, "task.classes", || {
+            "class names must be distinct, printable and not empty".to_owned()
+        })
+    }
+
+    fn check_backbone(&self) -> Result<(), InvalidManifest> {
+        let backbone = self.backbone.as_ref().ok_or_else(|| missing("backbone"))?;
+        backbone.architecture.check().map_err(|e| InvalidManifest::Value {
+            key: format!("backbone.architecture.{}", e.key),
+            problem: e.problem,
+        })?;
+        let channels = backbone.architecture.channels;
+        for (key, values) in [("backbone.mean", &backbone.mean), ("backbone.std", &backbone.std)] {
+            require(values.len() == channels && values.iter().all(|v| v.is_finite()), key, || {
+                format!("needs {channels} finite numbers, one a channel")
+            })?;
+        }
+        require(backbone.std.iter().all(|v| *v > 0.0), "backbone.std", || {
+            "must be above 0".to_owned()
+        })
+    }
+
+    fn check_adapter(&self) -> Result<(), InvalidManifest> {
+        let lora = self.adapter.as_ref().ok_or_else(|| missing("adapter"))?;
+        let width = self.backbone.as_ref().map_or(1, |b| b.architecture.width);
+        require(lora.rank <= width, "adapter.rank", || {
+            format!("{} is above the backbone's width {width}", lora.rank)
+        })?;
+        require(lora.rank == 0 || !lora.targets.is_empty(), "adapter.targets", || {
+            "name at least one of q, k, v, proj, fc1, fc2 (or set rank = 0 for the head alone)"
+                .to_owned()
+        })?;
+        require(lora.alpha.is_finite() && lora.alpha > 0.0, "adapter.alpha", || {
+            format!("{} is not above 0", lora.alpha)
+        })?;
+        require((0.0..1.0).contains(&lora.dropout), "adapter.dropout", || {
+            format!("{} is not in [0, 1)", lora.dropout)
+        })?;
+        let bytes = self.contract().map_or(0, |c| c.layout.payload_bytes());
+        require(bytes <= PAYLOAD_BYTES_MAX, "adapter", || {
+            format!("the adapter would have {bytes} bytes, above {PAYLOAD_BYTES_MAX}")
+        })
+    }
+
+    fn check_training(&self) -> Result<(), InvalidManifest> {
+        let training = self.training.as_ref().ok_or_else(|| missing("training"))?;
+        let ranges = [
+            ("training.epochs", f64::from(training.epochs), 1.0, 10_000.0),
+            ("training.batch_size", training.batch_size as f64, 1.0, 65_536.0),
+            ("training.learning_rate", training.learning_rate, 1e-12, 100.0),
+            ("training.weight_decay", training.weight_decay, 0.0, 10.0),
+            ("training.gradient_clip", training.gradient_clip, 0.0, 1e9),
+            ("training.holdout", training.holdout, 0.0, 0.9),
+        ];
+        for (key, value, low, high) in ranges {
+            require((low..=high).contains(&value), key, || {
+                format!("{value} is not between {low} and {high}")
+            })?;
+        }
+        Ok(())
+    }
+
+    fn check_rounds(&self) -> Result<(), InvalidManifest> {
+        let rounds = &self.rounds;
+        let seconds_max = 366 * 24 * 3600;
+        let ranges = [
+            ("rounds.count", u64::from(rounds.count), 1, 100_000),
+            ("rounds.round_deadline_s", rounds.round_deadline_s, 1, seconds_max),
+            ("rounds.stall_timeout_s", rounds.stall_timeout_s, 1, seconds_max),
+            ("rounds.lease_s", rounds.lease_s, 1, seconds_max),
+            ("quorum.sites", u64::from(self.quorum.sites), 1, COHORT_MAX as u64),
+            ("limits.cases_max", self.limits.cases_max, 1, 1 << 40),
+        ];
+        for (key, value, low, high) in ranges {
+            require((low..=high).contains(&value), key, || {
+                format!("{value} is not between {low} and {high}")
+            })?;
+        }
+        if let Some(cohort) = &self.cohort {
+            require(cohort.sites.len() <= COHORT_MAX, "cohort.sites", || {
+                format!("{} sites; a round asks at most {COHORT_MAX}", cohort.sites.len())
+            })?;
+            require(cohort.sites.len() >= self.quorum.sites as usize, "quorum.sites", || {
+                format!(
+                    "{} is more than the {} sites of the cohort",
+                    self.quorum.sites,
+                    cohort.sites.len()
+                )
+            })?;
+        }
+        if let Some(share) = self.quorum.share_of_cases {
+            require(share > 0.0 && share <= 1.0, "quorum.share_of_cases", || {
+                format!("{share} is not above 0 and at most 1")
+            })?;
+        }
+        let norm = self.limits.delta_norm_max;
+        require(norm.is_finite() && norm > 0.0, "limits.delta_norm_max", || {
+            format!("{norm} is not above 0")
+        })
+    }
+}
+
+fn missing(table: &str) -> InvalidManifest {
+    InvalidManifest::Value {
+        key: table.to_owned(),
+        problem: format!("the table [{table}] is missing"),
+    }
+}
+
+fn require(
+    holds: bool,
+    key: &str,
+    problem: impl FnOnce() -> String,
+) -> Result<(), InvalidManifest> {
+    if holds {
+        Ok(())
+    } else {
+        Err(InvalidManifest::Value { key: key.to_owned(), problem: problem() })
+    }
+}

@@ -1,0 +1,98 @@
+//! What every command line ends with: one exit code, and with `--format json` one envelope.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// How a command ended, as its process exit code says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitCode {
+    /// Done.
+    Ok = 0,
+    /// The other side, or a policy, said no.
+    Refused = 1,
+    /// No connection, or who we are was not accepted.
+    Connection = 2,
+    /// It took too long.
+    Timeout = 3,
+    /// Bad arguments, configuration, file or data.
+    Invalid = 4,
+    /// A bug of ours.
+    Bug = 5,
+}
+
+/// Why a command failed, in one line, and what mends it.
+#[derive(Debug)]
+pub struct Failure {
+    /// The process exit code.
+    pub exit: ExitCode,
+    /// A stable code for machines, snake_case.
+    pub code: &'static str,
+    /// What happened and where.
+    pub message: String,
+    /// How to mend it.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure of bad input: arguments, configuration, files, data.
+    pub fn invalid(code: &'static str, message: impl Into<String>) -> Self {
+        Self { exit: ExitCode::Invalid, code, message: message.into(), hint: None }
+    }
+
+    /// A refusal by the other side or by a policy.
+    pub fn refused(code: &'static str, message: impl Into<String>) -> Self {
+        Self { exit: ExitCode::Refused, code, message: message.into(), hint: None }
+    }
+
+    /// A failure to reach the other side or to be accepted by it.
+    pub fn connection(message: impl Into<String>) -> Self {
+        Self { exit: ExitCode::Connection, code: "connection", message: message.into(), hint: None }
+    }
+
+    /// Adds how to mend it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // One line, whatever an inner error spans.
+        let line: Vec<&str> = self.message.split_whitespace().collect();
+        write!(f, "{}", line.join(" "))?;
+        match &self.hint {
+            Some(hint) => write!(f, " ({hint})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `error` and every error under it, joined by colons: for the one line at the process boundary.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        line.push_str(": ");
+        line.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    line
+}
+
+/// The envelope of a success.
+pub fn ok_envelope(data: impl Serialize) -> Value {
+    json!({ "schema_version": 1, "status": "ok", "data": data })
+}
+
+/// The envelope of a failure.
+pub fn error_envelope(failure: &Failure) -> Value {
+    json!({
+        "schema_version": 1,
+        "status": "error",
+        "error": { "code": failure.code, "message": failure.message, "hint": failure.hint },
+    })
+}
