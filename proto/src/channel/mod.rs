@@ -1,0 +1,48 @@
+//! The channel between a member of the consortium and its coordinator: TLS 1.3 with certificates
+//! of the consortium's own authority, and the identity that a certificate carries.
+//!
+//! One port serves everybody. A client certificate is optional in the handshake, so that
+//! enrolment can be reached without one; every other service asks [`Guard`] who is calling.
+//! A certificate that is presented but not good ends the handshake.
+
+mod client;
+mod enroll;
+mod failure;
+mod identity;
+mod kit;
+mod member;
+mod proxy;
+mod server;
+mod verify;
+
+pub use client::{ConnectOptions, connect};
+pub use enroll::{EnrollError, EnrollOptions, enroll};
+pub use failure::{ConnectError, connect_failure, status_failure};
+pub use identity::{
+    Identity, IdentityError, certificate_pem, exists, private_key_pem, read_secret, write_durably,
+    write_secret,
+};
+pub use kit::{KIT_BYTES_MAX, KitError, StartupKit};
+pub use member::{
+    Certified, InvalidCertificate, Member, Peer, Role, authority_consortium, authority_uri,
+    certified,
+};
+pub use server::{
+    Acceptor, Check, Conn, ConnectInfo, Connections, Guard, ServerIdentity, Windows, peer, require,
+    server_builder,
+};
+
+/// Most bytes of tensor data in one message of a stream. Measured: 512 KiB to 1 MiB is fastest,
+/// and far below the message limit.
+pub const CHUNK_BYTES: usize = 512 * 1024;
+
+/// Most bytes of one gRPC message, tonic's own default written down.
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The one protocol spoken inside TLS.
+const ALPN: &[u8] = b"h2";
+
+/// The cryptography of every handshake, chosen here and not by a process-wide default.
+fn provider() -> std::sync::Arc<rustls::crypto::CryptoProvider> {
+    std::sync::Arc::new(rustls::crypto::ring::default_provider())
+}
