@@ -1,0 +1,211 @@
+//! Deltas to the next adapter, bit for bit reproducible: the same inputs in the same order give
+//! the same bytes on every machine, so that anybody who holds them can replay a round.
+//!
+//! Pure over readers and one writer. Memory is a few blocks, however many sites and however
+//! large the adapter.
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read, Write};
+
+use tributary_shared::digest::{Digest, Hasher};
+use tributary_shared::manifest::Strategy;
+use tributary_shared::tensors::Header;
+
+/// Values folded at a time. The outcome does not depend on it.
+const BLOCK_VALUES: usize = 16 << 10;
+
+/// Canonical bytes that go into an aggregate.
+#[derive(Debug)]
+pub struct Input<R> {
+    /// The header they must begin with.
+    pub header: Header,
+    /// The bytes, from the first.
+    pub bytes: R,
+    /// The weight of a delta: training cases. Nothing for the base.
+    pub cases: u64,
+}
+
+/// Why there is no next adapter.
+#[derive(Debug, thiserror::Error)]
+pub enum AggregateError {
+    /// Nothing to fold, or only deltas of no case.
+    #[error("no delta has a case behind it")]
+    Empty,
+    /// The inputs are not of one layout.
+    #[error("input {input} has other tensors than the next adapter")]
+    Layout {
+        /// 0 for the base, then the deltas from 1.
+        input: usize,
+    },
+    /// An input does not begin with its header.
+    #[error("input {input} does not begin with its header")]
+    Header {
+        /// 0 for the base, then the deltas from 1.
+        input: usize,
+    },
+    /// An input is longer than its header says.
+    #[error("input {input} does not end where its header says")]
+    Trailing {
+        /// 0 for the base, then the deltas from 1.
+        input: usize,
+    },
+    /// An input cannot be read, or ends too early.
+    #[error("cannot read input {input}")]
+    Read {
+        /// 0 for the base, then the deltas from 1.
+        input: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A sum left the range of f32.
+    #[error("value {index} of the next adapter is {value}")]
+    NotFinite {
+        /// The flat index over all tensors.
+        index: u64,
+        /// What it became.
+        value: f32,
+    },
+    /// The output cannot be written.
+    #[error("cannot write the next adapter")]
+    Write(#[source] io::Error),
+}
+
+/// Writes the next adapter, `base` changed by `deltas` as `strategy` combines them, under the
+/// header `next`; gives its digest. The order of `deltas` is part of the outcome: by site name.
+pub fn run<R: Read>(
+    strategy: &Strategy,
+    base: Input<R>,
+    deltas: Vec<Input<R>>,
+    next: &Header,
+    out: &mut (impl Write + ?Sized),
+) -> Result<Digest, AggregateError> {
+    match strategy {
+        Strategy::FedAvg => fedavg(base, deltas, next, out, BLOCK_VALUES),
+    }
+}
+
+/// Federated averaging (McMahan et al. 2017, arXiv:1602.05629): next = base + sum(n_i d_i) /
+/// sum(n_i), for every value by itself: products and sums in f64, in the order of the deltas, one
+/// division, one addition, one rounding to f32. A product is exact below 2^29 cases, so splitting
+/// a site in two changes nothing beyond the sum's own rounding.
+fn fedavg<R: Read>(
+    base: Input<R>,
+    deltas: Vec<Input<R>>,
+    next: &Header,
+    out: &mut (impl Write + ?Sized),
+    block_values: usize,
+) -> Result<Digest, AggregateError> {
+    let cases: u64 = deltas.iter().map(|d| d.cases).sum();
+    if cases == 0 {
+        return Err(AggregateError::Empty);
+    }
+    let cases = cases as f64;
+    let mut base = Source::begin(0, base, next)?;
+    let mut deltas = deltas
+        .into_iter()
+        .enumerate()
+        .map(|(i, delta)| Source::begin(i + 1, delta, next))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut out = Output { out, hasher: Hasher::new() };
+    out.write(&next.to_bytes())?;
+    let values: usize = next.tensors.iter().map(|t| t.elements()).sum();
+    let mut sums = vec![0.0; block_values.min(values)];
+    let mut bytes = vec![0; 4 * sums.len()];
+    let mut done = 0;
+    while done < values {
+        let count = block_values.min(values - done);
+        let (sums, bytes) = (&mut sums[..count], &mut bytes[..4 * count]);
+        sums.fill(0.0);
+        for delta in &mut deltas {
+            delta.read(bytes)?;
+            add_weighted(sums, bytes, delta.cases as f64);
+        }
+        base.read(bytes)?;
+        change(bytes, sums, cases).map_err(|(at, value)| AggregateError::NotFinite {
+            index: (done + at) as u64,
+            value,
+        })?;
+        out.write(bytes)?;
+        done += count;
+    }
+    for source in deltas.iter_mut().chain([&mut base]) {
+        source.end()?;
+    }
+    Ok(out.hasher.finish())
+}
+
+/// sums += weight * values, the values being little-endian f32.
+fn add_weighted(sums: &mut [f64], values: &[u8], weight: f64) {
+    for (sum, value) in sums.iter_mut().zip(values.as_chunks::<4>().0) {
+        *sum += weight * f64::from(f32::from_le_bytes(*value));
+    }
+}
+
+/// values += sums / cases, the values being little-endian f32; the first that is not finite, and
+/// its place, is an error.
+fn change(values: &mut [u8], sums: &[f64], cases: f64) -> Result<(), (usize, f32)> {
+    let mut finite = true;
+    for (value, sum) in values.as_chunks_mut::<4>().0.iter_mut().zip(sums) {
+        let changed = (f64::from(f32::from_le_bytes(*value)) + sum / cases) as f32;
+        finite &= changed.is_finite();
+        *value = changed.to_le_bytes();
+    }
+    if finite {
+        return Ok(());
+    }
+    let values = values.as_chunks::<4>().0.iter().map(|v| f32::from_le_bytes(*v));
+    let first = values.enumerate().find(|(_, value)| !value.is_finite());
+    Err(first.unwrap_or((0, f32::NAN)))
+}
+
+/// An input behind its checked header.
+struct Source<R> {
+    input: usize,
+    bytes: R,
+    cases: u64,
+}
+
+impl<R: Read> Source<R> {
+    fn begin(input: usize, from: Input<R>, next: &Header) -> Result<Self, AggregateError> {
+        if from.header.tensors != next.tensors {
+            return Err(AggregateError::Layout { input });
+        }
+        let mut source = Self { input, bytes: from.bytes, cases: from.cases };
+        let expected = from.header.to_bytes();
+        let mut found = vec![0; expected.len()];
+        source.read(&mut found)?;
+        if found == expected { Ok(source) } else { Err(AggregateError::Header { input }) }
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> Result<(), AggregateError> {
+        let input = self.input;
+        self.bytes.read_exact(bytes).map_err(|source| AggregateError::Read { input, source })
+    }
+
+    fn end(&mut self) -> Result<(), AggregateError> {
+        match self.read(&mut [0]) {
+            Err(AggregateError::Read { source, .. })
+                if source.kind() == io::ErrorKind::UnexpectedEof =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(()) => Err(AggregateError::Trailing { input: self.input }),
+        }
+    }
+}
+
+/// Writes and hashes.
+struct Output<'w, W: ?Sized> {
+    out: &'w mut W,
+    hasher: Hasher,
+}
+
+impl<W: Write + ?Sized> Output<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), AggregateError> {
+        self.hasher.update(bytes);
+        self.out.write_all(bytes).map_err(AggregateError::Write)
+    }
+}

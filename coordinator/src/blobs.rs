@@ -1,0 +1,290 @@
+//! The blob store: files named by their content, and the spool in which deltas arrive.
+//!
+//! `blobs/<2 hex digits>/<64 hex digits>` holds only whole files whose bytes have that SHA-256: a
+//! file gets its name by a rename, after its bytes are durable, and the rename is made durable
+//! before anybody hears of it. `spool/` holds the parts of deltas on their way in, which survive
+//! a restart, and temporary files, which do not.
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tributary_shared::digest::Digest;
+use tributary_shared::name::{RunName, SiteName};
+
+/// A part is made durable whenever this much of it is not, bytes.
+const SYNC_EVERY: u64 = 4 << 20;
+/// Piece in which a part is read again, bytes.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// A directory of blobs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Blobs(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    blobs: PathBuf,
+    spool: PathBuf,
+    temporaries: AtomicU64,
+}
+
+/// Which delta a part in the spool belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpoolKey {
+    /// The run.
+    pub run: RunName,
+    /// The round.
+    pub round: u32,
+    /// The site that sends it.
+    pub site: SiteName,
+    /// The digest it is announced under.
+    pub digest: Digest,
+}
+
+impl SpoolKey {
+    /// The part's file name. Names hold no dots, so it has one reading only.
+    fn file_name(&self) -> String {
+        let Self { run, round, site, digest } = self;
+        format!("{run}.{round}.{site}.{}.part", digest.to_hex())
+    }
+
+    /// Whether `name` is a part that the same site sent for the same run.
+    fn same_sender(&self, name: &str) -> bool {
+        let mut fields = name.split('.');
+        fields.next() == Some(self.run.as_str()) && fields.nth(1) == Some(self.site.as_str())
+    }
+}
+
+impl Blobs {
+    /// Opens the store under `root`, making its two directories, and removes temporary files.
+    pub fn at(root: &Path) -> io::Result<Self> {
+        let (blobs, spool) = (root.join("blobs"), root.join("spool"));
+        fs::create_dir_all(&blobs)?;
+        fs::create_dir_all(&spool)?;
+        sync_directory(root)?;
+        let store = Self(Arc::new(Inner { blobs, spool, temporaries: AtomicU64::new(0) }));
+        store.remove_from_spool(|name| name.ends_with(".tmp"))?;
+        Ok(store)
+    }
+
+    /// Whether the blob is here.
+    pub fn exists(&self, digest: Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
+    /// The blob's size, bytes.
+    pub async fn size(&self, digest: Digest) -> io::Result<u64> {
+        let path = self.path(digest);
+        blocking(move || Ok(fs::metadata(path)?.len())).await
+    }
+
+    /// Opens the blob for reading.
+    pub async fn open(&self, digest: Digest) -> io::Result<File> {
+        let store = self.clone();
+        blocking(move || store.open_blocking(digest)).await
+    }
+
+    /// Opens the blob for reading, for those who may block.
+    pub fn open_blocking(&self, digest: Digest) -> io::Result<File> {
+        File::open(self.path(digest))
+    }
+
+    /// Stores what `write` writes, under the digest of it that `write` gives; durable when this
+    /// returns. Blocks.
+    pub fn put_with(
+        &self,
+        write: impl FnOnce(&mut File) -> io::Result<Digest>,
+    ) -> io::Result<Digest> {
+        let number = self.0.temporaries.fetch_add(1, Ordering::Relaxed);
+        let path = self.0.spool.join(format!("{number}.tmp"));
+        let mut file = File::create(&path)?;
+        let stored = write(&mut file).and_then(|digest| {
+            self.name(&file, &path, digest)?;
+            Ok(digest)
+        });
+        if stored.is_err() {
+            // Of a failure to write, the first cause is the one to tell.
+            let _ = fs::remove_file(&path);
+        }
+        stored
+    }
+
+    /// Every blob here, in order. Blocks.
+    pub fn list(&self) -> io::Result<Vec<Digest>> {
+        let mut digests = Vec::new();
+        for directory in fs::read_dir(&self.0.blobs)? {
+            for file in fs::read_dir(directory?.path())? {
+                let name = file?.file_name();
+                let digest: Option<Digest> =
+                    name.to_str().and_then(|hex| format!("sha256:{hex}").parse().ok());
+                digests.extend(digest);
+            }
+        }
+        digests.sort_unstable();
+        Ok(digests)
+    }
+
+    /// Removes a blob that nothing names. Blocks.
+    pub fn remove(&self, digest: Digest) -> io::Result<()> {
+        fs::remove_file(self.path(digest))
+    }
+
+    /// Bytes of a delta that are in the spool.
+    pub async fn spooled(&self, key: &SpoolKey) -> io::Result<u64> {
+        let path = self.0.spool.join(key.file_name());
+        blocking(move || match fs::metadata(path) {
+            Ok(found) => Ok(found.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    /// Opens a delta's part where an earlier stream left it, or a new one. A site has one part a
+    /// run: any other is removed. Blocks.
+    pub fn spool(&self, key: &SpoolKey) -> io::Result<Spool> {
+        let name = key.file_name();
+        self.remove_from_spool(|other| other != name && key.same_sender(other))?;
+        let path = self.0.spool.join(name);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let received = file.metadata()?.len();
+        Ok(Spool { store: self.clone(), file, path, received, unsynced: 0 })
+    }
+
+    /// Removes every part of `run`, which takes no more deltas.
+    pub async fn clear_spool(&self, run: &RunName) -> io::Result<()> {
+        let (store, prefix) = (self.clone(), format!("{run}."));
+        blocking(move || {
+            store.remove_from_spool(|name| name.starts_with(&prefix) && name.ends_with(".part"))
+        })
+        .await
+    }
+
+    fn remove_from_spool(&self, which: impl Fn(&str) -> bool) -> io::Result<()> {
+        for entry in fs::read_dir(&self.0.spool)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(&which) {
+                remove_if_there(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        let hex = digest.to_hex();
+        self.0.blobs.join(&hex[..2]).join(hex)
+    }
+
+    /// Makes `file` durable, gives it its name, and makes that durable too.
+    fn name(&self, file: &File, from: &Path, digest: Digest) -> io::Result<()> {
+        file.sync_all()?;
+        let to = self.path(digest);
+        let directory = to.parent().unwrap_or(&self.0.blobs);
+        match fs::create_dir(directory) {
+            Ok(()) => sync_directory(&self.0.blobs)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        fs::rename(from, &to)?;
+        sync_directory(directory)
+    }
+}
+
+/// The part of one delta that has arrived. One writer at a time is the caller's duty. All methods
+/// block.
+#[derive(Debug)]
+pub struct Spool {
+    store: Blobs,
+    file: File,
+    path: PathBuf,
+    received: u64,
+    /// Bytes that a power failure would take.
+    unsynced: u64,
+}
+
+impl Spool {
+    /// Bytes in the part.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Gives the part's bytes from the first on, piece by piece, and leaves off at its end.
+    pub fn replay<E: From<io::Error>>(
+        &mut self,
+        mut piece: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.file.seek(SeekFrom::Start(0))?;
+        let mut buffer = vec![0; PIECE_BYTES];
+        loop {
+            match self.file.read(&mut buffer)? {
+                0 => return Ok(()),
+                count => piece(&buffer[..count])?,
+            }
+        }
+    }
+
+    /// Writes the next bytes.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Err(error) = self.file.write_all(bytes) {
+            // A full disk may have taken half of them: leave what was acknowledged, no more.
+            self.file.set_len(self.received)?;
+            self.file.seek(SeekFrom::Start(self.received))?;
+            return Err(error);
+        }
+        self.received += bytes.len() as u64;
+        self.unsynced += bytes.len() as u64;
+        if self.unsynced >= SYNC_EVERY { self.sync() } else { Ok(()) }
+    }
+
+    /// Makes durable what has arrived.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.unsynced = 0;
+        Ok(())
+    }
+
+    /// Forgets what has arrived.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        (self.received, self.unsynced) = (0, 0);
+        Ok(())
+    }
+
+    /// Makes the whole part the blob `digest`; durable when this returns.
+    pub fn finish(self, digest: Digest) -> io::Result<()> {
+        self.store.name(&self.file, &self.path, digest)
+    }
+
+    /// Removes the part.
+    pub fn discard(self) -> io::Result<()> {
+        remove_if_there(&self.path)
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Makes the entries of `directory` durable.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    let directory =
+        if directory.as_os_str() == OsStr::new("") { Path::new(".") } else { directory };
+    File::open(directory)?.sync_all()
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}

@@ -1,0 +1,107 @@
+//! Whole files under their own name, parts that survive, nothing left half-done.
+
+use super::*;
+
+fn key(site: &str, round: u32, content: &[u8]) -> SpoolKey {
+    let digest = Digest::of(content);
+    SpoolKey { run: "run-1".parse().unwrap(), round, site: site.parse().unwrap(), digest }
+}
+
+fn spool_files(root: &Path) -> usize {
+    fs::read_dir(root.join("spool")).unwrap().count()
+}
+
+#[tokio::test]
+async fn bytes_are_kept_under_their_digest() {
+    let root = tempfile::tempdir().unwrap();
+    let blobs = Blobs::at(root.path()).unwrap();
+    let put = || {
+        blobs.put_with(|out| {
+            out.write_all(b"abc")?;
+            Ok(Digest::of(b"abc"))
+        })
+    };
+    let digest = put().unwrap();
+    assert_eq!(digest, Digest::of(b"abc"));
+    assert_eq!(put().unwrap(), digest, "twice is once");
+    let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(fs::read(root.path().join("blobs/ba").join(hex)).unwrap(), b"abc");
+    let again = Blobs::at(root.path()).unwrap();
+    assert!(again.exists(digest));
+    assert_eq!(again.size(digest).await.unwrap(), 3);
+    assert_eq!(io::read_to_string(again.open(digest).await.unwrap()).unwrap(), "abc");
+    assert_eq!(again.list().unwrap(), [digest]);
+    again.remove(digest).unwrap();
+    assert!(!again.exists(digest));
+    assert!(again.open_blocking(digest).is_err());
+    assert_eq!(spool_files(root.path()), 0);
+}
+
+#[test]
+fn a_write_that_fails_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let blobs = Blobs::at(root.path()).unwrap();
+    let failed = blobs.put_with(|out| {
+        out.write_all(b"half")?;
+        Err(io::Error::other("no more"))
+    });
+    assert_eq!(failed.unwrap_err().to_string(), "no more");
+    assert_eq!(blobs.list().unwrap(), []);
+    assert_eq!(spool_files(root.path()), 0);
+}
+
+#[test]
+fn temporary_files_of_a_killed_process_go_and_parts_stay() {
+    let root = tempfile::tempdir().unwrap();
+    let blobs = Blobs::at(root.path()).unwrap();
+    fs::write(root.path().join("spool/3.tmp"), b"half").unwrap();
+    blobs.spool(&key("a", 1, b"x")).unwrap().append(b"part").unwrap();
+    let blobs = Blobs::at(root.path()).unwrap();
+    assert_eq!(spool_files(root.path()), 1);
+    assert_eq!(blobs.spool(&key("a", 1, b"x")).unwrap().received(), 4);
+}
+
+#[tokio::test]
+async fn a_part_goes_on_where_it_was_left_and_becomes_a_blob() {
+    let root = tempfile::tempdir().unwrap();
+    let content: Vec<u8> = (0..9_000_000u32).map(|i| i as u8).collect();
+    let key = key("a", 1, &content);
+    for piece in content.chunks(1_000_000) {
+        let blobs = Blobs::at(root.path()).unwrap();
+        let mut spool = blobs.spool(&key).unwrap();
+        let mut held = Vec::new();
+        spool
+            .replay(|bytes| {
+                held.extend_from_slice(bytes);
+                Ok::<_, io::Error>(())
+            })
+            .unwrap();
+        assert_eq!(held, content[..held.len()]);
+        assert_eq!(blobs.spooled(&key).await.unwrap(), held.len() as u64);
+        spool.append(piece).unwrap();
+        assert_eq!(spool.received(), (held.len() + piece.len()) as u64);
+    }
+    let blobs = Blobs::at(root.path()).unwrap();
+    blobs.spool(&key).unwrap().finish(key.digest).unwrap();
+    assert_eq!(fs::read(blobs.path(key.digest)).unwrap(), content);
+    assert_eq!(spool_files(root.path()), 0);
+    assert_eq!(blobs.spooled(&key).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_site_has_one_part_a_run_and_a_run_that_ends_none() {
+    let root = tempfile::tempdir().unwrap();
+    let blobs = Blobs::at(root.path()).unwrap();
+    let write = |key: &SpoolKey| blobs.spool(key).unwrap().append(b"part").unwrap();
+    write(&key("a", 1, b"x"));
+    write(&key("b", 1, b"x"));
+    write(&key("a", 1, b"y"));
+    write(&key("a", 2, b"x"));
+    let other = SpoolKey { run: "run-12".parse().unwrap(), ..key("a", 1, b"x") };
+    write(&other);
+    assert_eq!(spool_files(root.path()), 3, "a's newest, b's, and a's of another run");
+    assert_eq!(blobs.spooled(&key("a", 2, b"x")).await.unwrap(), 4);
+    blobs.clear_spool(&"run-1".parse().unwrap()).await.unwrap();
+    assert_eq!(spool_files(root.path()), 1);
+    assert_eq!(blobs.spooled(&other).await.unwrap(), 4);
+}

@@ -1,0 +1,243 @@
+//! `site`, `operator`, `auditor`: who may take part.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::json;
+use tributary_proto::channel::{Role, StartupKit};
+use tributary_proto::v1::{InviteRequest, ListSitesRequest, SetSiteStateRequest, SiteRow};
+use tributary_shared::name::SiteName;
+use tributary_shared::outcome::{ExitCode, Failure, chain};
+
+use super::present::{ago, table, time, time_or_none};
+use super::session::{Globals, Session};
+use super::{Answer, file_failure};
+
+/// `tributary site ...`
+#[derive(Debug, Subcommand)]
+pub(super) enum SiteCommand {
+    /// Invite a site: writes a startup kit for it to enrol with
+    Invite(Invite),
+    /// Show every site, when it was last heard and what it contributed
+    #[command(visible_alias = "ls")]
+    List,
+    /// Ask a site for nothing more until it is reinstated; the open round goes on without it
+    Suspend(Reasoned),
+    /// Let a suspended site take part again
+    Reinstate {
+        /// The site
+        site: SiteName,
+    },
+    /// End a site's certificate for good; it needs a new invitation to come back
+    Revoke(Reasoned),
+}
+
+/// `tributary operator ...` and `tributary auditor ...`
+#[derive(Debug, Subcommand)]
+pub(super) enum PersonCommand {
+    /// Invite a person: writes a startup kit for `tributary enroll`
+    Invite(Invite),
+}
+
+/// Whom, for how long, and where the kit goes.
+#[derive(Debug, Args)]
+pub(super) struct Invite {
+    /// Its name: a-z, 0-9 and `-`
+    name: SiteName,
+    /// How long the kit can be used, e.g. 72h or 7d
+    #[arg(long, default_value = "72h", value_name = "TIME", value_parser = humantime::parse_duration)]
+    valid: Duration,
+    /// Where the kit goes; an existing file is never overwritten [default: NAME.kit]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// A site and why.
+#[derive(Debug, Args)]
+pub(super) struct Reasoned {
+    /// The site
+    site: SiteName,
+    /// Why; the words stand in the history for good
+    #[arg(long)]
+    reason: String,
+}
+
+/// Does a `site` command.
+pub(super) async fn site(command: SiteCommand, globals: &Globals) -> Result<Answer, Failure> {
+    match command {
+        SiteCommand::Invite(invitation) => invite(Role::Site, invitation, globals).await,
+        SiteCommand::List => list(globals).await,
+        SiteCommand::Suspend(Reasoned { site, reason }) => {
+            set_state(&site, "suspended", reason, globals).await
+        }
+        SiteCommand::Reinstate { site } => set_state(&site, "active", String::new(), globals).await,
+        SiteCommand::Revoke(Reasoned { site, reason }) => {
+            set_state(&site, "revoked", reason, globals).await
+        }
+    }
+}
+
+/// Does an `operator` or `auditor` command.
+pub(super) async fn person(
+    role: Role,
+    command: PersonCommand,
+    globals: &Globals,
+) -> Result<Answer, Failure> {
+    let PersonCommand::Invite(invitation) = command;
+    invite(role, invitation, globals).await
+}
+
+async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Answer, Failure> {
+    let Invite { name, valid, out } = invitation;
+    let path = out.unwrap_or_else(|| PathBuf::from(format!("{name}.kit")));
+    // Before the token is made: a kit that cannot be written would be lost.
+    if path.exists() {
+        return Err(taken(&path));
+    }
+    let session = Session::open(globals).await?;
+    let request = InviteRequest {
+        role: role.as_str().to_owned(),
+        name: name.to_string(),
+        valid_s: valid.as_secs(),
+    };
+    let reply = session.ask(session.client.clone().invite(request)).await?;
+    let kit = StartupKit::parse(&reply.kit).map_err(|e| {
+        let message = format!("the coordinator sent a kit that does not parse: {}", chain(&e));
+        Failure { exit: ExitCode::Bug, code: "bug", message, hint: None }
+    })?;
+    write_new_secret(&path, &reply.kit)?;
+    let expires = kit.expires.as_millis();
+    let file = path.display().to_string();
+    let enroll = match role {
+        Role::Site => format!("tributary-client enroll {file}"),
+        Role::Operator | Role::Auditor => format!("tributary enroll {file} --identity DIR"),
+    };
+    let text = format!(
+        "Wrote {file}: invites {} to {} at {}, until {}.\n\
+         Hand it over in private; the token in it works once. There: {enroll}",
+        kit.member,
+        kit.consortium,
+        kit.address,
+        time(expires)
+    );
+    let data = json!({
+        "member": kit.member.to_string(),
+        "kit": file,
+        "address": kit.address,
+        "root_fingerprint": kit.root_fingerprint,
+        "expires": time_or_none(expires),
+    });
+    Ok(Answer::new(data, text))
+}
+
+fn taken(path: &Path) -> Failure {
+    Failure::invalid("exists", format!("{} exists already", path.display()))
+        .hint("name another file with --out, or remove that one")
+}
+
+/// Writes a file that only its owner can read, whole or not at all, and never over another.
+fn write_new_secret(path: &Path, text: &str) -> Result<(), Failure> {
+    let failed = |e: &std::io::Error| file_failure(path, e);
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        Some(_) | None => Path::new("."),
+    };
+    let mut file = tempfile::Builder::new()
+        .permissions(std::fs::Permissions::from_mode(0o600))
+        .tempfile_in(folder)
+        .map_err(|e| failed(&e))?;
+    file.write_all(text.as_bytes()).map_err(|e| failed(&e))?;
+    file.as_file().sync_all().map_err(|e| failed(&e))?;
+    match file.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => Err(taken(path)),
+        Err(e) => Err(failed(&e.error)),
+    }
+}
+
+async fn set_state(
+    site: &SiteName,
+    state: &str,
+    reason: String,
+    globals: &Globals,
+) -> Result<Answer, Failure> {
+    let session = Session::open(globals).await?;
+    let request = SetSiteStateRequest { name: site.to_string(), state: state.to_owned(), reason };
+    session.ask(session.client.clone().set_site_state(request)).await?;
+    Ok(Answer::new(json!({ "site": site, "state": state }), format!("{site} is now {state}.")))
+}
+
+/// One site for machines.
+#[derive(Serialize)]
+struct Site<'r> {
+    name: &'r str,
+    state: &'r str,
+    last_seen: Option<String>,
+    certificate_serial: &'r str,
+    certificate_expires: Option<String>,
+    accepted: u32,
+    refused: u32,
+    lost: u32,
+}
+
+async fn list(globals: &Globals) -> Result<Answer, Failure> {
+    let session = Session::open(globals).await?;
+    let reply = session.ask(session.client.clone().list_sites(ListSitesRequest {})).await?;
+    let data: Vec<Site<'_>> = reply.sites.iter().map(machine).collect();
+    if data.is_empty() {
+        return Ok(Answer::new(
+            data,
+            "No sites yet; invite one with `tributary site invite NAME`.",
+        ));
+    }
+    let headings =
+        ["SITE", "STATE", "LAST SEEN", "CERTIFICATE EXPIRES", "ACCEPTED", "REFUSED", "LOST"];
+    let text = table(&headings, &[4, 5, 6], reply.sites.iter().map(row).collect());
+    Ok(Answer::new(data, text))
+}
+
+fn machine(site: &SiteRow) -> Site<'_> {
+    Site {
+        name: &site.name,
+        state: &site.state,
+        last_seen: time_or_none(site.last_seen_ms),
+        certificate_serial: &site.certificate_serial,
+        certificate_expires: time_or_none(site.certificate_expires_ms),
+        accepted: site.accepted,
+        refused: site.refused,
+        lost: site.lost,
+    }
+}
+
+fn row(site: &SiteRow) -> Vec<String> {
+    vec![
+        site.name.clone(),
+        site.state.clone(),
+        ago(site.last_seen_ms),
+        time(site.certificate_expires_ms),
+        site.accepted.to_string(),
+        site.refused.to_string(),
+        site.lost.to_string(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kit_is_private_and_never_written_over_another_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.kit");
+        write_new_secret(&path, "first").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let error = write_new_secret(&path, "second").unwrap_err();
+        assert_eq!((error.exit, error.code), (ExitCode::Invalid, "exists"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "first");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing left over");
+    }
+}

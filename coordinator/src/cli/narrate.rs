@@ -1,0 +1,82 @@
+//! An event in one line for people.
+
+use crate::round::event::{RegistryEvent, RunEvent};
+use crate::round::record::Event;
+
+use super::present::bytes;
+
+/// What happened, in words.
+pub(super) fn narrate(event: &Event) -> String {
+    match event {
+        Event::Run(event) => run(event),
+        Event::Registry(event) => registry(event),
+    }
+}
+
+fn run(event: &RunEvent) -> String {
+    match event {
+        RunEvent::RunStarted { manifest, manifest_digest, by, .. } => format!(
+            "started by {by}: {} rounds, {}, terms {manifest_digest}",
+            manifest.rounds.count,
+            manifest.strategy.as_str()
+        ),
+        RunEvent::RoundOpened { round, cohort, deadline, .. } => {
+            let names: Vec<&str> = cohort.iter().map(|site| site.as_str()).collect();
+            format!("round {round} opened to {}, until {deadline} at most", names.join(", "))
+        }
+        RunEvent::TermsAccepted { round, site, cases } => {
+            format!("round {round}: {site} trains on {cases} cases")
+        }
+        RunEvent::Declined { round, site, reason } => {
+            format!("round {round}: {site} declined: {reason}")
+        }
+        RunEvent::SiteLost { round, site, cause } => format!("round {round}: {site} lost: {cause}"),
+        RunEvent::SiteReturned { round, site } => format!("round {round}: {site} is back"),
+        RunEvent::DeltaRefused { round, site, digest, reason } => {
+            format!("round {round}: delta {} of {site} refused: {reason}", digest.short())
+        }
+        RunEvent::DeltaAccepted { round, site, digest, cases, norm, bytes: size, .. } => format!(
+            "round {round}: delta {} of {site} accepted: {cases} cases, norm {norm:.4}, {}",
+            digest.short(),
+            bytes(*size)
+        ),
+        RunEvent::RoundClosed { round, quorum_met, missing } => {
+            let verdict = if *quorum_met { "closed" } else { "void, below quorum" };
+            let missing: Vec<String> =
+                missing.iter().map(|m| format!("{} ({})", m.site, m.reason)).collect();
+            match missing.is_empty() {
+                true => format!("round {round} {verdict}"),
+                false => format!("round {round} {verdict}; without {}", missing.join(", ")),
+            }
+        }
+        RunEvent::AdapterPublished { round, version, adapter, strategy, cases } => format!(
+            "round {round}: adapter version {version} published by {strategy} over {cases} cases: \
+             {adapter}"
+        ),
+        RunEvent::RunEnded { state, detail } if detail.is_empty() => {
+            format!("ended: {}", state.as_str())
+        }
+        RunEvent::RunEnded { state, detail } => format!("ended: {}: {detail}", state.as_str()),
+    }
+}
+
+fn registry(event: &RegistryEvent) -> String {
+    match event {
+        RegistryEvent::Founded { consortium, root } => {
+            format!("consortium {consortium} founded, root certificate {root}")
+        }
+        RegistryEvent::Invited { member, expires, by } => {
+            format!("{member} invited by {by}, until {expires}")
+        }
+        RegistryEvent::Enrolled { member, certificate } => {
+            format!("{member} enrolled, certificate {}", certificate.short())
+        }
+        RegistryEvent::Suspended { member, reason, by } => {
+            format!("{member} suspended by {by}: {reason}")
+        }
+        RegistryEvent::Reinstated { member, by } => format!("{member} reinstated by {by}"),
+        RegistryEvent::Revoked { member, reason, by } => {
+            format!("{member} revoked by {by}: {reason}")
+        }
+    }
+}

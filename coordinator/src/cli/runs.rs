@@ -1,0 +1,230 @@
+//! `run start|list|stop|wait`: runs from outside.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::json;
+use tokio::time::Instant;
+use tributary_proto::v1::{
+    ListRunsRequest, RunRow, ShowRunReply, ShowRunRequest, StartRunRequest, StopRunRequest,
+};
+use tributary_shared::name::RunName;
+use tributary_shared::outcome::{ExitCode, Failure};
+
+use super::present::{clean, digest_or_none, short, table, time, time_or_none};
+use super::session::{Globals, Session};
+use super::{Answer, manifest};
+
+/// Between two looks at a run that somebody waits for.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// How long a coordinator may be away (a restart) before a wait gives up.
+pub(super) const AWAY_MAX: Duration = Duration::from_secs(60);
+
+/// Checks the manifest here, then hands it to the coordinator.
+pub(super) async fn start(file: &Path, globals: &Globals) -> Result<Answer, Failure> {
+    let written = manifest::load(file)?;
+    let session = Session::open(globals).await?;
+    let request = StartRunRequest { manifest_toml: written.text };
+    let reply = session.ask(session.client.clone().start_run(request)).await?;
+    let digest = written.manifest.digest();
+    if *reply.manifest_digest != digest.as_bytes()[..] {
+        let message = format!(
+            "run {} was started under other terms than were sent: {} instead of {}",
+            clean(&reply.run),
+            digest_or_none(&reply.manifest_digest).unwrap_or_default(),
+            digest
+        );
+        return Err(Failure { exit: ExitCode::Bug, code: "bug", message, hint: None }
+            .hint("stop it; the coordinator and this program may be of different versions"));
+    }
+    let name = &written.manifest.name;
+    let text = format!(
+        "Run {name} started: {} rounds, terms {digest}.\nWatch it: tributary run show {name} --watch",
+        written.manifest.rounds.count
+    );
+    Ok(Answer::new(json!({ "run": name, "manifest_digest": digest }), text))
+}
+
+/// Ends a run; what it has published stands.
+pub(super) async fn stop(
+    run: &RunName,
+    reason: String,
+    globals: &Globals,
+) -> Result<Answer, Failure> {
+    let session = Session::open(globals).await?;
+    let request = StopRunRequest { run: run.to_string(), reason };
+    session.ask(session.client.clone().stop_run(request)).await?;
+    let text = format!("Run {run} is stopped; its published adapters stand.");
+    Ok(Answer::new(json!({ "run": run, "state": "stopped" }), text))
+}
+
+/// One run for machines.
+#[derive(Serialize)]
+pub(super) struct RunLine<'r> {
+    name: &'r str,
+    state: &'r str,
+    rounds_published: u32,
+    rounds_asked: u32,
+    started: Option<String>,
+    ended: Option<String>,
+    detail: &'r str,
+}
+
+impl<'r> From<&'r RunRow> for RunLine<'r> {
+    fn from(run: &'r RunRow) -> Self {
+        Self {
+            name: &run.name,
+            state: &run.state,
+            rounds_published: run.rounds_published,
+            rounds_asked: run.rounds_asked,
+            started: time_or_none(run.started_ms),
+            ended: time_or_none(run.ended_ms),
+            detail: &run.detail,
+        }
+    }
+}
+
+/// Every run.
+pub(super) async fn list(globals: &Globals) -> Result<Answer, Failure> {
+    let session = Session::open(globals).await?;
+    let reply = session.ask(session.client.clone().list_runs(ListRunsRequest {})).await?;
+    let data: Vec<RunLine<'_>> = reply.runs.iter().map(RunLine::from).collect();
+    if data.is_empty() {
+        let text = "No runs yet; start one with `tributary run start run.toml`.";
+        return Ok(Answer::new(data, text));
+    }
+    let row = |run: &RunRow| {
+        vec![
+            run.name.clone(),
+            run.state.clone(),
+            format!("{}/{}", run.rounds_published, run.rounds_asked),
+            time(run.started_ms),
+            time(run.ended_ms),
+            run.detail.clone(),
+        ]
+    };
+    let headings = ["RUN", "STATE", "ROUNDS", "STARTED", "ENDED", "DETAIL"];
+    let text = table(&headings, &[2], reply.runs.iter().map(row).collect());
+    Ok(Answer::new(data, text))
+}
+
+/// Whether a run in `state` is over.
+pub(super) fn is_over(state: &str) -> bool {
+    matches!(state, "completed" | "completed_partial" | "stopped" | "failed")
+}
+
+/// Asks for a run as it stands.
+pub(super) async fn look(session: &Session, run: &RunName) -> Result<ShowRunReply, Failure> {
+    let request = ShowRunRequest { run: run.to_string() };
+    session.ask(session.client.clone().show_run(request)).await
+}
+
+/// As [`look`], but a coordinator that is away for a moment is waited for.
+pub(super) async fn look_again(session: &Session, run: &RunName) -> Result<ShowRunReply, Failure> {
+    let give_up = Instant::now() + AWAY_MAX;
+    loop {
+        match look(session, run).await {
+            Err(failure) if is_away(&failure) && Instant::now() < give_up => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// Whether the coordinator may be back in a moment.
+pub(super) fn is_away(failure: &Failure) -> bool {
+    failure.exit == ExitCode::Timeout
+        || (failure.exit == ExitCode::Connection && failure.code != "permission")
+}
+
+/// Waits for the end. Exit code 0 says `completed` (or, if `accept_partial`,
+/// `completed_partial`): success is never reported for less than was asked.
+pub(super) async fn wait(
+    run: &RunName,
+    accept_partial: bool,
+    globals: &Globals,
+) -> Result<Answer, Failure> {
+    // The time limit is of the whole wait; one answer has the usual one.
+    let session = Session::open(&Globals { timeout: None, ..globals.clone() }).await?;
+    let ended = async {
+        look(&session, run).await?;
+        loop {
+            let reply = look_again(&session, run).await?;
+            match &reply.run {
+                Some(row) if is_over(&row.state) => return Ok(reply),
+                Some(_) | None => tokio::time::sleep(LOOK_AGAIN).await,
+            }
+        }
+    };
+    let reply = match globals.timeout {
+        None => ended.await?,
+        Some(limit) => tokio::time::timeout(limit, ended).await.unwrap_or_else(|_| {
+            let limit = humantime::format_duration(limit);
+            let message = format!("run {run} has not ended within {limit}");
+            Err(Failure { exit: ExitCode::Timeout, code: "timeout", message, hint: None }
+                .hint("it goes on; wait longer with --timeout"))
+        })?,
+    };
+    verdict(&reply, accept_partial)
+}
+
+fn verdict(reply: &ShowRunReply, accept_partial: bool) -> Result<Answer, Failure> {
+    let Some(row) = &reply.run else {
+        let message = "the coordinator's answer names no run".to_owned();
+        return Err(Failure { exit: ExitCode::Bug, code: "bug", message, hint: None });
+    };
+    let rounds = format!("{} of {} rounds", row.rounds_published, row.rounds_asked);
+    let mut line = format!("run {}: {}, {rounds}", row.name, row.state);
+    if !row.detail.is_empty() {
+        line = format!("{line}: {}", row.detail);
+    }
+    let line = clean(&line);
+    let code = match row.state.as_str() {
+        "completed" => return Ok(Answer::new(RunLine::from(row), line)),
+        "completed_partial" if accept_partial => {
+            return Ok(Answer::new(RunLine::from(row), line));
+        }
+        "completed_partial" => "completed_partial",
+        "stopped" => "stopped",
+        _ => "failed",
+    };
+    let failure = Failure::refused(code, line);
+    Err(match (code, reply.rounds.iter().rfind(|r| r.published_ms > 0)) {
+        ("completed_partial", Some(last)) => failure.hint(format!(
+            "adapter {} is published; --accept-partial takes this for success",
+            short(&last.adapter_digest)
+        )),
+        _ => failure,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(state: &str) -> ShowRunReply {
+        let run = RunRow {
+            name: "r".into(),
+            state: state.into(),
+            rounds_published: 2,
+            rounds_asked: 2,
+            detail: "b: lost".into(),
+            ..RunRow::default()
+        };
+        ShowRunReply { run: Some(run), ..ShowRunReply::default() }
+    }
+
+    #[test]
+    fn only_a_run_that_gave_all_that_was_asked_is_a_success() {
+        assert!(verdict(&ended("completed"), false).is_ok());
+        assert!(verdict(&ended("completed_partial"), true).is_ok());
+        for state in ["completed_partial", "stopped", "failed"] {
+            let failure = verdict(&ended(state), false).map(|_| ()).unwrap_err();
+            assert_eq!((failure.exit, failure.code), (ExitCode::Refused, state));
+            assert!(failure.message.contains("b: lost"), "{failure}");
+        }
+        assert!(verdict(&ended("stopped"), true).is_err());
+    }
+}

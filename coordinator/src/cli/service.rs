@@ -1,0 +1,223 @@
+//! `tributary-coordinator`: founds a consortium, serves it, keeps it up.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+use tributary_shared::name::{ConsortiumName, SiteName};
+use tributary_shared::outcome::{ExitCode, Failure, ok_envelope};
+
+use super::{Answer, Format, Program, emit, run};
+use crate::clock;
+use crate::config::CoordinatorConfig;
+use crate::membership::{self, Founding};
+use crate::serve::{self, Listening};
+
+/// The coordinator of a consortium.
+///
+/// Exit codes: 0 ok, 1 refused, 2 connection or authentication, 3 timeout, 4 bad arguments, file
+/// or data, 5 bug.
+#[derive(Debug, Parser)]
+#[command(name = "tributary-coordinator", version)]
+struct Service {
+    /// How results are printed
+    #[arg(long, global = true, value_enum, default_value_t)]
+    format: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Found a consortium: its private authority, server certificate, log key, first operator
+    Init(Init),
+    /// Serve until told to stop
+    Serve(Configured),
+    /// Bring the database's schema up to date and check it, without serving
+    Migrate(Configured),
+    /// Replace the server's key and certificate; a running coordinator takes them on SIGHUP
+    RenewServer {
+        /// coordinator.toml
+        #[arg(long, default_value = "coordinator.toml", value_name = "FILE")]
+        config: PathBuf,
+        /// DNS names and addresses in the certificate [default: those of the present one]
+        #[arg(long = "server-name", value_name = "NAME")]
+        server_names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Configured {
+    /// coordinator.toml
+    #[arg(long, default_value = "coordinator.toml", value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Init {
+    /// Where everything goes; created when absent, and nothing in it is overwritten
+    #[arg(long, value_name = "DIR")]
+    directory: PathBuf,
+    /// The consortium's name: a-z, 0-9 and `-`
+    #[arg(long, value_name = "NAME")]
+    consortium: ConsortiumName,
+    /// What startup kits tell members to connect to
+    #[arg(long, value_name = "HOST:PORT")]
+    address: String,
+    /// Where to listen [default: 127.0.0.1 and the port of --address]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+    /// Further DNS names and addresses in the server's certificate
+    #[arg(long = "server-name", value_name = "NAME")]
+    server_names: Vec<String>,
+    /// The first operator's name
+    #[arg(long, default_value = "operator", value_name = "NAME")]
+    operator: SiteName,
+}
+
+/// The whole program: arguments in, exit code out.
+pub fn service() -> process::ExitCode {
+    run::<Service>()
+}
+
+impl Program for Service {
+    fn format(&self) -> Format {
+        self.format
+    }
+
+    fn execute(self) -> Result<Answer, Failure> {
+        // An error means that one is installed already, and there is only the one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        match self.command {
+            Command::Init(arguments) => init(arguments),
+            Command::Serve(Configured { config }) => serve(&load(&config)?, self.format),
+            Command::Migrate(Configured { config }) => migrate(&load(&config)?),
+            Command::RenewServer { config, server_names } => {
+                renew_server(&load(&config)?, server_names)
+            }
+        }
+    }
+}
+
+fn load(file: &Path) -> Result<CoordinatorConfig, Failure> {
+    let environment: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    CoordinatorConfig::load(file, &environment)
+}
+
+fn init(arguments: Init) -> Result<Answer, Failure> {
+    let Init { directory, consortium, address, listen, server_names, operator } = arguments;
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    let port = port.ok_or_else(|| {
+        Failure::invalid("arguments", format!("--address: `{address}` is not HOST:PORT"))
+            .hint("write what sites can reach, e.g. coordinator.example.org:8443")
+    })?;
+    let listen = listen.unwrap_or(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port));
+    let founding = Founding {
+        consortium,
+        server_names,
+        listen: listen.to_string(),
+        address: address.clone(),
+        operator,
+    };
+    let founded = membership::init(&directory, &founding, clock::now()).map_err(|e| e.failure())?;
+    let (config, identity) = (founded.config.display(), founded.operator.display());
+    let mut text = format!(
+        "Founded consortium {} in {}:\n  \
+         {config}   the configuration\n  \
+         {identity}/   the identity of operator/{}; move it to the operator's machine\n  \
+         {}   the log's public key; publish it\n  \
+         root-key.pem, log-key.pem   private keys: back them up, show them to nobody\n\n\
+         The server's certificate is for {}.\n",
+        founding.consortium,
+        directory.display(),
+        founding.operator,
+        directory.join(membership::LOG_VERIFIER_KEY).display(),
+        founded.server_names.join(", "),
+    );
+    if listen.ip().is_loopback() {
+        text.push_str(&format!(
+            "It listens on {listen}, which only this machine can reach; `listen` in {config} says so.\n"
+        ));
+    }
+    text.push_str(&format!(
+        "\nNext:\n  \
+         tributary-coordinator serve --config {config}\n  \
+         tributary site invite NAME --identity {identity}\n  \
+         tributary run start run.toml --identity {identity}"
+    ));
+    let data = json!({
+        "directory": directory, "config": founded.config, "operator": founded.operator,
+        "address": address, "listen": listen, "server_names": founded.server_names,
+        "log_verifier_key": founded.log_verifier_key,
+    });
+    Ok(Answer::new(data, text))
+}
+
+fn serve(config: &CoordinatorConfig, format: Format) -> Result<Answer, Failure> {
+    serve::log(config.log);
+    runtime()?.block_on(serve::serve(config, |listening| announce(listening, format)))?;
+    Ok(Answer::Printed)
+}
+
+fn announce(listening: &Listening, format: Format) {
+    let Listening { consortium, bound, address } = listening;
+    match format {
+        Format::Text => emit(&format!("{consortium}: listening on {bound}, kits say {address}")),
+        Format::Json => {
+            let data = json!({ "consortium": consortium, "listening": bound, "address": address });
+            emit(&ok_envelope(data).to_string());
+        }
+    }
+}
+
+fn migrate(config: &CoordinatorConfig) -> Result<Answer, Failure> {
+    let leaves = runtime()?.block_on(async {
+        let store = serve::open_store(config).await?;
+        let leaves = *store.follow().borrow();
+        store.close().await;
+        Ok::<_, Failure>(leaves)
+    })?;
+    let text = format!(
+        "{} has this version's schema; its history has {leaves} leaves.",
+        config.database.display()
+    );
+    Ok(Answer::new(json!({ "database": config.database, "leaves": leaves }), text))
+}
+
+fn renew_server(config: &CoordinatorConfig, names: Vec<String>) -> Result<Answer, Failure> {
+    let names = (!names.is_empty()).then_some(names);
+    let names = membership::renew_server(&config.directory, names, clock::now())
+        .map_err(|e| e.failure())?;
+    let text = format!(
+        "The server has a new key and certificate, for {}.\n\
+         A running coordinator takes them when it gets SIGHUP: kill -HUP PID",
+        names.join(", ")
+    );
+    Ok(Answer::new(json!({ "server_names": names }), text))
+}
+
+/// Two workers: the service moves bytes, and what computes runs beside them.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    built.map_err(|e| Failure {
+        exit: ExitCode::Bug,
+        code: "runtime",
+        message: e.to_string(),
+        hint: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_holds_together() {
+        Service::command().debug_assert();
+    }
+}

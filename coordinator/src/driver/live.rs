@@ -1,0 +1,247 @@
+//! One live run: the fold, its place in the history, and the leases of its open round.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::sync::Mutex;
+use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::timestamp::Timestamp;
+
+use super::{Driver, DriverError};
+use crate::clock;
+use crate::round::event::RunEvent;
+use crate::round::lease::{Leases, Progress};
+use crate::round::record::{Event, Stream};
+use crate::round::{Command, CorruptHistory, Phase, Run};
+use crate::store::Store;
+
+/// A run that this coordinator owns.
+pub struct LiveRun {
+    name: RunName,
+    state: Mutex<State>,
+    /// The round whose aggregation is under way in this process; 0 for none.
+    aggregating: AtomicU32,
+}
+
+struct State {
+    /// Taken out only while an event is folded in.
+    run: Option<Run>,
+    /// Events committed so far: the next event's place in the run's stream.
+    seq: u64,
+    leases: Leases,
+}
+
+/// A run and its open round's progress, for tables.
+pub struct Snapshot {
+    /// The fold.
+    pub run: Run,
+    /// The open round's leases.
+    pub leases: Leases,
+}
+
+impl State {
+    fn run(&self) -> &Run {
+        self.run.as_ref().expect("a run is absent only while one event is folded in")
+    }
+
+    fn evolve(&mut self, at: Timestamp, event: &RunEvent) -> Result<(), CorruptHistory> {
+        let run = self.run.take().expect("a run is absent only while one event is folded in");
+        // On failure the run stays absent: an event that is committed and cannot be folded is a
+        // bug, and nobody may decide anything on the state before it.
+        self.run = Some(run.evolve(at, event)?);
+        self.seq += 1;
+        Ok(())
+    }
+}
+
+impl LiveRun {
+    /// A run after `seq` events.
+    pub fn new(run: Run, seq: u64, now: Timestamp) -> Self {
+        Self {
+            name: run.manifest().name.clone(),
+            state: Mutex::new(State { run: Some(run), seq, leases: Leases::new(now) }),
+            aggregating: AtomicU32::new(0),
+        }
+    }
+
+    /// Folds the stored events of `name`.
+    pub async fn load(store: &Store, name: &RunName) -> Result<Self, DriverError> {
+        let mut run: Option<Run> = None;
+        let mut seq = 0;
+        for (leaf, record) in store.records(&Stream::Run(name.clone())).await? {
+            let Event::Run(event) = &record.event else {
+                return Err(CorruptHistory(format!("leaf {leaf} is no event of a run")).into());
+            };
+            run = Some(match run {
+                None => Run::open(record.at, event)?,
+                Some(run) => run.evolve(record.at, event)?,
+            });
+            seq += 1;
+        }
+        let run = run.ok_or_else(|| CorruptHistory(format!("run {name} has no events")))?;
+        Ok(Self::new(run, seq, clock::now()))
+    }
+
+    /// The run's name.
+    pub fn name(&self) -> &RunName {
+        &self.name
+    }
+
+    /// Reads the fold.
+    pub async fn read<T>(&self, read: impl FnOnce(&Run) -> T) -> T {
+        read(self.state.lock().await.run())
+    }
+
+    /// A copy for tables.
+    pub async fn snapshot(&self) -> Snapshot {
+        let state = self.state.lock().await;
+        Snapshot { run: state.run().clone(), leases: state.leases.clone() }
+    }
+
+    /// A heartbeat; not part of the history. Says whether the site's work moves.
+    pub async fn hear(&self, site: &SiteName, now: Timestamp, progress: Progress) -> bool {
+        let mut state = self.state.lock().await;
+        state.leases.hear(site, now, progress);
+        state.leases.is_moving(site, &state.run().manifest().rounds, now)
+    }
+
+    /// Another sign that a site moves: terms accepted, bytes durable.
+    pub async fn touch(&self, site: &SiteName, now: Timestamp) {
+        self.state.lock().await.leases.touch(site, now);
+    }
+
+    /// decide -> commit -> evolve -> act.
+    pub async fn command(&self, driver: &Driver, command: Command) -> Result<(), DriverError> {
+        if self.apply(driver, command).await? {
+            self.act(driver).await?;
+        }
+        Ok(())
+    }
+
+    /// decide -> commit -> evolve; says whether anything happened.
+    async fn apply(&self, driver: &Driver, command: Command) -> Result<bool, DriverError> {
+        let mut state = self.state.lock().await;
+        let now = clock::now();
+        let events = state.run().decide(now, command)?;
+        if events.is_empty() {
+            return Ok(false);
+        }
+        let stream = Stream::Run(self.name.clone());
+        let records: Vec<Event> = events.iter().cloned().map(Event::Run).collect();
+        if let Err(error) = driver.0.store.commit(now, &stream, state.seq, &records).await {
+            let error = DriverError::from(error);
+            if matches!(error, DriverError::Superseded) {
+                driver.0.stop.cancel();
+            }
+            return Err(error);
+        }
+        for event in &events {
+            tracing::info!(run = %self.name, event = %describe(event), "committed");
+            state.evolve(now, event)?;
+            if matches!(event, RunEvent::RoundOpened { .. }) {
+                state.leases = Leases::new(now);
+            }
+        }
+        driver.wake();
+        Ok(true)
+    }
+
+    /// Does what the run's phase still owes. The same function after a restart as after a
+    /// command; owing nothing, it does nothing.
+    pub async fn act(&self, driver: &Driver) -> Result<(), DriverError> {
+        loop {
+            let phase = self.read(|run| run.phase().clone()).await;
+            match phase {
+                Phase::Waiting => {
+                    let active = driver.members().active_sites();
+                    if !self.apply(driver, Command::Open { active }).await? {
+                        return Ok(());
+                    }
+                }
+                Phase::Aggregating(aggregating) => {
+                    // One aggregation a round in this process; its end comes back as a command.
+                    let round = aggregating.round;
+                    if self.aggregating.swap(round, Ordering::SeqCst) != round {
+                        let (driver, name) = (driver.clone(), self.name.clone());
+                        tokio::spawn(super::publish::publish(driver, name, aggregating));
+                    }
+                    return Ok(());
+                }
+                Phase::Collecting(_) => return Ok(()),
+                Phase::Ended { .. } => {
+                    let blobs = driver.0.blobs.clone();
+                    let cleared = blobs.clear_spool(&self.name).await;
+                    return cleared.map_err(DriverError::io("clearing the spool"));
+                }
+            }
+        }
+    }
+
+    /// Lets the next [`Self::act`] try the aggregation again.
+    pub(super) fn aggregation_failed(&self) {
+        self.aggregating.store(0, Ordering::SeqCst);
+    }
+
+    /// Loses the sites whose leases have run out, closes what is due.
+    pub(super) async fn tick(&self, driver: &Driver) -> Result<(), DriverError> {
+        let now = clock::now();
+        let lapsed = {
+            let state = self.state.lock().await;
+            match state.run().phase() {
+                Phase::Collecting(collecting) => {
+                    state.leases.lapsed(&collecting.seats, &state.run().manifest().rounds, now)
+                }
+                Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => Vec::new(),
+            }
+        };
+        for (site, cause) in lapsed {
+            self.command(driver, Command::Lose { site, cause }).await?;
+        }
+        if self.read(|run| run.next_deadline()).await.is_some_and(|deadline| deadline <= now) {
+            self.command(driver, Command::Tick).await?;
+        }
+        // A run may wait for a member, or for an aggregation that failed on a full disk.
+        self.act(driver).await
+    }
+
+    /// When [`Self::tick`] has something to do, if nobody asks anything before.
+    pub(super) async fn next_deadline(&self) -> Option<Timestamp> {
+        let state = self.state.lock().await;
+        let Phase::Collecting(collecting) = state.run().phase() else { return None };
+        let lease = state.leases.next_deadline(&collecting.seats, &state.run().manifest().rounds);
+        state.run().next_deadline().into_iter().chain(lease).min()
+    }
+}
+
+/// One line for the operational log; the whole event is in the history.
+fn describe(event: &RunEvent) -> String {
+    match event {
+        RunEvent::RunStarted { manifest_digest, .. } => {
+            format!("run started, manifest {}", manifest_digest.short())
+        }
+        RunEvent::RoundOpened { round, cohort, .. } => {
+            format!("round {round} opened to {} sites", cohort.len())
+        }
+        RunEvent::TermsAccepted { round, site, cases } => {
+            format!("round {round}: {site} accepted the terms with {cases} cases")
+        }
+        RunEvent::Declined { round, site, reason } => {
+            format!("round {round}: {site} declined: {reason}")
+        }
+        RunEvent::SiteLost { round, site, cause } => format!("round {round}: {site} lost: {cause}"),
+        RunEvent::SiteReturned { round, site } => format!("round {round}: {site} returned"),
+        RunEvent::DeltaRefused { round, site, reason, .. } => {
+            format!("round {round}: delta of {site} refused: {reason}")
+        }
+        RunEvent::DeltaAccepted { round, site, digest, cases, .. } => {
+            format!("round {round}: delta {} of {site} accepted, {cases} cases", digest.short())
+        }
+        RunEvent::RoundClosed { round, quorum_met, missing } => {
+            let word = if *quorum_met { "closed" } else { "closed below quorum" };
+            format!("round {round} {word}, {} sites missing", missing.len())
+        }
+        RunEvent::AdapterPublished { round, version, adapter, .. } => {
+            format!("round {round}: adapter version {version} is {}", adapter.short())
+        }
+        RunEvent::RunEnded { state, detail } => format!("run ended: {} {detail}", state.as_str()),
+    }
+}

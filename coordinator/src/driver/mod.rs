@@ -1,0 +1,391 @@
+//! The shell that owns live runs. Its whole contract with the pure core, in `live`:
+//! decide -> commit -> evolve -> act, and on start the same from the stored events.
+
+mod live;
+mod members;
+mod publish;
+mod ticker;
+mod uploads;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::{RwLock, watch};
+use tokio_util::sync::CancellationToken;
+use tributary_proto::channel::{Connections, Member};
+use tributary_shared::digest::Digest;
+use tributary_shared::manifest::RunManifest;
+use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::refusal::Refusal;
+use tributary_shared::tensors::Header;
+use tributary_shared::terms::{SiteMetrics, Terms};
+
+pub use live::{LiveRun, Snapshot};
+pub use members::{Members, Standing};
+pub use uploads::Upload;
+
+use crate::blobs::Blobs;
+use crate::clock;
+use crate::ingest::Admitted;
+use crate::round::event::{LossCause, RegistryEvent};
+use crate::round::lease::Progress;
+use crate::round::record::Event;
+use crate::round::seat::Accepted;
+use crate::round::{Command, CorruptHistory, Run};
+use crate::store::{CommitError, MemberState, StartError, StateError, Store, StoreError};
+
+/// Why a command came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// An expected no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// There is no such run.
+    #[error("there is no run `{0}`")]
+    UnknownRun(RunName),
+    /// There is such a run already.
+    #[error("there is a run `{0}` already; give the manifest another name")]
+    RunExists(RunName),
+    /// Nobody of that name is enrolled.
+    #[error("no member `{0}` is enrolled")]
+    UnknownMember(Member),
+    /// Its certificate is dead for good.
+    #[error("{0} is revoked for good; invite it anew")]
+    RevokedMember(Member),
+    /// A delta was submitted that has not arrived whole.
+    #[error("delta {0} has not arrived whole; upload it again")]
+    NotUploaded(Digest),
+    /// Another coordinator works on the same store; this one must stop.
+    #[error("another coordinator has written to the same database")]
+    Superseded,
+    /// The database failed.
+    #[error("the database failed")]
+    Store(#[from] StoreError),
+    /// The stored history is impossible.
+    #[error(transparent)]
+    Corrupt(#[from] CorruptHistory),
+    /// A file could not be read or written.
+    #[error("{what} failed")]
+    Io {
+        /// The operation.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl From<StartError> for DriverError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::RunExists(name) => Self::RunExists(name),
+            StartError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl From<StateError> for DriverError {
+    fn from(error: StateError) -> Self {
+        match error {
+            StateError::Unknown(member) => Self::UnknownMember(member),
+            StateError::Revoked(member) => Self::RevokedMember(member),
+            StateError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl From<CommitError> for DriverError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Stale { .. } => Self::Superseded,
+            CommitError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl DriverError {
+    /// Wraps a file system error of the operation `what`.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// Owns every live run. Cheap to clone.
+#[derive(Clone)]
+pub struct Driver(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    blobs: Blobs,
+    members: Members,
+    runs: RwLock<BTreeMap<RunName, Arc<LiveRun>>>,
+    uploads: uploads::Uploads,
+    /// Bumped whenever somebody waiting (a site, the ticker) should look again.
+    changed: watch::Sender<u64>,
+    /// Set when this coordinator must not go on.
+    stop: CancellationToken,
+}
+
+impl Driver {
+    /// Loads and folds every run, and does what each still owes: recovery is the live path.
+    /// `stop` ends the background work, and is set by the driver itself when it must not go on.
+    pub async fn start(
+        store: Store,
+        blobs: Blobs,
+        connections: Connections,
+        stop: CancellationToken,
+    ) -> Result<Self, DriverError> {
+        let members = Members::load(&store, connections).await?;
+        let driver = Self(Arc::new(Inner {
+            store,
+            blobs,
+            members,
+            runs: RwLock::default(),
+            uploads: uploads::Uploads::default(),
+            changed: watch::Sender::new(0),
+            stop,
+        }));
+        for name in driver.0.store.run_names().await? {
+            let run = LiveRun::load(&driver.0.store, &name).await?;
+            driver.0.runs.write().await.insert(name, Arc::new(run));
+        }
+        for run in driver.runs().await {
+            run.act(&driver).await?;
+        }
+        tokio::spawn(ticker::tick(driver.clone()));
+        Ok(driver)
+    }
+
+    /// The store, for readers.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// The blobs, for readers.
+    pub fn blobs(&self) -> &Blobs {
+        &self.0.blobs
+    }
+
+    /// Who may take part.
+    pub fn members(&self) -> &Members {
+        &self.0.members
+    }
+
+    /// Uploads under way.
+    pub fn uploads(&self) -> &uploads::Uploads {
+        &self.0.uploads
+    }
+
+    /// Changes whenever a waiting site should look again.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// Set when the coordinator stops; long waits and streams end with it.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.0.stop
+    }
+
+    fn wake(&self) {
+        self.0.changed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Every run, by name.
+    pub async fn runs(&self) -> Vec<Arc<LiveRun>> {
+        self.0.runs.read().await.values().cloned().collect()
+    }
+
+    /// One run.
+    pub async fn run(&self, name: &RunName) -> Result<Arc<LiveRun>, DriverError> {
+        let runs = self.0.runs.read().await;
+        runs.get(name).cloned().ok_or_else(|| DriverError::UnknownRun(name.clone()))
+    }
+
+    /// Takes a checked manifest: stores the initial adapter, then the first event, then acts.
+    pub async fn start_run(&self, manifest: RunManifest, by: &Member) -> Result<(), DriverError> {
+        let name = manifest.name.clone();
+        let mut runs = self.0.runs.write().await;
+        if runs.contains_key(&name) {
+            return Err(DriverError::RunExists(name));
+        }
+        let (blobs, terms) = (self.0.blobs.clone(), manifest.clone());
+        let adapter = tokio::task::spawn_blocking(move || publish::initial(&blobs, &terms))
+            .await
+            .map_err(|e| DriverError::io("making the initial adapter")(std::io::Error::other(e)))?
+            .map_err(DriverError::io("storing the initial adapter"))?;
+        let event = Run::start(manifest, adapter, &by.to_string());
+        let at = clock::now();
+        let run = Run::open(at, &event)?;
+        self.0.store.start_run(at, &name, &[Event::Run(event)]).await?;
+        let run = Arc::new(LiveRun::new(run, 1, at));
+        runs.insert(name, run.clone());
+        drop(runs);
+        run.act(self).await
+    }
+
+    /// What `site` should work on now; `busy` names a round it already works on.
+    pub async fn assignment(
+        &self,
+        site: &SiteName,
+        busy: Option<(&str, u32)>,
+    ) -> Option<(Terms, RunManifest)> {
+        for run in self.runs().await {
+            let found = run.read(|run| run.assignment(site).map(|t| (t, run.manifest().clone())));
+            if let Some((terms, manifest)) = found.await
+                && busy != Some((terms.run.as_str(), terms.round))
+            {
+                return Some((terms, manifest));
+            }
+        }
+        None
+    }
+
+    /// A site's heartbeat. Gives the reason to stop working on the round, if there is one.
+    pub async fn heartbeat(
+        &self,
+        site: &SiteName,
+        run: &RunName,
+        round: u32,
+        progress: Progress,
+    ) -> Result<Option<String>, DriverError> {
+        let live = self.run(run).await?;
+        let moving = live.hear(site, clock::now(), progress).await;
+        live.command(self, Command::Hear { site: site.clone(), moving }).await?;
+        let stop = |run: &Run| match run.expected_delta(site, round, 0) {
+            Ok(_) | Err(Refusal::Wrong { .. }) => run
+                .seat(site, round)
+                .filter(|seat| seat.is_final())
+                .map(|seat| format!("this round has settled this site as {}", seat.as_str())),
+            Err(refusal) => Some(refusal.to_string()),
+        };
+        let suspended = self.members().standing_of_site(site) == Standing::Suspended;
+        let reason = live.read(stop).await;
+        Ok(reason.or_else(|| suspended.then(|| Refusal::Suspended.to_string())))
+    }
+
+    /// The header a delta of `site` must have, or its earlier verdict.
+    pub async fn expected_delta(
+        &self,
+        site: &SiteName,
+        run: &RunName,
+        round: u32,
+        digest: Digest,
+        cases: u64,
+    ) -> Result<Expected, DriverError> {
+        let live = self.run(run).await?;
+        let read = |run: &Run| match run.verdict(site, round, digest) {
+            Some(verdict) => Ok(Expected::Verdict(verdict)),
+            None => run.expected_delta(site, round, cases).map(Expected::Header),
+        };
+        Ok(live.read(read).await?)
+    }
+
+    /// Counts an uploaded delta, once; the same submission always gets the same answer.
+    pub async fn submit(
+        &self,
+        site: &SiteName,
+        run: &RunName,
+        round: u32,
+        digest: Digest,
+        cases: u64,
+        metrics: SiteMetrics,
+    ) -> Result<(), DriverError> {
+        let header = match self.expected_delta(site, run, round, digest, cases).await? {
+            Expected::Verdict(verdict) => return Ok(verdict?),
+            Expected::Header(header) => header,
+        };
+        let live = self.run(run).await?;
+        let admitted = match self.admitted(site, digest, header).await {
+            Ok(admitted) => admitted,
+            Err(DriverError::Refused(reason)) => {
+                self.refuse(site, run, round, digest, reason.clone()).await?;
+                return Err(reason.into());
+            }
+            Err(error) => return Err(error),
+        };
+        let Admitted { digest, norm, bytes } = admitted;
+        let delta = Accepted { digest, cases, norm, bytes, metrics };
+        let command = Command::Admit { site: site.clone(), round, delta };
+        live.command(self, command).await?;
+        self.0.uploads.forget(site, digest);
+        // Admission may itself have refused (cases, norm): the verdict is what was committed.
+        match live.read(|run| run.verdict(site, round, digest)).await {
+            Some(verdict) => Ok(verdict?),
+            None => Err(DriverError::NotUploaded(digest)),
+        }
+    }
+
+    /// Records that a delta did not pass admission.
+    pub async fn refuse(
+        &self,
+        site: &SiteName,
+        run: &RunName,
+        round: u32,
+        digest: Digest,
+        reason: Refusal,
+    ) -> Result<(), DriverError> {
+        let live = self.run(run).await?;
+        let command = Command::Refuse { site: site.clone(), round, digest, reason };
+        live.command(self, command).await
+    }
+
+    /// Takes a site out of every open round, after its standing changed.
+    async fn withdraw(&self, site: &SiteName) -> Result<(), DriverError> {
+        for run in self.runs().await {
+            let command = Command::Lose { site: site.clone(), cause: LossCause::Suspended };
+            run.command(self, command).await?;
+        }
+        Ok(())
+    }
+
+    /// Suspends, reinstates or revokes a site. Whoever may not take part any more is cut off and
+    /// lost to every open round at once.
+    pub async fn set_member_state(
+        &self,
+        member: &Member,
+        state: MemberState,
+        event: RegistryEvent,
+    ) -> Result<(), DriverError> {
+        self.0.store.set_member_state(clock::now(), member, state, event).await?;
+        self.members_changed().await?;
+        if state != MemberState::Active {
+            self.withdraw(&member.name).await?;
+            self.0.members.cut(member);
+        }
+        Ok(())
+    }
+
+    /// Reads the members again and lets waiting runs look for new ones.
+    pub async fn members_changed(&self) -> Result<(), DriverError> {
+        self.0.members.reload(&self.0.store).await?;
+        for run in self.runs().await {
+            run.act(self).await?;
+        }
+        Ok(())
+    }
+
+    /// What admission learned of an uploaded blob: remembered, or read again after a restart.
+    async fn admitted(
+        &self,
+        site: &SiteName,
+        digest: Digest,
+        header: Header,
+    ) -> Result<Admitted, DriverError> {
+        if let Some(admitted) = self.0.uploads.admitted(site, digest) {
+            return Ok(admitted);
+        }
+        let blobs = self.0.blobs.clone();
+        tokio::task::spawn_blocking(move || uploads::verify_blob(&blobs, digest, header))
+            .await
+            .map_err(|e| DriverError::io("checking a delta")(std::io::Error::other(e)))?
+    }
+}
+
+/// What a site that announces a delta is told.
+#[derive(Debug)]
+pub enum Expected {
+    /// The submission has its answer already.
+    Verdict(Result<(), Refusal>),
+    /// The delta must have this header.
+    Header(Header),
+}

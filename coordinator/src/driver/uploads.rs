@@ -1,0 +1,187 @@
+//! Deltas on their way in: one stream a site, and what admission learned of those that are
+//! whole. All of it can be learned again from the disk after a restart.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::OwnedMutexGuard;
+use tokio_util::sync::CancellationToken;
+use tributary_shared::digest::Digest;
+use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::tensors::Header;
+
+use super::{Driver, DriverError};
+use crate::blobs::{Blobs, SpoolKey};
+use crate::ingest::{self, Admitted, Ingest, IngestError};
+
+/// The uploads of one coordinator.
+#[derive(Default)]
+pub struct Uploads(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    lanes: BTreeMap<(SiteName, RunName), Lane>,
+    /// Deltas that arrived whole and are not counted yet.
+    admitted: BTreeMap<(SiteName, Digest), Admitted>,
+}
+
+/// One site's way in for one run: whoever holds `turn` writes; a newer stream cancels an older
+/// one, which may be the dead half of a broken connection.
+#[derive(Clone, Default)]
+struct Lane {
+    turn: Arc<tokio::sync::Mutex<()>>,
+    superseded: CancellationToken,
+    received: Arc<AtomicU64>,
+}
+
+impl Uploads {
+    /// Bytes of the current or last upload of `site` to `run`.
+    pub fn received(&self, site: &SiteName, run: &RunName) -> u64 {
+        let key = (site.clone(), run.clone());
+        self.lock().lanes.get(&key).map_or(0, |lane| lane.received.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of a delta that are durable here.
+    pub async fn durable_offset(
+        &self,
+        blobs: &Blobs,
+        site: &SiteName,
+        run: &RunName,
+        round: u32,
+        digest: Digest,
+    ) -> std::io::Result<u64> {
+        if blobs.exists(digest) {
+            return blobs.size(digest).await;
+        }
+        let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
+        blobs.spooled(&key).await
+    }
+
+    /// What admission learned of a delta that arrived whole.
+    pub(super) fn admitted(&self, site: &SiteName, digest: Digest) -> Option<Admitted> {
+        self.lock().admitted.get(&(site.clone(), digest)).copied()
+    }
+
+    /// Forgets a delta that is counted.
+    pub(super) fn forget(&self, site: &SiteName, digest: Digest) {
+        self.lock().admitted.remove(&(site.clone(), digest));
+    }
+
+    /// Cuts an older stream of the same site and run off and takes its place.
+    fn enter(&self, site: &SiteName, run: &RunName) -> Lane {
+        let mut table = self.lock();
+        let lane = table.lanes.entry((site.clone(), run.clone())).or_default();
+        lane.superseded.cancel();
+        lane.superseded = CancellationToken::new();
+        lane.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // The tables are valid after every single operation, whoever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One stream of chunks into the spool.
+pub struct Upload {
+    site: SiteName,
+    digest: Digest,
+    /// Absent once the delta is whole.
+    ingest: Option<Ingest>,
+    lane: Lane,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Upload {
+    /// Takes the site's turn, and the spool where an earlier stream left it.
+    pub async fn begin(
+        driver: &Driver,
+        site: &SiteName,
+        run: &RunName,
+        round: u32,
+        digest: Digest,
+        header: Header,
+        bytes: u64,
+    ) -> Result<Self, DriverError> {
+        let lane = driver.uploads().enter(site, run);
+        let turn = lane.turn.clone().lock_owned().await;
+        let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
+        let blobs = driver.blobs().clone();
+        let ingest = tokio::task::spawn_blocking(move || Ingest::begin(&blobs, key, header, bytes))
+            .await
+            .map_err(|e| DriverError::io("opening the spool")(std::io::Error::other(e)))??;
+        lane.received.store(ingest.received(), Ordering::Relaxed);
+        Ok(Self { site: site.clone(), digest, ingest: Some(ingest), lane, _turn: turn })
+    }
+
+    /// Bytes taken so far, those of earlier streams included.
+    pub fn received(&self) -> u64 {
+        self.lane.received.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when a newer stream takes this one's place.
+    pub async fn superseded(&self) {
+        self.lane.superseded.cancelled().await;
+    }
+
+    /// Checks and spools the next bytes.
+    pub async fn push(&mut self, data: Bytes) -> Result<(), DriverError> {
+        let mut ingest = self.ingest.take().expect("bytes are pushed before the upload ends");
+        let (ingest, pushed) = tokio::task::spawn_blocking(move || {
+            let pushed = ingest.push(&data);
+            (ingest, pushed)
+        })
+        .await
+        .map_err(|e| DriverError::io("writing the spool")(std::io::Error::other(e)))?;
+        self.lane.received.store(ingest.received(), Ordering::Relaxed);
+        self.ingest = Some(ingest);
+        Ok(pushed?)
+    }
+
+    /// Makes the bytes durable and gives their number; with the last one, the delta is admitted
+    /// as a blob.
+    pub async fn finish(mut self, driver: &Driver) -> Result<u64, DriverError> {
+        let ingest = self.ingest.take().expect("an upload ends once");
+        let digest = self.digest;
+        let ended = tokio::task::spawn_blocking(move || ingest.finish(digest))
+            .await
+            .map_err(|e| DriverError::io("finishing the spool")(std::io::Error::other(e)))?;
+        let admitted = match ended {
+            Ok(admitted) => admitted,
+            Err(IngestError::Incomplete { received, .. }) => return Ok(received),
+            Err(error) => return Err(error.into()),
+        };
+        driver.uploads().lock().admitted.insert((self.site, digest), admitted);
+        Ok(admitted.bytes)
+    }
+}
+
+impl From<IngestError> for DriverError {
+    fn from(error: IngestError) -> Self {
+        match error {
+            IngestError::Refused(refusal) => Self::Refused(refusal),
+            incomplete @ IngestError::Incomplete { .. } => {
+                let source = std::io::Error::other(incomplete.to_string());
+                Self::Io { what: "reading a delta".to_owned(), source }
+            }
+            IngestError::Io(source) => Self::Io { what: "writing the spool".to_owned(), source },
+        }
+    }
+}
+
+/// Reads a whole blob again, as after a restart.
+pub(super) fn verify_blob(
+    blobs: &Blobs,
+    digest: Digest,
+    header: Header,
+) -> Result<Admitted, DriverError> {
+    if !blobs.exists(digest) {
+        return Err(DriverError::NotUploaded(digest));
+    }
+    let file = blobs
+        .open_blocking(digest)
+        .map_err(DriverError::io(format!("opening {}", digest.short())))?;
+    Ok(ingest::verify(file, digest, header)?)
+}

@@ -1,0 +1,162 @@
+//! A delta on its way in: checked while it arrives, spooled, and admitted as a blob once it is
+//! whole. Nothing here decides whether it counts; that is `round`.
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read};
+
+use tributary_shared::digest::Digest;
+use tributary_shared::refusal::Refusal;
+use tributary_shared::tensors::{Checked, Header, Reader};
+
+use crate::blobs::{Blobs, Spool, SpoolKey};
+
+/// How much more than the contract implies may be announced, bytes: a delta of another shape is
+/// told the difference as long as it is not much larger.
+const SLACK_BYTES: u64 = 1 << 20;
+/// Piece in which a blob is read again, bytes.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// A whole delta, durable as a blob.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Admitted {
+    /// SHA-256 of its bytes, under which it is stored.
+    pub digest: Digest,
+    /// Its L2 norm.
+    pub norm: f64,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// Why a delta was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// It is not what the contract asks for. All but [`Refusal::Digest`], which is damage on the
+    /// way, would be the same if it were sent again.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The stream ended early; what came is durable, and another stream may go on from there.
+    #[error("{received} of {announced} bytes arrived; go on from there")]
+    Incomplete {
+        /// Bytes here.
+        received: u64,
+        /// Bytes announced.
+        announced: u64,
+    },
+    /// The disk failed.
+    #[error("the spool failed")]
+    Io(#[from] io::Error),
+}
+
+/// One delta being received. All methods block.
+#[derive(Debug)]
+pub struct Ingest {
+    reader: Reader,
+    spool: Spool,
+    announced: u64,
+}
+
+impl Ingest {
+    /// Goes on where an earlier stream of the same delta left off, or begins anew. The delta must
+    /// have the header `expected`; it was announced as `announced` bytes.
+    pub fn begin(
+        blobs: &Blobs,
+        key: SpoolKey,
+        expected: Header,
+        announced: u64,
+    ) -> Result<Self, IngestError> {
+        let mut reader = Reader::new(expected.clone());
+        let most = reader.total_bytes() + SLACK_BYTES;
+        if announced > most {
+            return Err(size(reader.total_bytes(), announced).into());
+        }
+        let mut spool = blobs.spool(&key)?;
+        let replayed = spool.replay(|piece| Ok::<_, IngestError>(reader.push(piece)?));
+        match replayed {
+            Ok(()) if spool.received() <= announced => {}
+            // What was taken once is refused now: a power failure left a hole in the part. The
+            // site is judged by what it sends, so it sends again from the beginning.
+            Ok(()) | Err(IngestError::Refused(_)) => {
+                spool.restart()?;
+                reader = Reader::new(expected);
+            }
+            Err(error @ (IngestError::Incomplete { .. } | IngestError::Io(_))) => {
+                return Err(error);
+            }
+        }
+        Ok(Self { reader, spool, announced })
+    }
+
+    /// Bytes taken so far, those of earlier streams included: the offset of the next one.
+    pub fn received(&self) -> u64 {
+        self.spool.received()
+    }
+
+    /// Checks and spools the next bytes. A refusal is final for these bytes; the part is removed
+    /// by the next [`Self::begin`] of the site, or with the run.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), IngestError> {
+        let found = self.spool.received() + bytes.len() as u64;
+        if found > self.announced {
+            return Err(size(self.announced, found).into());
+        }
+        self.reader.push(bytes)?;
+        self.spool.append(bytes)?;
+        Ok(())
+    }
+
+    /// Ends the stream. A whole delta that hashes to `digest` becomes a blob, durable when this
+    /// returns; one that does not is removed.
+    pub fn finish(mut self, digest: Digest) -> Result<Admitted, IngestError> {
+        let (received, announced) = (self.spool.received(), self.announced);
+        if received < announced {
+            self.spool.sync()?;
+            return Err(IngestError::Incomplete { received, announced });
+        }
+        match checked(self.reader, digest) {
+            Ok(Checked { digest, norm }) => {
+                self.spool.finish(digest)?;
+                Ok(Admitted { digest, norm, bytes: received })
+            }
+            Err(refusal) => {
+                self.spool.discard()?;
+                Err(refusal.into())
+            }
+        }
+    }
+}
+
+/// Checks a whole delta once more, as after a restart: that it has the header `expected` and
+/// hashes to `digest`. Blocks.
+pub fn verify(
+    mut file: impl Read,
+    digest: Digest,
+    expected: Header,
+) -> Result<Admitted, IngestError> {
+    let mut reader = Reader::new(expected);
+    let mut buffer = vec![0; PIECE_BYTES];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => reader.push(&buffer[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let bytes = reader.seen_bytes();
+    let Checked { digest, norm } = checked(reader, digest)?;
+    Ok(Admitted { digest, norm, bytes })
+}
+
+fn checked(reader: Reader, expected: Digest) -> Result<Checked, Refusal> {
+    let checked = reader.finish()?;
+    if checked.digest != expected {
+        let (expected, found) = (expected.to_string(), checked.digest.to_string());
+        return Err(Refusal::Digest { expected, found });
+    }
+    Ok(checked)
+}
+
+fn size(expected: u64, found: u64) -> Refusal {
+    Refusal::Size { expected, found }
+}

@@ -1,0 +1,198 @@
+//! A delta whole, in pieces, cut, damaged, foreign, too large.
+
+use std::fs;
+use std::time::Instant;
+
+use tributary_shared::layout::{Layout, TensorSpec};
+use tributary_shared::tensors::{Subject, encode};
+
+use super::*;
+
+fn header(shape: &[usize]) -> Header {
+    let tensor = TensorSpec { name: "w".to_owned(), shape: shape.to_vec() };
+    let (run, site) = ("run".parse().unwrap(), "a".parse().unwrap());
+    let subject = Subject::Delta { run, round: 1, site, base: Digest::of(b"base"), cases: 5 };
+    Header::new(subject, Digest::of(b"contract"), &Layout::new(vec![tensor]))
+}
+
+fn delta(shape: &[usize], value: f32) -> Vec<u8> {
+    let header = header(shape);
+    let values = vec![value; header.tensors[0].elements()];
+    encode(&header, &[values])
+}
+
+fn key(digest: Digest) -> SpoolKey {
+    SpoolKey { run: "run".parse().unwrap(), round: 1, site: "a".parse().unwrap(), digest }
+}
+
+struct Room {
+    root: tempfile::TempDir,
+    blobs: Blobs,
+}
+
+impl Room {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let blobs = Blobs::at(root.path()).unwrap();
+        Self { root, blobs }
+    }
+
+    fn begin(&self, bytes: &[u8]) -> Ingest {
+        let announced = bytes.len() as u64;
+        Ingest::begin(&self.blobs, key(Digest::of(bytes)), header(&[3, 4]), announced).unwrap()
+    }
+
+    fn part(&self) -> std::path::PathBuf {
+        let mut parts = fs::read_dir(self.root.path().join("spool")).unwrap();
+        parts.next().expect("a part").unwrap().path()
+    }
+}
+
+fn refusal<T: std::fmt::Debug>(result: Result<T, IngestError>) -> Refusal {
+    match result {
+        Err(IngestError::Refused(refusal)) => refusal,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_delta_resumes_after_any_cut_and_is_admitted_once_whole() {
+    let bytes = delta(&[3, 4], 2.0);
+    let digest = Digest::of(&bytes);
+    for first in 0..bytes.len() {
+        let room = Room::new();
+        let mut ingest = room.begin(&bytes);
+        ingest.push(&bytes[..first]).unwrap();
+        drop(ingest);
+        let mut ingest = room.begin(&bytes);
+        assert_eq!(ingest.received(), first as u64);
+        for piece in bytes[first..].chunks(7) {
+            ingest.push(piece).unwrap();
+        }
+        let admitted = ingest.finish(digest).unwrap();
+        let expected = Admitted { digest, norm: 48f64.sqrt(), bytes: bytes.len() as u64 };
+        assert_eq!(admitted, expected);
+        let file = room.blobs.open_blocking(digest).unwrap();
+        assert_eq!(verify(file, digest, header(&[3, 4])).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_part_that_lost_its_end_goes_on_from_what_is_there() {
+    let (room, bytes) = (Room::new(), delta(&[3, 4], 2.0));
+    room.begin(&bytes).push(&bytes[..bytes.len() - 1]).unwrap();
+    let part = fs::OpenOptions::new().write(true).open(room.part()).unwrap();
+    part.set_len(bytes.len() as u64 - 9).unwrap();
+    let mut ingest = room.begin(&bytes);
+    assert_eq!(ingest.received(), bytes.len() as u64 - 9);
+    ingest.push(&bytes[bytes.len() - 9..]).unwrap();
+    assert_eq!(ingest.finish(Digest::of(&bytes)).unwrap().digest, Digest::of(&bytes));
+}
+
+#[test]
+fn a_part_with_a_hole_is_begun_anew_and_held_against_nobody() {
+    let (room, bytes) = (Room::new(), delta(&[3, 4], 2.0));
+    for damage in [vec![0; 60], vec![b'T'; bytes.len() + 1]] {
+        room.begin(&bytes);
+        fs::write(room.part(), damage).unwrap();
+        assert_eq!(room.begin(&bytes).received(), 0);
+    }
+    let mut ingest = room.begin(&bytes);
+    ingest.push(&bytes).unwrap();
+    ingest.finish(Digest::of(&bytes)).unwrap();
+}
+
+#[test]
+fn a_stream_that_ends_early_is_no_refusal() {
+    let (room, bytes) = (Room::new(), delta(&[3, 4], 2.0));
+    let mut ingest = room.begin(&bytes);
+    ingest.push(&bytes[..50]).unwrap();
+    let ended = ingest.finish(Digest::of(&bytes));
+    assert!(matches!(ended, Err(IngestError::Incomplete { received: 50, .. })), "{ended:?}");
+    assert_eq!(room.begin(&bytes).received(), 50);
+}
+
+#[test]
+fn bytes_under_another_digest_are_removed_to_be_sent_again() {
+    let (room, bytes) = (Room::new(), delta(&[3, 4], 2.0));
+    let (right, other) = (Digest::of(&bytes), Digest::of(b"other"));
+    let announced = bytes.len() as u64;
+    let mut ingest = Ingest::begin(&room.blobs, key(other), header(&[3, 4]), announced).unwrap();
+    ingest.push(&bytes).unwrap();
+    let expected = Refusal::Digest { expected: other.to_string(), found: right.to_string() };
+    assert_eq!(refusal(ingest.finish(other)), expected);
+    assert!(!room.blobs.exists(other) && !room.blobs.exists(right));
+    let again = Ingest::begin(&room.blobs, key(other), header(&[3, 4]), announced).unwrap();
+    assert_eq!(again.received(), 0);
+}
+
+#[test]
+fn ten_times_the_size_is_refused_before_a_byte_of_it() {
+    let room = Room::new();
+    let expected = header(&[300_000]);
+    let allowed = expected.total_bytes();
+    let found = allowed * 10;
+    let refused = Ingest::begin(&room.blobs, key(Digest::of(b"")), expected, found);
+    assert_eq!(refusal(refused), Refusal::Size { expected: allowed, found });
+}
+
+#[test]
+fn another_shape_is_told_the_difference() {
+    let (room, bytes) = (Room::new(), delta(&[1, 4], 2.0));
+    let found = refusal(room.begin(&bytes).push(&bytes));
+    assert_eq!(
+        found.to_string(),
+        "does not fit the adapter contract: w: expected [3, 4], found [1, 4]"
+    );
+}
+
+#[test]
+fn not_finite_short_and_long_deltas_are_refused() {
+    let room = Room::new();
+    let bytes = delta(&[3, 4], f32::NAN);
+    assert_eq!(refusal(room.begin(&bytes).push(&bytes)).code(), "not_finite");
+
+    let bytes = delta(&[3, 4], 2.0);
+    let short = &bytes[..bytes.len() - 4];
+    let mut ingest = room.begin(short);
+    ingest.push(short).unwrap();
+    assert_eq!(refusal(ingest.finish(Digest::of(short))).code(), "size");
+
+    let long = [&bytes[..], &[0; 4]].concat();
+    assert_eq!(refusal(room.begin(&long).push(&long)).code(), "size");
+    let beyond = refusal(room.begin(&bytes).push(&long));
+    let announced = bytes.len() as u64;
+    assert_eq!(beyond, Refusal::Size { expected: announced, found: announced + 4 });
+}
+
+#[test]
+fn a_blob_that_was_changed_on_disk_is_found() {
+    let bytes = delta(&[3, 4], 2.0);
+    let digest = Digest::of(&bytes);
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    let found = refusal(verify(&flipped[..], digest, header(&[3, 4])));
+    assert_eq!(found.code(), "digest");
+    let cut = refusal(verify(&bytes[..40], digest, header(&[3, 4])));
+    assert_eq!(cut.code(), "size");
+}
+
+#[test]
+#[ignore = "measures: cargo test -p tributary-coordinator --lib ingest -- --ignored --nocapture"]
+fn receiving_100_mb() {
+    let shape = [25_000_000];
+    let bytes = delta(&shape, 0.5);
+    let digest = Digest::of(&bytes);
+    for _ in 0..3 {
+        let room = Room::new();
+        let begun = Instant::now();
+        let announced = bytes.len() as u64;
+        let mut ingest =
+            Ingest::begin(&room.blobs, key(digest), header(&shape), announced).unwrap();
+        for piece in bytes.chunks(512 << 10) {
+            ingest.push(piece).unwrap();
+        }
+        ingest.finish(digest).unwrap();
+        println!("100 MB: {:.2} ms/MB", begun.elapsed().as_secs_f64() * 10.0);
+    }
+}

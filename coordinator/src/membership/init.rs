@@ -1,0 +1,256 @@
+//! `tributary-coordinator init` and `renew-server`: everything a new consortium starts with.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rcgen::{Issuer, KeyPair};
+use ring::rand::SystemRandom;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tributary_proto::channel::{
+    Identity, IdentityError, Member, Role, certificate_pem, private_key_pem, write_durably,
+    write_secret,
+};
+use tributary_shared::name::{ConsortiumName, SiteName};
+use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::timestamp::Timestamp;
+use tributary_shared::tlog::key::Signer;
+
+use super::authority::{Authority, AuthorityError, MEMBER_VALID, log_name, read_certificate};
+use super::certificate::{self, CertificateRequest};
+use super::{CONFIG, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, OPERATOR, ROOT, ROOT_KEY, SERVER};
+
+const ROOT_VALID: Duration = Duration::from_secs(3653 * 24 * 3600);
+const SERVER_VALID: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The sample is what `init` writes, so that every key is explained in one text.
+const SAMPLE: &str = include_str!("../../../deploy/coordinator.toml");
+const SAMPLE_LISTEN: &str = "listen = \"127.0.0.1:8443\"";
+const SAMPLE_ADDRESS: &str = "address = \"coordinator.example.org:8443\"";
+
+/// What a new consortium is made from.
+#[derive(Clone, Debug)]
+pub struct Founding {
+    /// Its name.
+    pub consortium: ConsortiumName,
+    /// DNS names and addresses in the server's certificate; the host of `address` is added.
+    pub server_names: Vec<String>,
+    /// Where to listen, for coordinator.toml.
+    pub listen: String,
+    /// What kits tell members to connect to, `host:port`.
+    pub address: String,
+    /// Who operates it first.
+    pub operator: SiteName,
+}
+
+/// What `init` made.
+#[derive(Clone, Debug)]
+pub struct Founded {
+    /// The configuration to serve with.
+    pub config: PathBuf,
+    /// The operator's identity directory.
+    pub operator: PathBuf,
+    /// The log's public key, to be published.
+    pub log_verifier_key: String,
+    /// The server certificate's names.
+    pub server_names: Vec<String>,
+}
+
+/// Why a consortium was not founded or the server's certificate not renewed.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// Something is there already.
+    #[error("{} exists; init never overwrites an authority", .0.display())]
+    Exists(PathBuf),
+    /// A name that no certificate can carry.
+    #[error("`{0}` is neither a DNS name nor an IP address")]
+    ServerName(String),
+    /// The address has no port or no host.
+    #[error("`{0}` is not an address; write host:port")]
+    Address(String),
+    /// A file cannot be written.
+    #[error("{}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The operator's identity cannot be written.
+    #[error("the operator's identity")]
+    Operator(#[from] IdentityError),
+    /// A key or certificate cannot be made.
+    #[error("cannot make a certificate")]
+    Certificate(#[from] rcgen::Error),
+    /// The log's key cannot be made.
+    #[error("cannot make the log's key: {0}")]
+    LogKey(String),
+    /// The authority cannot be read.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+}
+
+impl InitError {
+    /// The error as the one line and exit code of a command.
+    pub fn failure(&self) -> Failure {
+        let failure = Failure::invalid("init", chain(self));
+        match self {
+            Self::Exists(_) => {
+                failure.hint("choose an empty directory, or delete what a broken init left")
+            }
+            Self::Authority(error) => error.failure(),
+            Self::ServerName(_)
+            | Self::Address(_)
+            | Self::File { .. }
+            | Self::Operator(_)
+            | Self::Certificate(_)
+            | Self::LogKey(_) => failure,
+        }
+    }
+}
+
+/// Founds a consortium in `directory`: authority, server certificate, log key, the first
+/// operator's identity, configuration. Overwrites nothing.
+pub fn init(directory: &Path, founding: &Founding, now: Timestamp) -> Result<Founded, InitError> {
+    let server_names = server_names(founding)?;
+    std::fs::create_dir_all(directory)
+        .map_err(|source| InitError::File { path: directory.to_owned(), source })?;
+    let files = [ROOT_KEY, ROOT, SERVER, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, CONFIG, OPERATOR];
+    if let Some(taken) = files.iter().map(|name| directory.join(name)).find(|path| path.exists()) {
+        return Err(InitError::Exists(taken));
+    }
+    let consortium = &founding.consortium;
+    let root_key = new_key()?;
+    let root = certificate::root(consortium, &root_key, (now, ROOT_VALID))?;
+    secret(directory, ROOT_KEY, &root_key.serialize_pem())?;
+    let root = CertificateDer::from(root);
+    let issuer = Issuer::from_ca_cert_der(&root, root_key)?;
+
+    write_server(directory, &issuer, consortium, &server_names, now)?;
+    let log_verifier_key = write_log_key(directory, consortium)?;
+    let operator = found_operator(founding, &issuer, root.clone(), &log_verifier_key, now)?;
+    public(directory, FOUNDER, &certificate_pem(&operator.certificate))?;
+    let operator_directory = directory.join(OPERATOR);
+    operator.store(&operator_directory)?;
+    public(directory, CONFIG, &config_text(founding))?;
+    // Last: without it nothing here can be served or invited with.
+    public(directory, ROOT, &certificate_pem(&root))?;
+    Ok(Founded {
+        config: directory.join(CONFIG),
+        operator: operator_directory,
+        log_verifier_key,
+        server_names,
+    })
+}
+
+/// Replaces the server's key and certificate, from the same authority; for `names`, or those of
+/// the present certificate. The running server takes it on reload.
+pub fn renew_server(
+    directory: &Path,
+    names: Option<Vec<String>>,
+    now: Timestamp,
+) -> Result<Vec<String>, InitError> {
+    let authority = Authority::load(directory)?;
+    let names = match names {
+        Some(names) => names,
+        None => {
+            let present = read_certificate(directory, SERVER)?;
+            certificate::server_names(&present).map_err(|detail| AuthorityError::Malformed {
+                path: directory.join(SERVER),
+                detail,
+            })?
+        }
+    };
+    check_names(&names)?;
+    write_server(directory, authority.issuer(), authority.consortium(), &names, now)?;
+    Ok(names)
+}
+
+fn server_names(founding: &Founding) -> Result<Vec<String>, InitError> {
+    let invalid = || InitError::Address(founding.address.clone());
+    let (host, port) = founding.address.rsplit_once(':').ok_or_else(invalid)?;
+    port.parse::<u16>().map_err(|_| invalid())?;
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let mut names = founding.server_names.clone();
+    if !names.contains(&host) {
+        names.insert(0, host);
+    }
+    check_names(&names)?;
+    Ok(names)
+}
+
+fn check_names(names: &[String]) -> Result<(), InitError> {
+    match names.iter().find(|name| ServerName::try_from(name.as_str()).is_err()) {
+        Some(bad) => Err(InitError::ServerName(bad.clone())),
+        None => Ok(()),
+    }
+}
+
+fn write_server(
+    directory: &Path,
+    issuer: &Issuer<'_, KeyPair>,
+    consortium: &ConsortiumName,
+    names: &[String],
+    now: Timestamp,
+) -> Result<(), InitError> {
+    let key = new_key()?;
+    let server = certificate::server(issuer, consortium, names, &key, (now, SERVER_VALID))?;
+    let text = format!("{}{}", certificate_pem(&server), key.serialize_pem());
+    secret(directory, SERVER, &text)
+}
+
+fn write_log_key(directory: &Path, consortium: &ConsortiumName) -> Result<String, InitError> {
+    let failed = |e: &dyn std::error::Error| InitError::LogKey(chain(e));
+    let pkcs8 = Signer::generate(&SystemRandom::new()).map_err(|e| failed(&e))?;
+    let signer = Signer::from_pkcs8(&log_name(consortium), &pkcs8).map_err(|e| failed(&e))?;
+    let verifier_key = signer.verifier_key().to_string();
+    secret(directory, LOG_KEY, &private_key_pem(&pkcs8))?;
+    public(directory, LOG_VERIFIER_KEY, &format!("{verifier_key}\n"))?;
+    Ok(verifier_key)
+}
+
+fn found_operator(
+    founding: &Founding,
+    issuer: &Issuer<'_, KeyPair>,
+    root: CertificateDer<'static>,
+    log_verifier_key: &str,
+    now: Timestamp,
+) -> Result<Identity, InitError> {
+    let key = new_key()?;
+    let member = Member { role: Role::Operator, name: founding.operator.clone() };
+    let request = CertificateRequest::of(&key);
+    let valid = (now, MEMBER_VALID);
+    let certificate = certificate::member(issuer, &founding.consortium, &member, &request, valid)?;
+    Ok(Identity {
+        consortium: founding.consortium.clone(),
+        member,
+        address: founding.address.clone(),
+        log_verifier_key: log_verifier_key.to_owned(),
+        certificate: CertificateDer::from(certificate),
+        root,
+        key_pem: key.serialize_pem(),
+    })
+}
+
+fn config_text(founding: &Founding) -> String {
+    SAMPLE.replacen(SAMPLE_LISTEN, &format!("listen = {:?}", founding.listen), 1).replacen(
+        SAMPLE_ADDRESS,
+        &format!("address = {:?}", founding.address),
+        1,
+    )
+}
+
+fn new_key() -> Result<KeyPair, rcgen::Error> {
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+}
+
+fn secret(directory: &Path, name: &str, text: &str) -> Result<(), InitError> {
+    let path = directory.join(name);
+    write_secret(&path, text.as_bytes()).map_err(|source| InitError::File { path, source })
+}
+
+fn public(directory: &Path, name: &str, text: &str) -> Result<(), InitError> {
+    let path = directory.join(name);
+    write_durably(&path, text.as_bytes(), 0o644).map_err(|source| InitError::File { path, source })
+}

@@ -1,0 +1,34 @@
+//! Who belongs to the consortium: its private authority, invitations and enrolment.
+//!
+//! Pure but for the files of the authority's directory: which invitations exist and which are
+//! used is the store's to know.
+
+mod authority;
+mod certificate;
+mod init;
+mod invitation;
+
+pub use authority::{Authority, AuthorityError, MEMBER_VALID, server_identity};
+pub use certificate::{CertificateRequest, InvalidRequest};
+pub use init::{Founded, Founding, InitError, init, renew_server};
+pub use invitation::{Admission, EnrolmentRefused, admit, new_kit, token_digest};
+
+/// The authority's private key. Whoever holds it can be any member.
+pub const ROOT_KEY: &str = "root-key.pem";
+/// The authority's certificate.
+pub const ROOT: &str = "root.pem";
+/// The server's certificate and key in one file, so that renewal is one rename.
+pub const SERVER: &str = "server.pem";
+/// The certificate of the operator that `init` made: the one member no invitation precedes.
+pub const FOUNDER: &str = "founder.pem";
+/// The log's Ed25519 key, PKCS #8 PEM.
+pub const LOG_KEY: &str = "log-key.pem";
+/// The log's public key in C2SP verifier form.
+pub const LOG_VERIFIER_KEY: &str = "log.vkey";
+/// The coordinator's configuration.
+pub const CONFIG: &str = "coordinator.toml";
+/// The first operator's identity, to be moved to the operator's machine.
+pub const OPERATOR: &str = "operator";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,371 @@
+//! Commands to events. Refuses what the rules do not allow; changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tributary_shared::manifest::COHORT_MAX;
+
+use super::event::{EndState, LossCause, Missing, RunEvent};
+use super::seat::{Accepted, Seat, Seats};
+use super::*;
+
+/// Longest text of one refusal or end in a leaf, characters.
+const DETAIL_CHARS: usize = 1_000;
+/// Longest texts of all missing sites together in one leaf, characters.
+const REASONS_CHARS: usize = 6_000;
+
+impl Run {
+    /// The first event of a run that `by` starts with a checked `manifest`.
+    pub fn start(manifest: RunManifest, adapter: Digest, by: &str) -> RunEvent {
+        let contract = manifest.contract().expect("a checked manifest has a contract");
+        RunEvent::RunStarted {
+            manifest_digest: manifest.digest(),
+            contract: contract.digest(),
+            adapter,
+            manifest: Box::new(manifest),
+            by: by.to_owned(),
+        }
+    }
+
+    /// The events `command` leads to at `now`; none when everything it asks is so already.
+    pub fn decide(&self, now: Timestamp, command: Command) -> Result<Vec<RunEvent>, Refusal> {
+        match command {
+            Command::Open { active } => Ok(self.open_round(now, &active)),
+            Command::AcceptTerms { site, round, manifest, base, cases } => {
+                self.accept_terms(site, round, manifest, base, cases)
+            }
+            Command::Decline { site, round, reason } => self.decline(now, site, round, reason),
+            Command::Lose { site, cause } => Ok(self.lose(now, site, cause)),
+            Command::Hear { site, moving } => Ok(self.hear(site, moving)),
+            Command::Admit { site, round, delta } => self.admit(now, site, round, delta),
+            Command::Refuse { site, round, digest, reason } => {
+                self.refuse(now, site, round, digest, reason)
+            }
+            Command::Tick => Ok(self.close_if_due(now, &[])),
+            Command::Publish { round, adapter } => Ok(self.publish(round, adapter)),
+            Command::Stop { reason } => self.stop(reason),
+        }
+    }
+
+    fn open_round(&self, now: Timestamp, active: &BTreeSet<SiteName>) -> Vec<RunEvent> {
+        if self.phase != Phase::Waiting {
+            return Vec::new();
+        }
+        let cohort: Vec<SiteName> = match &self.manifest.cohort {
+            Some(cohort) => cohort.sites.intersection(active).cloned().collect(),
+            None => active.iter().cloned().collect(),
+        };
+        let cohort: Vec<SiteName> = cohort.into_iter().take(COHORT_MAX).collect();
+        if cohort.len() < self.manifest.quorum.sites as usize {
+            return Vec::new();
+        }
+        vec![RunEvent::RoundOpened {
+            round: self.round() + 1,
+            base: self.adapter(),
+            cohort,
+            deadline: now.plus(self.manifest.rounds.round_deadline()),
+        }]
+    }
+
+    fn accept_terms(
+        &self,
+        site: SiteName,
+        round: u32,
+        manifest: Digest,
+        base: Digest,
+        cases: u64,
+    ) -> Result<Vec<RunEvent>, Refusal> {
+        let (collecting, seat) = self.open_seat(&site, round)?;
+        differs("manifest", self.manifest_digest, manifest)?;
+        differs("base", collecting.base, base)?;
+        let cases_max = self.manifest.limits.cases_max;
+        if cases == 0 || cases > cases_max {
+            return Err(wrong("cases", format!("1 to {cases_max}"), cases));
+        }
+        match seat {
+            Seat::Training { cases: declared } if *declared == cases => Ok(Vec::new()),
+            Seat::Asked | Seat::Training { .. } => {
+                Ok(vec![RunEvent::TermsAccepted { round, site, cases }])
+            }
+            Seat::Lost { cause: LossCause::Suspended, .. } => Err(Refusal::Suspended),
+            Seat::Lost { .. } => Ok(vec![RunEvent::TermsAccepted { round, site, cases }]),
+            // Settled already; the site lost our answer and hears of it when it submits.
+            Seat::Accepted(_) => Ok(Vec::new()),
+            Seat::Refused { reason, .. } | Seat::Declined { reason, .. } => Err(reason.clone()),
+        }
+    }
+
+    fn decline(
+        &self,
+        now: Timestamp,
+        site: SiteName,
+        round: u32,
+        reason: Refusal,
+    ) -> Result<Vec<RunEvent>, Refusal> {
+        let (_, seat) = self.open_seat(&site, round)?;
+        if seat.is_final() {
+            return Ok(Vec::new());
+        }
+        let reason = bounded(reason);
+        let seat = Seat::Declined { reason: reason.clone(), cases: seat.cases() };
+        let mut events = vec![RunEvent::Declined { round, site: site.clone(), reason }];
+        events.extend(self.close_if_due(now, &[(site, seat)]));
+        Ok(events)
+    }
+
+    fn lose(&self, now: Timestamp, site: SiteName, cause: LossCause) -> Vec<RunEvent> {
+        let Phase::Collecting(collecting) = &self.phase else { return Vec::new() };
+        let Some(seat) = collecting.seats.get(&site) else { return Vec::new() };
+        let suspends = cause == LossCause::Suspended;
+        let lost = match seat {
+            Seat::Asked | Seat::Training { .. } => true,
+            Seat::Lost { cause: earlier, .. } => suspends && *earlier != LossCause::Suspended,
+            Seat::Accepted(_) | Seat::Refused { .. } | Seat::Declined { .. } => false,
+        };
+        if !lost {
+            return Vec::new();
+        }
+        let round = collecting.round;
+        let seat = Seat::Lost { cause: cause.clone(), cases: seat.cases() };
+        let mut events = vec![RunEvent::SiteLost { round, site: site.clone(), cause }];
+        events.extend(self.close_if_due(now, &[(site, seat)]));
+        events
+    }
+
+    fn hear(&self, site: SiteName, moving: bool) -> Vec<RunEvent> {
+        let Phase::Collecting(collecting) = &self.phase else { return Vec::new() };
+        match collecting.seats.get(&site) {
+            Some(Seat::Lost { cause: LossCause::Suspended, .. }) => Vec::new(),
+            // Its heartbeats never ceased; only work brings it back.
+            Some(Seat::Lost { cause: LossCause::Stalled { .. }, .. }) if !moving => Vec::new(),
+            // Without declared cases it has not agreed yet: it returns by accepting the terms.
+            Some(Seat::Lost { cases: Some(_), .. }) => {
+                vec![RunEvent::SiteReturned { round: collecting.round, site }]
+            }
+            Some(_) | None => Vec::new(),
+        }
+    }
+
+    fn admit(
+        &self,
+        now: Timestamp,
+        site: SiteName,
+        round: u32,
+        delta: Accepted,
+    ) -> Result<Vec<RunEvent>, Refusal> {
+        if let Some(verdict) = self.verdict(&site, round, delta.digest) {
+            return verdict.map(|()| Vec::new());
+        }
+        let (_, seat) = self.open_seat(&site, round)?;
+        if seat.is_suspended() {
+            return Err(Refusal::Suspended);
+        }
+        if let Some(reason) = cases_differ(seat, delta.cases, self.manifest.limits.cases_max) {
+            return self.refuse(now, site, round, delta.digest, reason);
+        }
+        let norm_max = self.manifest.limits.delta_norm_max;
+        if delta.norm > norm_max {
+            let reason = Refusal::OverNorm { norm: delta.norm, norm_max };
+            return self.refuse(now, site, round, delta.digest, reason);
+        }
+        let seat = Seat::Accepted(delta.clone());
+        let Accepted { digest, cases, norm, bytes, metrics } = delta;
+        let mut events = vec![RunEvent::DeltaAccepted {
+            round,
+            site: site.clone(),
+            digest,
+            cases,
+            norm,
+            bytes,
+            metrics,
+        }];
+        events.extend(self.close_if_due(now, &[(site, seat)]));
+        Ok(events)
+    }
+
+    fn refuse(
+        &self,
+        now: Timestamp,
+        site: SiteName,
+        round: u32,
+        digest: Digest,
+        reason: Refusal,
+    ) -> Result<Vec<RunEvent>, Refusal> {
+        let (_, seat) = self.open_seat(&site, round)?;
+        if seat.is_final() {
+            return Ok(Vec::new());
+        }
+        let reason = bounded(reason);
+        let seat = Seat::Refused { digest, reason: reason.clone(), cases: seat.cases() };
+        let mut events = vec![RunEvent::DeltaRefused { round, site: site.clone(), digest, reason }];
+        events.extend(self.close_if_due(now, &[(site, seat)]));
+        Ok(events)
+    }
+
+    fn publish(&self, round: u32, adapter: Digest) -> Vec<RunEvent> {
+        let Phase::Aggregating(aggregating) = &self.phase else { return Vec::new() };
+        if aggregating.round != round {
+            return Vec::new();
+        }
+        let version = self.rounds_published() + 1;
+        let mut events = vec![RunEvent::AdapterPublished {
+            round,
+            version,
+            adapter,
+            strategy: self.manifest.strategy.as_str().to_owned(),
+            cases: aggregating.accepted.iter().map(|(_, a)| a.cases).sum(),
+        }];
+        if version == self.manifest.rounds.count {
+            let (state, detail) = self.completion();
+            events.push(RunEvent::RunEnded { state, detail });
+        }
+        events
+    }
+
+    fn stop(&self, reason: String) -> Result<Vec<RunEvent>, Refusal> {
+        if let Phase::Ended { state, .. } = &self.phase {
+            return Err(Refusal::RunEnded { state: state.as_str().to_owned() });
+        }
+        let detail = shorten(&reason, DETAIL_CHARS);
+        Ok(vec![RunEvent::RunEnded { state: EndState::Stopped, detail }])
+    }
+
+    /// The closing events once nothing more is worth waiting for, with `changes` to the seats
+    /// that earlier events of the same decision make.
+    fn close_if_due(&self, now: Timestamp, changes: &[(SiteName, Seat)]) -> Vec<RunEvent> {
+        let Phase::Collecting(collecting) = &self.phase else { return Vec::new() };
+        let mut seats = collecting.seats.clone();
+        seats.extend(changes.iter().cloned());
+        if now < collecting.deadline && self.is_awaited(&seats) {
+            return Vec::new();
+        }
+        let quorum_met = self.quorum_met(&seats);
+        let round = collecting.round;
+        let missing = missing(&seats);
+        let void = self.void_in_a_row + 1;
+        let mut events =
+            vec![RunEvent::RoundClosed { round, quorum_met, missing: missing.clone() }];
+        if !quorum_met && void > self.manifest.rounds.void_max {
+            let why: Vec<String> =
+                missing.iter().map(|m| format!("{}: {}", m.site, m.reason)).collect();
+            let detail = format!("no quorum in {void} rounds in a row; {}", why.join("; "));
+            events.push(RunEvent::RunEnded {
+                state: EndState::Failed,
+                detail: shorten(&detail, DETAIL_CHARS),
+            });
+        }
+        events
+    }
+
+    /// Whether more may come, and is wanted, before the deadline.
+    pub(super) fn is_awaited(&self, seats: &Seats) -> bool {
+        let quorum_met = self.quorum_met(seats);
+        seats.values().any(|seat| match seat {
+            Seat::Asked | Seat::Training { .. } => true,
+            // Not back in this round, even if it is reinstated.
+            Seat::Lost { cause: LossCause::Suspended, .. } => false,
+            // A lost site may return, which matters as long as the quorum needs it.
+            Seat::Lost { .. } => !quorum_met,
+            Seat::Accepted(_) | Seat::Refused { .. } | Seat::Declined { .. } => false,
+        })
+    }
+
+    pub(super) fn quorum_met(&self, seats: &Seats) -> bool {
+        let accepted = || seats.values().filter(|s| matches!(s, Seat::Accepted(_)));
+        if accepted().count() < self.manifest.quorum.sites as usize {
+            return false;
+        }
+        let Some(share) = self.manifest.quorum.share_of_cases else { return true };
+        let declared: u64 = seats.values().filter_map(Seat::cases).sum();
+        let held: u64 = accepted().filter_map(Seat::cases).sum();
+        held as f64 >= share * declared as f64
+    }
+
+    /// How a run ends after its last round, and in words who was missing where.
+    fn completion(&self) -> (EndState, String) {
+        let mut gaps: BTreeMap<&SiteName, (Vec<String>, &str)> = BTreeMap::new();
+        for (round, past) in &self.past {
+            for m in &past.missing {
+                let gap = gaps.entry(&m.site).or_insert((Vec::new(), &m.reason));
+                gap.0.push(round.to_string());
+                gap.1 = &m.reason;
+            }
+        }
+        if gaps.is_empty() {
+            return (EndState::Completed, String::new());
+        }
+        let words: Vec<String> = gaps
+            .iter()
+            .map(|(site, (rounds, reason))| {
+                format!("{site} missing in round {}: {reason}", rounds.join(", "))
+            })
+            .collect();
+        (EndState::CompletedPartial, shorten(&words.join("; "), DETAIL_CHARS))
+    }
+}
+
+/// Why a submission's cases are not those its site declared, if they are not.
+pub(super) fn cases_differ(seat: &Seat, cases: u64, cases_max: u64) -> Option<Refusal> {
+    match seat.cases() {
+        Some(declared) if declared == cases => None,
+        Some(declared) => Some(wrong("cases", declared, cases)),
+        None => Some(wrong("cases", format!("terms accepted with 1 to {cases_max} cases"), cases)),
+    }
+}
+
+fn missing(seats: &Seats) -> Vec<Missing> {
+    let chars_max = DETAIL_CHARS.min(REASONS_CHARS / seats.len().max(1));
+    let late = |seat: &Seat| match seat {
+        Seat::Asked => Some("did not answer before the round closed".to_owned()),
+        Seat::Training { .. } => Some("still training when the round closed".to_owned()),
+        Seat::Accepted(_) => None,
+        Seat::Refused { .. } | Seat::Declined { .. } | Seat::Lost { .. } => {
+            Some(shorten(&seat.detail(), chars_max))
+        }
+    };
+    seats
+        .iter()
+        .filter_map(|(site, seat)| late(seat).map(|reason| Missing { site: site.clone(), reason }))
+        .collect()
+}
+
+/// A leaf has a size limit, and the whole story is in the earlier events.
+fn shorten(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{} …", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// A reason as it goes into a leaf: what others wrote in it, cut to size.
+fn bounded(reason: Refusal) -> Refusal {
+    let cut = |text: String| shorten(&text, DETAIL_CHARS);
+    match reason {
+        Refusal::Malformed { detail } => Refusal::Malformed { detail: cut(detail) },
+        Refusal::Policy { reason } => Refusal::Policy { reason: cut(reason) },
+        Refusal::SiteFailed { reason } => Refusal::SiteFailed { reason: cut(reason) },
+        // Lines of checked names and numbers, and few of them.
+        Refusal::Contract { .. }
+        | Refusal::Wrong { .. }
+        | Refusal::NotFinite { .. }
+        | Refusal::OverNorm { .. }
+        | Refusal::Size { .. }
+        | Refusal::Digest { .. }
+        | Refusal::AlreadySubmitted { .. }
+        | Refusal::RoundOver { .. }
+        | Refusal::NotInCohort { .. }
+        | Refusal::RunEnded { .. }
+        | Refusal::Suspended => reason,
+    }
+}
+
+fn differs(field: &str, expected: Digest, found: Digest) -> Result<(), Refusal> {
+    if expected == found { Ok(()) } else { Err(wrong(field, expected, found)) }
+}
+
+fn wrong(field: &str, expected: impl ToString, found: impl ToString) -> Refusal {
+    Refusal::Wrong {
+        field: field.to_owned(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    }
+}

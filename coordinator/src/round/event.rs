@@ -1,0 +1,250 @@
+//! What happened: the events of a run and of the registry. They are the history itself; each is
+//! one leaf of the audit log.
+
+use serde::{Deserialize, Serialize};
+use tributary_shared::digest::Digest;
+use tributary_shared::manifest::RunManifest;
+use tributary_shared::name::SiteName;
+use tributary_shared::refusal::Refusal;
+use tributary_shared::terms::SiteMetrics;
+use tributary_shared::timestamp::Timestamp;
+
+/// An event of one run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RunEvent {
+    /// The first event: the operator's manifest was taken.
+    RunStarted {
+        /// The terms, whole.
+        manifest: Box<RunManifest>,
+        /// Digest of the manifest's canonical JSON.
+        manifest_digest: Digest,
+        /// Digest of the adapter contract the manifest implies.
+        contract: Digest,
+        /// Digest of the initial adapter, version 0.
+        adapter: Digest,
+        /// Who asked, as the certificate says.
+        by: String,
+    },
+    /// A round was opened to its cohort.
+    RoundOpened {
+        /// The round, from 1, without gaps.
+        round: u32,
+        /// Digest of the global adapter to start from.
+        base: Digest,
+        /// The sites asked.
+        cohort: Vec<SiteName>,
+        /// The round's hard cap.
+        deadline: Timestamp,
+    },
+    /// A site agreed to the terms and said how many training cases it holds.
+    TermsAccepted {
+        /// The round.
+        round: u32,
+        /// The site.
+        site: SiteName,
+        /// Its training cases.
+        cases: u64,
+    },
+    /// A site said no, by policy or because it could not train.
+    Declined {
+        /// The round.
+        round: u32,
+        /// The site.
+        site: SiteName,
+        /// Its reason.
+        reason: Refusal,
+    },
+    /// A site fell silent, stalled or was suspended.
+    SiteLost {
+        /// The round.
+        round: u32,
+        /// The site.
+        site: SiteName,
+        /// Why it counts as lost.
+        cause: LossCause,
+    },
+    /// A lost site was heard again before the round closed.
+    SiteReturned {
+        /// The round.
+        round: u32,
+        /// The site.
+        site: SiteName,
+    },
+    /// A delta did not pass admission; the site has no further try in this round.
+    DeltaRefused {
+        /// The round.
+        round: u32,
+        /// The site.
+        site: SiteName,
+        /// The digest it came under.
+        digest: Digest,
+        /// Why.
+        reason: Refusal,
+    },
+    /// A delta passed admission and is counted.
+    DeltaAccepted {
+        /// The round.
+        round: u32,
+        /// The site.
+        site: SiteName,
+        /// Digest of the delta's canonical bytes.
+        digest: Digest,
+        /// Its weight: training cases.
+        cases: u64,
+        /// Its L2 norm.
+        norm: f64,
+        /// Size of its canonical bytes.
+        bytes: u64,
+        /// What the site says of its training.
+        metrics: SiteMetrics,
+    },
+    /// No more deltas are taken.
+    RoundClosed {
+        /// The round.
+        round: u32,
+        /// Whether the accepted deltas make the quorum; else the round is void.
+        quorum_met: bool,
+        /// Who did not contribute, and why, in words.
+        missing: Vec<Missing>,
+    },
+    /// The next global adapter.
+    AdapterPublished {
+        /// The round it came out of.
+        round: u32,
+        /// Its version: published rounds so far.
+        version: u32,
+        /// Digest of its canonical bytes.
+        adapter: Digest,
+        /// The strategy that made it.
+        strategy: String,
+        /// Cases behind it.
+        cases: u64,
+    },
+    /// The last event.
+    RunEnded {
+        /// How it ended.
+        state: EndState,
+        /// Who and why, in words.
+        detail: String,
+    },
+}
+
+/// Why a site counts as lost to a round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "cause", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LossCause {
+    /// It never answered the round's terms.
+    #[error("did not answer within {waited_s} s")]
+    NoAnswer {
+        /// Seconds since the round opened.
+        waited_s: u64,
+    },
+    /// Its heartbeats stopped.
+    #[error("not heard for {silent_s} s")]
+    Silent {
+        /// Seconds since the last heartbeat.
+        silent_s: u64,
+    },
+    /// It is heard, but its training step does not move.
+    #[error("no progress for {stalled_s} s at step {step}")]
+    Stalled {
+        /// Seconds since the step last moved.
+        stalled_s: u64,
+        /// The step.
+        step: u64,
+    },
+    /// The operator suspended or revoked it.
+    #[error("suspended by the operator")]
+    Suspended,
+}
+
+/// A site that did not contribute to a round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Missing {
+    /// The site.
+    pub site: SiteName,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndState {
+    /// Every round asked for, from every site asked.
+    Completed,
+    /// Every round asked for, but not from every site; the detail names who and why.
+    CompletedPartial,
+    /// The operator stopped it; published versions stand.
+    Stopped,
+    /// Quorum could not be met; published versions stand.
+    Failed,
+}
+
+impl EndState {
+    /// The name in tables and messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::CompletedPartial => "completed_partial",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// An event of the registry: who may take part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RegistryEvent {
+    /// The coordinator was set up; always leaf 0.
+    Founded {
+        /// The consortium.
+        consortium: String,
+        /// SHA-256 of the root certificate, DER.
+        root: Digest,
+    },
+    /// An invitation was issued.
+    Invited {
+        /// `site/NAME`, `operator/NAME` or `auditor/NAME`.
+        member: String,
+        /// When the token expires.
+        expires: Timestamp,
+        /// Who asked.
+        by: String,
+    },
+    /// A certificate was issued against an invitation.
+    Enrolled {
+        /// The member.
+        member: String,
+        /// SHA-256 of the certificate, DER.
+        certificate: Digest,
+    },
+    /// A site may not take part until reinstated.
+    Suspended {
+        /// The member.
+        member: String,
+        /// The operator's words.
+        reason: String,
+        /// Who asked.
+        by: String,
+    },
+    /// A suspended site may take part again.
+    Reinstated {
+        /// The member.
+        member: String,
+        /// Who asked.
+        by: String,
+    },
+    /// The certificate is dead for good; a new invitation is needed.
+    Revoked {
+        /// The member.
+        member: String,
+        /// The operator's words.
+        reason: String,
+        /// Who asked.
+        by: String,
+    },
+}

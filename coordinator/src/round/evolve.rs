@@ -1,0 +1,274 @@
+//! Events to state. Believes nothing: a history that the rules do not allow is named as such,
+//! which is what an audit relies on.
+
+use super::event::{EndState, LossCause, RunEvent};
+use super::seat::{Accepted, Seat, Seats};
+use super::*;
+
+impl Run {
+    /// The run after its first event, committed at `at`.
+    pub fn open(at: Timestamp, first: &RunEvent) -> Result<Self, CorruptHistory> {
+        let RunEvent::RunStarted { manifest, manifest_digest, contract, adapter, .. } = first
+        else {
+            return Err(CorruptHistory("a run begins with run_started".to_owned()));
+        };
+        manifest.check().map_err(|e| CorruptHistory(format!("manifest: {e}")))?;
+        let implied =
+            manifest.contract().ok_or_else(|| CorruptHistory("no contract".to_owned()))?;
+        require(manifest.digest() == *manifest_digest, || {
+            format!("manifest digest is {}, recorded {manifest_digest}", manifest.digest())
+        })?;
+        require(implied.digest() == *contract, || {
+            format!("contract digest is {}, recorded {contract}", implied.digest())
+        })?;
+        Ok(Self {
+            manifest: (**manifest).clone(),
+            manifest_digest: *manifest_digest,
+            contract: implied,
+            started: at,
+            adapters: vec![*adapter],
+            phase: Phase::Waiting,
+            past: BTreeMap::new(),
+            void_in_a_row: 0,
+        })
+    }
+
+    /// The run after one more event, committed at `at`.
+    pub fn evolve(mut self, at: Timestamp, event: &RunEvent) -> Result<Self, CorruptHistory> {
+        match event {
+            RunEvent::RunStarted { .. } => {
+                return Err(CorruptHistory("run_started twice".to_owned()));
+            }
+            RunEvent::RoundOpened { round, base, cohort, deadline } => {
+                self.round_opened(at, *round, *base, cohort, *deadline)?;
+            }
+            RunEvent::TermsAccepted { round, site, cases } => {
+                let seat = self.seat_mut(*round, site)?;
+                require(!seat.is_final() && !seat.is_suspended(), || {
+                    format!("{site} accepted terms after it was settled or suspended")
+                })?;
+                *seat = Seat::Training { cases: *cases };
+            }
+            RunEvent::Declined { round, site, reason } => {
+                let cases = self.seat_mut(*round, site)?.cases();
+                self.settle(*round, site, Seat::Declined { reason: reason.clone(), cases })?;
+            }
+            RunEvent::SiteLost { round, site, cause } => {
+                let cases = self.seat_mut(*round, site)?.cases();
+                self.settle(*round, site, Seat::Lost { cause: cause.clone(), cases })?;
+            }
+            RunEvent::SiteReturned { round, site } => self.site_returned(*round, site)?,
+            RunEvent::DeltaRefused { round, site, digest, reason } => {
+                let cases = self.seat_mut(*round, site)?.cases();
+                let seat = Seat::Refused { digest: *digest, reason: reason.clone(), cases };
+                self.settle(*round, site, seat)?;
+            }
+            RunEvent::DeltaAccepted { round, site, digest, cases, norm, bytes, metrics } => {
+                let delta = Accepted {
+                    digest: *digest,
+                    cases: *cases,
+                    norm: *norm,
+                    bytes: *bytes,
+                    metrics: metrics.clone(),
+                };
+                self.delta_accepted(*round, site, delta)?;
+            }
+            RunEvent::RoundClosed { round, quorum_met, missing } => {
+                self.round_closed(at, *round, *quorum_met, missing)?;
+            }
+            RunEvent::AdapterPublished { round, version, adapter, cases, .. } => {
+                self.adapter_published(at, *round, *version, *adapter, *cases)?;
+            }
+            RunEvent::RunEnded { state, detail } => self.run_ended(at, *state, detail)?,
+        }
+        Ok(self)
+    }
+
+    fn round_opened(
+        &mut self,
+        at: Timestamp,
+        round: u32,
+        base: Digest,
+        cohort: &[SiteName],
+        deadline: Timestamp,
+    ) -> Result<(), CorruptHistory> {
+        require(self.phase == Phase::Waiting, || {
+            format!("round {round} opened while another ran")
+        })?;
+        require(round == self.round() + 1, || format!("round {round} after {}", self.round()))?;
+        require(base == self.adapter(), || format!("round {round} starts from {base}"))?;
+        require(self.rounds_published() < self.manifest.rounds.count, || {
+            format!("round {round} opened after all {} were published", self.manifest.rounds.count)
+        })?;
+        require(cohort.len() >= self.manifest.quorum.sites as usize, || {
+            format!("round {round} asks {} sites, below the quorum", cohort.len())
+        })?;
+        require(deadline == at.plus(self.manifest.rounds.round_deadline()), || {
+            format!("round {round} has deadline {deadline}")
+        })?;
+        let seats: Seats = cohort.iter().map(|s| (s.clone(), Seat::Asked)).collect();
+        require(seats.len() == cohort.len(), || format!("round {round} asks a site twice"))?;
+        self.phase = Phase::Collecting(Collecting { round, base, opened: at, deadline, seats });
+        Ok(())
+    }
+
+    fn site_returned(&mut self, round: u32, site: &SiteName) -> Result<(), CorruptHistory> {
+        let seat = self.seat_mut(round, site)?;
+        let Seat::Lost { cases: Some(cases), cause } = seat else {
+            return Err(CorruptHistory(format!("{site} returned without having been lost")));
+        };
+        require(*cause != LossCause::Suspended, || format!("{site} returned while suspended"))?;
+        *seat = Seat::Training { cases: *cases };
+        Ok(())
+    }
+
+    fn delta_accepted(
+        &mut self,
+        round: u32,
+        site: &SiteName,
+        delta: Accepted,
+    ) -> Result<(), CorruptHistory> {
+        let norm_max = self.manifest.limits.delta_norm_max;
+        require(delta.norm <= norm_max, || {
+            format!("{site}: norm {} above {norm_max}", delta.norm)
+        })?;
+        let seat = self.seat_mut(round, site)?;
+        require(!seat.is_suspended(), || format!("{site} was counted while suspended"))?;
+        let declared = seat.cases();
+        require(declared == Some(delta.cases), || {
+            format!("{site}: {} cases counted, {declared:?} declared", delta.cases)
+        })?;
+        self.settle(round, site, Seat::Accepted(delta))
+    }
+
+    fn round_closed(
+        &mut self,
+        at: Timestamp,
+        round: u32,
+        quorum_met: bool,
+        missing: &[Missing],
+    ) -> Result<(), CorruptHistory> {
+        let collecting = match std::mem::replace(&mut self.phase, Phase::Waiting) {
+            Phase::Collecting(collecting) if collecting.round == round => collecting,
+            Phase::Collecting(_) | Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => {
+                return Err(CorruptHistory(format!("round {round} closed and was not open")));
+            }
+        };
+        let accepted: Vec<(SiteName, Accepted)> = collecting
+            .seats
+            .iter()
+            .filter_map(|(site, seat)| match seat {
+                Seat::Accepted(accepted) => Some((site.clone(), accepted.clone())),
+                Seat::Asked
+                | Seat::Training { .. }
+                | Seat::Refused { .. }
+                | Seat::Declined { .. }
+                | Seat::Lost { .. } => None,
+            })
+            .collect();
+        require(quorum_met == self.quorum_met(&collecting.seats), || {
+            format!("round {round} with {} deltas has quorum_met {quorum_met}", accepted.len())
+        })?;
+        require(at >= collecting.deadline || !self.is_awaited(&collecting.seats), || {
+            format!("round {round} closed while sites were awaited")
+        })?;
+        let absent = collecting.seats.iter().filter(|(_, s)| !matches!(s, Seat::Accepted(_)));
+        require(missing.iter().map(|m| &m.site).eq(absent.map(|(site, _)| site)), || {
+            format!("round {round} closed with {} sites named as missing", missing.len())
+        })?;
+        let base = collecting.base;
+        let past = PastRound {
+            base,
+            opened: collecting.opened,
+            seats: collecting.seats,
+            missing: missing.to_vec(),
+            published: None,
+        };
+        self.past.insert(round, past);
+        if quorum_met {
+            self.void_in_a_row = 0;
+            self.phase = Phase::Aggregating(Aggregating { round, base, accepted });
+        } else {
+            self.void_in_a_row += 1;
+        }
+        Ok(())
+    }
+
+    fn adapter_published(
+        &mut self,
+        at: Timestamp,
+        round: u32,
+        version: u32,
+        adapter: Digest,
+        cases: u64,
+    ) -> Result<(), CorruptHistory> {
+        let Phase::Aggregating(aggregating) = &self.phase else {
+            return Err(CorruptHistory(format!("round {round} published and was not closed")));
+        };
+        require(aggregating.round == round, || format!("round {round} published out of turn"))?;
+        let counted: u64 = aggregating.accepted.iter().map(|(_, a)| a.cases).sum();
+        require(counted == cases, || format!("{cases} cases published, {counted} accepted"))?;
+        require(version == self.rounds_published() + 1, || {
+            format!("version {version} out of turn")
+        })?;
+        if let Some(past) = self.past.get_mut(&round) {
+            past.published = Some((adapter, at));
+        }
+        self.adapters.push(adapter);
+        self.phase = Phase::Waiting;
+        Ok(())
+    }
+
+    fn run_ended(
+        &mut self,
+        at: Timestamp,
+        state: EndState,
+        detail: &str,
+    ) -> Result<(), CorruptHistory> {
+        require(!matches!(self.phase, Phase::Ended { .. }), || "ended twice".to_owned())?;
+        let finished = self.rounds_published() == self.manifest.rounds.count;
+        let complete = self.past.values().all(|past| past.missing.is_empty());
+        let honest = match state {
+            EndState::Completed => finished && complete,
+            EndState::CompletedPartial => finished && !complete,
+            EndState::Stopped | EndState::Failed => !finished,
+        };
+        require(honest, || {
+            let (done, asked) = (self.rounds_published(), self.manifest.rounds.count);
+            format!("ended as {} with {done} of {asked} rounds", state.as_str())
+        })?;
+        let ended = Phase::Ended { state, detail: detail.to_owned(), at };
+        // A round cut short keeps its seats: its sites may still ask for a lost answer.
+        if let Phase::Collecting(Collecting { round, base, opened, seats, .. }) =
+            std::mem::replace(&mut self.phase, ended)
+        {
+            let past = PastRound { base, opened, seats, missing: Vec::new(), published: None };
+            self.past.insert(round, past);
+        }
+        Ok(())
+    }
+
+    fn seat_mut(&mut self, round: u32, site: &SiteName) -> Result<&mut Seat, CorruptHistory> {
+        let stray =
+            || CorruptHistory(format!("{site} acts in round {round}, which does not ask it"));
+        match &mut self.phase {
+            Phase::Collecting(collecting) if collecting.round == round => {
+                collecting.seats.get_mut(site).ok_or_else(stray)
+            }
+            Phase::Collecting(_) | Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => {
+                Err(stray())
+            }
+        }
+    }
+
+    fn settle(&mut self, round: u32, site: &SiteName, seat: Seat) -> Result<(), CorruptHistory> {
+        let current = self.seat_mut(round, site)?;
+        require(!current.is_final(), || format!("{site} was settled twice in round {round}"))?;
+        *current = seat;
+        Ok(())
+    }
+}
+
+fn require(holds: bool, problem: impl FnOnce() -> String) -> Result<(), CorruptHistory> {
+    if holds { Ok(()) } else { Err(CorruptHistory(problem())) }
+}

@@ -1,0 +1,335 @@
+//! A run as a pure fold over its events. Decides, never acts: no clock, no I/O, no randomness.
+//!
+//! The shell's whole contract with it (see `driver`): decide -> commit -> evolve -> act. A live
+//! run, a restarted one and an audited one are the same fold.
+
+mod decide;
+pub mod event;
+mod evolve;
+pub mod lease;
+pub mod record;
+pub mod seat;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tributary_shared::contract::AdapterContract;
+use tributary_shared::digest::Digest;
+use tributary_shared::manifest::RunManifest;
+use tributary_shared::name::SiteName;
+use tributary_shared::refusal::Refusal;
+use tributary_shared::tensors::{Header, Subject};
+use tributary_shared::terms::Terms;
+use tributary_shared::timestamp::Timestamp;
+
+use event::{EndState, LossCause, Missing};
+use seat::{Accepted, Seat, Seats};
+
+/// One run: its manifest, the phase it is in, and every closed round.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    manifest: RunManifest,
+    manifest_digest: Digest,
+    contract: AdapterContract,
+    started: Timestamp,
+    /// Digests of the published adapters; index = version, 0 the initial one.
+    adapters: Vec<Digest>,
+    phase: Phase,
+    /// Closed rounds. Outlives phases: a site that lost our answer must hear it again.
+    past: BTreeMap<u32, PastRound>,
+    /// Rounds in a row that ended below quorum.
+    void_in_a_row: u32,
+}
+
+/// Where a run stands, with the data valid there.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Phase {
+    /// Between rounds, until enough sites are active.
+    Waiting,
+    /// Deltas are taken.
+    Collecting(Collecting),
+    /// The round is closed with a quorum; the next adapter is owed.
+    Aggregating(Aggregating),
+    /// Over. Terminal.
+    Ended {
+        /// How.
+        state: EndState,
+        /// Who and why, in words.
+        detail: String,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// An open round.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Collecting {
+    /// The round.
+    pub round: u32,
+    /// Digest of the adapter the sites start from.
+    pub base: Digest,
+    /// When it was opened.
+    pub opened: Timestamp,
+    /// Its hard cap.
+    pub deadline: Timestamp,
+    /// Every site asked.
+    pub seats: Seats,
+}
+
+/// A closed round whose aggregate is owed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Aggregating {
+    /// The round.
+    pub round: u32,
+    /// Digest of the adapter the deltas change.
+    pub base: Digest,
+    /// What is aggregated, in the order it is aggregated: by site name.
+    pub accepted: Vec<(SiteName, Accepted)>,
+}
+
+/// A closed round.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PastRound {
+    /// Digest of the adapter the sites started from.
+    pub base: Digest,
+    /// When it was opened.
+    pub opened: Timestamp,
+    /// Where each site stood at the close.
+    pub seats: Seats,
+    /// Who did not contribute.
+    pub missing: Vec<Missing>,
+    /// The adapter that came out, and when; `None` for a void round or while it is owed.
+    pub published: Option<(Digest, Timestamp)>,
+}
+
+/// What may be asked of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Open the next round to these active sites, if they are enough.
+    Open {
+        /// The sites that may take part.
+        active: BTreeSet<SiteName>,
+    },
+    /// A site agrees to a round's terms.
+    AcceptTerms {
+        /// The site, from its certificate.
+        site: SiteName,
+        /// The round.
+        round: u32,
+        /// The manifest it read.
+        manifest: Digest,
+        /// The adapter it will start from.
+        base: Digest,
+        /// Its training cases.
+        cases: u64,
+    },
+    /// A site says no.
+    Decline {
+        /// The site.
+        site: SiteName,
+        /// The round.
+        round: u32,
+        /// Its reason.
+        reason: Refusal,
+    },
+    /// A site fell silent, stalled or was suspended.
+    Lose {
+        /// The site.
+        site: SiteName,
+        /// Why.
+        cause: LossCause,
+    },
+    /// A site was heard.
+    Hear {
+        /// The site.
+        site: SiteName,
+        /// Whether its work moves, as its lease tells: a stalled site that is merely heard stays
+        /// lost.
+        moving: bool,
+    },
+    /// A delta passed admission.
+    Admit {
+        /// The site.
+        site: SiteName,
+        /// The round.
+        round: u32,
+        /// The delta.
+        delta: Accepted,
+    },
+    /// A delta did not pass admission.
+    Refuse {
+        /// The site.
+        site: SiteName,
+        /// The round.
+        round: u32,
+        /// The digest it came under.
+        digest: Digest,
+        /// Why.
+        reason: Refusal,
+    },
+    /// Time has passed.
+    Tick,
+    /// The aggregate is computed and durable.
+    Publish {
+        /// The round.
+        round: u32,
+        /// Digest of the new adapter.
+        adapter: Digest,
+    },
+    /// The operator ends the run.
+    Stop {
+        /// The operator's words.
+        reason: String,
+    },
+}
+
+/// Events that no run could have written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("impossible history: {0}")]
+pub struct CorruptHistory(pub String);
+
+impl Run {
+    /// The manifest.
+    pub fn manifest(&self) -> &RunManifest {
+        &self.manifest
+    }
+
+    /// Digest of the manifest's canonical JSON.
+    pub fn manifest_digest(&self) -> Digest {
+        self.manifest_digest
+    }
+
+    /// The adapter contract.
+    pub fn contract(&self) -> &AdapterContract {
+        &self.contract
+    }
+
+    /// When the run was started.
+    pub fn started(&self) -> Timestamp {
+        self.started
+    }
+
+    /// Digests of the published adapters; index = version, 0 the initial one.
+    pub fn adapters(&self) -> &[Digest] {
+        &self.adapters
+    }
+
+    /// Where the run stands.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// Closed rounds by number.
+    pub fn past(&self) -> &BTreeMap<u32, PastRound> {
+        &self.past
+    }
+
+    /// Published rounds.
+    pub fn rounds_published(&self) -> u32 {
+        u32::try_from(self.adapters.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    /// The newest adapter.
+    pub fn adapter(&self) -> Digest {
+        self.adapters[self.adapters.len() - 1]
+    }
+
+    /// The open round, the one being aggregated, or the last one closed; 0 before the first.
+    pub fn round(&self) -> u32 {
+        match &self.phase {
+            Phase::Collecting(collecting) => collecting.round,
+            Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => {
+                self.past.last_key_value().map_or(0, |(round, _)| *round)
+            }
+        }
+    }
+
+    /// When the run next needs a [`Command::Tick`] although nobody asks anything.
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        match &self.phase {
+            Phase::Collecting(collecting) => Some(collecting.deadline),
+            Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => None,
+        }
+    }
+
+    /// What `site` should work on now: the open round, unless nothing more is wanted of it there.
+    pub fn assignment(&self, site: &SiteName) -> Option<Terms> {
+        let Phase::Collecting(collecting) = &self.phase else { return None };
+        let seat = collecting.seats.get(site)?;
+        if seat.is_final() || seat.is_suspended() {
+            return None;
+        }
+        Some(Terms {
+            run: self.manifest.name.clone(),
+            round: collecting.round,
+            manifest: self.manifest_digest,
+            base: collecting.base,
+            cohort_size: u32::try_from(collecting.seats.len()).unwrap_or(u32::MAX),
+            deadline: collecting.deadline,
+        })
+    }
+
+    /// The earlier verdict on this submission, if there is one; the same for all time.
+    pub fn verdict(
+        &self,
+        site: &SiteName,
+        round: u32,
+        digest: Digest,
+    ) -> Option<Result<(), Refusal>> {
+        self.seat(site, round)?.verdict(digest)
+    }
+
+    /// The header a delta of `site` must have now, or why none is wanted.
+    pub fn expected_delta(
+        &self,
+        site: &SiteName,
+        round: u32,
+        cases: u64,
+    ) -> Result<Header, Refusal> {
+        let (collecting, seat) = self.open_seat(site, round)?;
+        if seat.is_suspended() {
+            return Err(Refusal::Suspended);
+        }
+        if let Some(reason) = decide::cases_differ(seat, cases, self.manifest.limits.cases_max) {
+            return Err(reason);
+        }
+        let subject = Subject::Delta {
+            run: self.manifest.name.clone(),
+            round,
+            site: site.clone(),
+            base: collecting.base,
+            cases,
+        };
+        Ok(Header::new(subject, self.contract.digest(), &self.contract.layout))
+    }
+
+    /// A site's seat in an open or closed round.
+    pub fn seat(&self, site: &SiteName, round: u32) -> Option<&Seat> {
+        match &self.phase {
+            Phase::Collecting(collecting) if collecting.round == round => {
+                collecting.seats.get(site)
+            }
+            Phase::Collecting(_) | Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => {
+                self.past.get(&round)?.seats.get(site)
+            }
+        }
+    }
+
+    /// The open round and the site's seat in it, or why it has none.
+    fn open_seat(&self, site: &SiteName, round: u32) -> Result<(&Collecting, &Seat), Refusal> {
+        if let Phase::Ended { state, .. } = &self.phase {
+            return Err(Refusal::RunEnded { state: state.as_str().to_owned() });
+        }
+        match &self.phase {
+            Phase::Collecting(collecting) if collecting.round == round => {
+                let seat = collecting.seats.get(site).ok_or(Refusal::NotInCohort { round })?;
+                Ok((collecting, seat))
+            }
+            Phase::Collecting(_) | Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => {
+                Err(Refusal::RoundOver { round, current: self.round() })
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! Random commands from random sites at random times, and what must hold after every one.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SITES: [&str; 4] = ["a", "b", "c", "d"];
+
+/// A command with what depends on the run (its current round and base) left open.
+#[derive(Clone, Debug)]
+enum Op {
+    Open(u8),
+    /// What an honest site does: agrees and submits.
+    Contribute {
+        site: usize,
+    },
+    Accept {
+        site: usize,
+        round: i8,
+        cases: u64,
+        base: bool,
+    },
+    Decline {
+        site: usize,
+        round: i8,
+    },
+    Lose {
+        site: usize,
+        cause: u8,
+    },
+    Hear {
+        site: usize,
+        moving: bool,
+    },
+    Admit {
+        site: usize,
+        round: i8,
+        content: u8,
+        cases: u64,
+        norm: f64,
+    },
+    Refuse {
+        site: usize,
+        round: i8,
+        content: u8,
+    },
+    Publish {
+        round: i8,
+    },
+    Tick,
+    Wait(i64),
+    Stop,
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let site = || 0..SITES.len();
+    // Mostly the open round; sometimes one before or after it.
+    let round = || prop_oneof![8 => Just(0i8), 1 => Just(-1), 1 => Just(1)];
+    let cases = || prop_oneof![6 => Just(CASES), 2 => Just(7), 1 => Just(0)];
+    prop_oneof![
+        4 => any::<u8>().prop_map(Op::Open),
+        8 => site().prop_map(|site| Op::Contribute { site }),
+        8 => (site(), round(), cases(), proptest::bool::weighted(0.9))
+            .prop_map(|(site, round, cases, base)| Op::Accept { site, round, cases, base }),
+        1 => (site(), round()).prop_map(|(site, round)| Op::Decline { site, round }),
+        3 => (site(), 0..4u8).prop_map(|(site, cause)| Op::Lose { site, cause }),
+        3 => (site(), any::<bool>()).prop_map(|(site, moving)| Op::Hear { site, moving }),
+        8 => (site(), round(), 0..3u8, cases(), prop_oneof![9 => Just(1.0), 1 => Just(11.0)])
+            .prop_map(|(site, round, content, cases, norm)| {
+                Op::Admit { site, round, content, cases, norm }
+            }),
+        1 => (site(), round(), 0..3u8)
+            .prop_map(|(site, round, content)| Op::Refuse { site, round, content }),
+        5 => round().prop_map(|round| Op::Publish { round }),
+        2 => Just(Op::Tick),
+        3 => (0..60i64).prop_map(Op::Wait),
+        1 => Just(Op::Restart),
+        1 => proptest::bool::weighted(0.2).prop_map(|stop| if stop { Op::Stop } else { Op::Tick }),
+    ]
+}
+
+fn quorum() -> impl Strategy<Value = &'static str> {
+    prop_oneof![
+        Just("sites = 1"),
+        Just("sites = 2"),
+        Just("sites = 3"),
+        Just("sites = 1, share_of_cases = 0.6"),
+        Just("sites = 2, share_of_cases = 1.0"),
+    ]
+}
+
+impl Op {
+    /// The command this is of `run`, unless it is none.
+    fn command(&self, run: &Run) -> Option<Command> {
+        let near = |offset: i8| run.round().saturating_add_signed(offset.into());
+        let named = |index: &usize| site(SITES[*index]);
+        Some(match self {
+            Self::Open(mask) => {
+                let among = SITES.iter().enumerate().filter(|(i, _)| mask >> i & 1 == 1);
+                Command::Open { active: among.map(|(_, name)| site(name)).collect() }
+            }
+            Self::Accept { site, round, cases, base } => Command::AcceptTerms {
+                site: named(site),
+                round: near(*round),
+                manifest: run.manifest_digest(),
+                base: if *base { run.adapter() } else { Digest::of(b"another base") },
+                cases: *cases,
+            },
+            Self::Decline { site, round } => Command::Decline {
+                site: named(site),
+                round: near(*round),
+                reason: Refusal::Policy { reason: "no".to_owned() },
+            },
+            Self::Lose { site, cause } => Command::Lose {
+                site: named(site),
+                cause: match cause {
+                    0 => LossCause::NoAnswer { waited_s: 30 },
+                    1 => LossCause::Silent { silent_s: 10 },
+                    2 => LossCause::Stalled { stalled_s: 30, step: 3 },
+                    _ => LossCause::Suspended,
+                },
+            },
+            Self::Hear { site, moving } => Command::Hear { site: named(site), moving: *moving },
+            Self::Admit { site, round, content, cases, norm } => Command::Admit {
+                site: named(site),
+                round: near(*round),
+                delta: Accepted { norm: *norm, ..delta(*content, *cases) },
+            },
+            Self::Refuse { site, round, content } => Command::Refuse {
+                site: named(site),
+                round: near(*round),
+                digest: Digest::of(&[*content]),
+                reason: Refusal::Malformed { detail: "x".to_owned() },
+            },
+            Self::Publish { round } => Command::Publish {
+                round: near(*round),
+                adapter: Digest::of(format!("{}", run.adapters().len()).as_bytes()),
+            },
+            Self::Tick => Command::Tick,
+            Self::Stop => Command::Stop { reason: "enough".to_owned() },
+            Self::Contribute { .. } | Self::Wait(_) | Self::Restart => return None,
+        })
+    }
+}
+
+type Verdicts = BTreeMap<(SiteName, u32, Digest), Result<(), Refusal>>;
+
+/// Does `op`; says what came of it, for the trace.
+fn step(trial: &mut Trial, op: &Op) -> String {
+    match (op, op.command(&trial.run)) {
+        (_, Some(command)) => match trial.ask(command) {
+            Ok(events) => format!("{events:?}"),
+            Err(refusal) => format!("refused: {refusal}"),
+        },
+        (Op::Wait(seconds), None) => {
+            trial.wait(*seconds);
+            format!("now {}", trial.now)
+        }
+        (Op::Contribute { site }, None) => {
+            let accepted = trial.accept(SITES[*site], CASES);
+            format!("{accepted:?}, {:?}", trial.admit(SITES[*site], delta(0, CASES)))
+        }
+        (_, None) => {
+            trial.run = trial.refold();
+            "refolded".to_owned()
+        }
+    }
+}
+
+fn invariants(before: &Run, trial: &Trial, verdicts: &mut Verdicts) -> Result<(), String> {
+    ended_is_terminal(before, trial)?;
+    verdicts_are_kept(&trial.run, verdicts)?;
+    no_site_is_counted_twice(trial)?;
+    rounds_have_no_gaps(trial)?;
+    completed_means_nobody_was_missing(&trial.run)?;
+    the_deadline_closes_and_nothing_is_owed_before(trial)?;
+    only_a_quorum_is_aggregated(&trial.run)
+}
+
+fn holds(name: &str, holds: bool) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(name.to_owned()) }
+}
+
+fn ended_is_terminal(before: &Run, trial: &Trial) -> Result<(), String> {
+    let over = matches!(before.phase(), Phase::Ended { .. });
+    holds("ended is terminal", !over || *before == trial.run)
+}
+
+fn verdicts_are_kept(run: &Run, verdicts: &mut Verdicts) -> Result<(), String> {
+    for name in SITES {
+        for round in 1..=run.round() {
+            for content in 0..3u8 {
+                let key = (site(name), round, Digest::of(&[content]));
+                let now = run.verdict(&key.0, round, key.2);
+                let earlier = verdicts.get(&key);
+                holds(
+                    "a verdict is kept for all time",
+                    earlier.is_none() || earlier == now.as_ref(),
+                )?;
+                if let Some(verdict) = now {
+                    verdicts.insert(key, verdict);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn no_site_is_counted_twice(trial: &Trial) -> Result<(), String> {
+    let mut counted = BTreeSet::new();
+    for event in trial.events() {
+        if let RunEvent::DeltaAccepted { round, site, .. } = event {
+            holds("no site is counted twice in a round", counted.insert((*round, site.clone())))?;
+        }
+    }
+    let seats = |(round, past): (&u32, &PastRound)| {
+        let accepted = past.seats.iter().filter(|(_, s)| matches!(s, Seat::Accepted(_)));
+        accepted.map(|(site, _)| (*round, site.clone())).collect::<Vec<_>>()
+    };
+    let mut held: BTreeSet<_> = trial.run.past().iter().flat_map(seats).collect();
+    if let Phase::Collecting(Collecting { round, seats, .. }) = trial.run.phase() {
+        let accepted = seats.iter().filter(|(_, s)| matches!(s, Seat::Accepted(_)));
+        held.extend(accepted.map(|(site, _)| (*round, site.clone())));
+    }
+    holds("who is counted has a seat that says so, and the other way round", held == counted)
+}
+
+fn rounds_have_no_gaps(trial: &Trial) -> Result<(), String> {
+    let opened: Vec<u32> = trial
+        .events()
+        .filter_map(|event| {
+            if let RunEvent::RoundOpened { round, .. } = event { Some(*round) } else { None }
+        })
+        .collect();
+    let count = opened.len() as u32;
+    holds("rounds are numbered without gaps", opened == (1..=count).collect::<Vec<_>>())?;
+    holds("the current round is the last one opened", trial.run.round() == count)?;
+    let published = trial.run.past().values().filter(|p| p.published.is_some()).count();
+    holds("a version a published round", trial.run.rounds_published() as usize == published)
+}
+
+fn completed_means_nobody_was_missing(run: &Run) -> Result<(), String> {
+    let Phase::Ended { state, detail, .. } = run.phase() else { return Ok(()) };
+    let full = |past: &PastRound| past.seats.values().all(|s| matches!(s, Seat::Accepted(_)));
+    let all = run.past().values().all(full);
+    let finished = run.rounds_published() == run.manifest().rounds.count;
+    let honest = match state {
+        EndState::Completed => finished && all,
+        EndState::CompletedPartial => finished && !all && !detail.is_empty(),
+        EndState::Stopped | EndState::Failed => !finished,
+    };
+    holds("success is never reported for less than was asked", honest)
+}
+
+fn the_deadline_closes_and_nothing_is_owed_before(trial: &Trial) -> Result<(), String> {
+    let tick = |now| trial.run.decide(now, Command::Tick).unwrap_or_default();
+    let Some(deadline) = trial.run.next_deadline() else {
+        return holds("only an open round has a deadline", tick(trial.now).is_empty());
+    };
+    let closes = closed(&tick(deadline)).is_some();
+    holds("a tick at the deadline closes the round", closes)?;
+    let just_before = Timestamp::from_millis(deadline.as_millis() - 1);
+    let early = trial.now < deadline && closed(&tick(just_before)).is_some();
+    holds("a command closes by itself what nothing is awaited for", !early)
+}
+
+fn only_a_quorum_is_aggregated(run: &Run) -> Result<(), String> {
+    let Phase::Aggregating(aggregating) = run.phase() else { return Ok(()) };
+    let names: Vec<_> = aggregating.accepted.iter().map(|(site, _)| site).collect();
+    holds("deltas are folded in the order of their sites", names.is_sorted())?;
+    let quorum = &run.manifest().quorum;
+    holds("only a quorum is aggregated", names.len() >= quorum.sites as usize)?;
+    let Some(share) = quorum.share_of_cases else { return Ok(()) };
+    let past = &run.past()[&aggregating.round];
+    let declared: u64 = past.seats.values().filter_map(Seat::cases).sum();
+    let held: u64 = aggregating.accepted.iter().map(|(_, a)| a.cases).sum();
+    holds("the counted cases are the share asked for", held as f64 >= share * declared as f64)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_is_asked_the_rules_hold(
+        quorum in quorum(),
+        ops in proptest::collection::vec(op(), 1..120),
+    ) {
+        let mut trial = Trial::start(quorum);
+        let (mut verdicts, mut trace) = (Verdicts::new(), Vec::new());
+        for op in &ops {
+            let before = trial.run.clone();
+            trace.push(format!("{op:?} -> {}", step(&mut trial, op)));
+            if let Err(broken) = invariants(&before, &trial, &mut verdicts) {
+                let trace = trace.join("\n");
+                prop_assert!(false, "broken: {broken}\nquorum: {quorum}\n{trace}");
+            }
+        }
+        prop_assert_eq!(trial.refold(), trial.run, "a restarted run is the live one");
+    }
+}
+
+/// Random commands must come everywhere, or the property above says little.
+#[test]
+fn random_commands_reach_every_phase_and_end() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+
+    let mut runner = TestRunner::deterministic();
+    let mut reached = BTreeSet::new();
+    for _ in 0..300 {
+        let strategy = (quorum(), proptest::collection::vec(op(), 1..120));
+        let (quorum, ops) = strategy.new_tree(&mut runner).unwrap().current();
+        let mut trial = Trial::start(quorum);
+        for op in &ops {
+            step(&mut trial, op);
+            reached.insert(match trial.run.phase() {
+                Phase::Waiting => "waiting",
+                Phase::Collecting(_) => "collecting",
+                Phase::Aggregating(_) => "aggregating",
+                Phase::Ended { state, .. } => state.as_str(),
+            });
+        }
+    }
+    let all = ["aggregating", "collecting", "completed", "completed_partial", "failed", "stopped"];
+    let missed: Vec<_> = all.iter().filter(|name| !reached.contains(*name)).collect();
+    assert!(missed.is_empty(), "never reached: {missed:?}");
+}

@@ -1,0 +1,414 @@
+//! One test a rule.
+
+use super::*;
+
+const SILENT: LossCause = LossCause::Silent { silent_s: 10 };
+const STALLED: LossCause = LossCause::Stalled { stalled_s: 30, step: 7 };
+const NO_ANSWER: LossCause = LossCause::NoAnswer { waited_s: 30 };
+
+#[test]
+fn a_run_of_which_all_is_given_completes() {
+    let mut trial = Trial::collecting("sites = 2", "a b c");
+    for round in 1..=2 {
+        assert_eq!(trial.run.round(), round);
+        assert_eq!(closed(&trial.contribute("a")), None);
+        assert_eq!(closed(&trial.contribute("b")), None, "a site in good standing is waited for");
+        assert_eq!(closed(&trial.contribute("c")), Some(true));
+        let events = trial.publish();
+        if round == 2 {
+            assert_eq!(ended(&events), Some(EndState::Completed));
+        } else {
+            trial.yes(Command::Open { active: sites("a b c") });
+        }
+    }
+    assert_eq!(trial.run.rounds_published(), 2);
+    assert_eq!(trial.refold(), trial.run);
+}
+
+#[test]
+fn a_run_with_a_gap_completes_partially_and_names_who_and_why() {
+    let mut trial = Trial::collecting("sites = 1", "a b");
+    trial.decline("b", "not at night");
+    assert_eq!(closed(&trial.contribute("a")), Some(true));
+    trial.publish();
+    trial.yes(Command::Open { active: sites("a b") });
+    trial.contribute("a");
+    trial.contribute("b");
+    assert_eq!(ended(&trial.publish()), Some(EndState::CompletedPartial));
+    let Phase::Ended { detail, .. } = trial.run.phase() else { panic!("the run has ended") };
+    assert_eq!(detail, "b missing in round 1: the site's policy refuses: not at night");
+}
+
+#[test]
+fn fewer_active_sites_than_the_quorum_open_no_round() {
+    let mut trial = Trial::start("sites = 2");
+    assert_eq!(trial.yes(Command::Open { active: sites("a") }), []);
+    assert_eq!(*trial.run.phase(), Phase::Waiting);
+    assert_eq!(trial.run.next_deadline(), None);
+    assert_eq!(trial.yes(Command::Open { active: sites("a b") }).len(), 1);
+    assert_eq!(trial.yes(Command::Open { active: sites("a b c") }), [], "a round is open");
+}
+
+#[test]
+fn the_deadline_closes_a_round_and_names_who_was_late() {
+    let mut trial = Trial::collecting("sites = 1", "a b c");
+    trial.contribute("a");
+    trial.accept("b", CASES).unwrap();
+    trial.wait(DEADLINE_S - 1);
+    assert_eq!(trial.yes(Command::Tick), [], "a progressing site is waited for");
+    trial.wait(1);
+    let events = trial.yes(Command::Tick);
+    let [RunEvent::RoundClosed { quorum_met: true, missing, .. }] = &events[..] else {
+        panic!("{events:?}")
+    };
+    let reasons: Vec<_> = missing.iter().map(|m| (m.site.as_str(), m.reason.as_str())).collect();
+    let late = "still training when the round closed";
+    let silent = "did not answer before the round closed";
+    assert_eq!(reasons, [("b", late), ("c", silent)]);
+    let over = trial.admit("b", delta(2, CASES));
+    assert_eq!(over, Err(Refusal::RoundOver { round: 1, current: 1 }));
+}
+
+#[test]
+fn lost_sites_are_not_waited_for_once_the_quorum_is_met() {
+    let mut trial = Trial::collecting("sites = 2", "a b c");
+    trial.accept("c", CASES).unwrap();
+    trial.contribute("a");
+    assert_eq!(closed(&trial.lose("c", SILENT)), None, "b still works");
+    assert_eq!(closed(&trial.contribute("b")), Some(true));
+}
+
+#[test]
+fn a_loss_closes_the_round_when_it_was_all_that_was_waited_for() {
+    let mut trial = Trial::collecting("sites = 2", "a b c");
+    trial.contribute("a");
+    trial.contribute("b");
+    assert_eq!(closed(&trial.lose("c", NO_ANSWER)), Some(true));
+}
+
+#[test]
+fn below_the_quorum_a_lost_site_is_waited_for_until_the_deadline() {
+    let mut trial = Trial::collecting("sites = 2", "a b");
+    trial.contribute("a");
+    trial.accept("b", CASES).unwrap();
+    assert_eq!(closed(&trial.lose("b", SILENT)), None);
+    trial.wait(DEADLINE_S - 1);
+    let back = trial.yes(Command::Hear { site: site("b"), moving: true });
+    assert!(matches!(back[..], [RunEvent::SiteReturned { .. }]), "{back:?}");
+    let closing = trial.admit("b", delta(2, CASES)).unwrap();
+    assert_eq!(closed(&closing), Some(true));
+}
+
+#[test]
+fn a_round_that_nobody_can_save_closes_at_once() {
+    let mut trial = Trial::collecting("sites = 2", "a b");
+    trial.contribute("a");
+    assert_eq!(closed(&trial.decline("b", "no")), Some(false));
+    assert_eq!(*trial.run.phase(), Phase::Waiting);
+}
+
+#[test]
+fn void_rounds_in_a_row_fail_the_run_and_a_good_one_between_forgives() {
+    let void = |trial: &mut Trial| {
+        trial.yes(Command::Open { active: sites("a b") });
+        trial.decline("a", "closed on Sundays");
+        trial.decline("b", "no")
+    };
+    let mut trial = Trial::start("sites = 1");
+    assert_eq!(ended(&void(&mut trial)), None, "void_max = 1 forgives one");
+    trial.yes(Command::Open { active: sites("a b") });
+    trial.decline("b", "no");
+    trial.contribute("a");
+    trial.publish();
+    assert_eq!(ended(&void(&mut trial)), None);
+    assert_eq!(ended(&void(&mut trial)), Some(EndState::Failed));
+    let Phase::Ended { detail, .. } = trial.run.phase() else { panic!("the run has ended") };
+    assert!(detail.contains("no quorum in 2 rounds in a row; a: "), "{detail}");
+    assert!(detail.contains("closed on Sundays"), "{detail}");
+    assert_eq!(trial.run.rounds_published(), 1, "what was published stands");
+    assert_eq!(trial.refold(), trial.run);
+}
+
+#[test]
+fn a_share_of_cases_counts_what_refused_and_lost_sites_had_declared() {
+    for outcome in ["refused", "declined", "lost", "late"] {
+        let mut trial = Trial::collecting("sites = 1, share_of_cases = 0.5", "big small");
+        trial.accept("big", 900).unwrap();
+        trial.accept("small", 100).unwrap();
+        trial.admit("small", delta(1, 100)).unwrap();
+        let (site, round, digest) = (site("big"), 1, Digest::of(b"bad"));
+        let reason = Refusal::Malformed { detail: "x".to_owned() };
+        match outcome {
+            "refused" => {
+                trial.yes(Command::Refuse { site, round, digest, reason });
+            }
+            "declined" => {
+                trial.decline("big", "no");
+            }
+            "lost" => {
+                trial.lose("big", SILENT);
+            }
+            _ => {}
+        }
+        trial.wait(DEADLINE_S);
+        trial.yes(Command::Tick);
+        assert!(matches!(trial.run.phase(), Phase::Waiting), "{outcome}: a tenth is no half");
+    }
+    let mut trial = Trial::collecting("sites = 1, share_of_cases = 0.5", "big small");
+    trial.accept("big", 100).unwrap();
+    trial.contribute("small");
+    assert_eq!(closed(&trial.lose("big", SILENT)), Some(true), "half is enough");
+}
+
+#[test]
+fn the_same_submission_hears_the_same_answer_for_all_time() {
+    let mut trial = Trial::collecting("sites = 1", "a b");
+    trial.contribute("a");
+    let (first, other) = (delta(1, CASES), delta(9, CASES));
+    let taken = Refusal::AlreadySubmitted { accepted: first.digest.to_string() };
+    let answers = |trial: &mut Trial| {
+        let ask = |delta: &Accepted| {
+            trial.run.decide(
+                trial.now,
+                Command::Admit { site: site("a"), round: 1, delta: delta.clone() },
+            )
+        };
+        assert_eq!(ask(&first), Ok(Vec::new()));
+        assert_eq!(ask(&other), Err(taken.clone()));
+    };
+    answers(&mut trial);
+    trial.decline("b", "no");
+    answers(&mut trial);
+    trial.publish();
+    answers(&mut trial);
+    trial.yes(Command::Open { active: sites("a b") });
+    trial.yes(Command::Stop { reason: "enough".to_owned() });
+    answers(&mut trial);
+}
+
+#[test]
+fn a_refused_delta_settles_its_site() {
+    let mut trial = Trial::collecting("sites = 1", "a b");
+    trial.accept("a", CASES).unwrap();
+    let large = Accepted { norm: 10.5, ..delta(1, CASES) };
+    let events = trial.admit("a", large.clone()).unwrap();
+    let refused = Refusal::OverNorm { norm: 10.5, norm_max: 10.0 };
+    assert!(
+        matches!(&events[..], [RunEvent::DeltaRefused { reason, .. }] if *reason == refused),
+        "{events:?}"
+    );
+    assert_eq!(trial.admit("a", large), Err(refused.clone()));
+    assert_eq!(trial.admit("a", delta(2, CASES)), Err(refused.clone()), "no second try");
+    assert_eq!(trial.accept("a", CASES), Err(refused));
+    assert_eq!(trial.run.assignment(&site("a")), None);
+}
+
+#[test]
+fn a_delta_weighs_what_its_site_declared() {
+    let mut trial = Trial::collecting("sites = 1", "a b c");
+    trial.accept("a", CASES).unwrap();
+    trial.admit("a", delta(1, CASES + 1)).unwrap();
+    assert_eq!(trial.run.seat(&site("a"), 1).map(Seat::as_str), Some("refused"));
+    trial.admit("b", delta(2, CASES)).unwrap();
+    assert_eq!(trial.run.seat(&site("b"), 1).map(Seat::as_str), Some("refused"), "never agreed");
+    assert_eq!(trial.accept("c", 0).map_err(|e| e.code()), Err("wrong"));
+    assert_eq!(trial.accept("c", 10_000_001).map_err(|e| e.code()), Err("wrong"));
+    assert_eq!(trial.accept("c", 1).unwrap().len(), 1);
+    assert_eq!(trial.accept("c", 1).unwrap(), [], "agreed already");
+    assert_eq!(trial.accept("c", 2).unwrap().len(), 1, "it found another case");
+}
+
+#[test]
+fn strangers_old_rounds_and_foreign_terms_are_refused() {
+    let mut trial = Trial::collecting("sites = 1", "a b");
+    assert_eq!(trial.accept("z", CASES), Err(Refusal::NotInCohort { round: 1 }));
+    assert_eq!(trial.admit("z", delta(1, CASES)), Err(Refusal::NotInCohort { round: 1 }));
+    let (manifest, base) = (trial.run.manifest_digest(), trial.run.adapter());
+    let terms = |round, manifest, base| Command::AcceptTerms {
+        site: site("a"),
+        round,
+        manifest,
+        base,
+        cases: CASES,
+    };
+    let other = Digest::of(b"other");
+    assert_eq!(
+        trial.ask(terms(2, manifest, base)),
+        Err(Refusal::RoundOver { round: 2, current: 1 })
+    );
+    assert_eq!(trial.ask(terms(1, other, base)).map_err(|e| e.code()), Err("wrong"));
+    assert_eq!(trial.ask(terms(1, manifest, other)).map_err(|e| e.code()), Err("wrong"));
+    assert_eq!(trial.records.len(), 2, "nothing of it is history");
+}
+
+#[test]
+fn a_suspended_site_is_out_of_the_round_for_good() {
+    let mut trial = Trial::collecting("sites = 1", "a b");
+    trial.accept("b", CASES).unwrap();
+    trial.lose("b", SILENT);
+    trial.lose("b", LossCause::Suspended);
+    assert_eq!(trial.lose("b", SILENT), [], "the operator's word stands");
+    assert_eq!(trial.yes(Command::Hear { site: site("b"), moving: true }), []);
+    assert_eq!(trial.accept("b", CASES), Err(Refusal::Suspended));
+    assert_eq!(trial.admit("b", delta(1, CASES)), Err(Refusal::Suspended));
+    assert_eq!(trial.run.expected_delta(&site("b"), 1, CASES), Err(Refusal::Suspended));
+    assert_eq!(trial.run.assignment(&site("b")), None);
+    assert_eq!(closed(&trial.contribute("a")), Some(true));
+}
+
+#[test]
+fn a_round_does_not_wait_for_suspended_sites_that_it_cannot_get_back() {
+    let mut trial = Trial::collecting("sites = 2", "a b");
+    trial.contribute("a");
+    assert_eq!(closed(&trial.lose("b", LossCause::Suspended)), Some(false));
+}
+
+#[test]
+fn suspending_a_site_takes_nothing_back_that_is_counted() {
+    let mut trial = Trial::collecting("sites = 1", "a b");
+    trial.contribute("a");
+    assert_eq!(trial.lose("a", LossCause::Suspended), []);
+    assert_eq!(trial.run.seat(&site("a"), 1).map(Seat::as_str), Some("accepted"));
+}
+
+#[test]
+fn a_stalled_site_comes_back_by_moving_not_by_being_heard() {
+    let mut trial = Trial::collecting("sites = 2", "a b");
+    trial.accept("a", CASES).unwrap();
+    trial.lose("a", STALLED);
+    // Else each heartbeat would write two leaves: returned, and lost again.
+    assert_eq!(trial.yes(Command::Hear { site: site("a"), moving: false }), []);
+    let back = trial.yes(Command::Hear { site: site("a"), moving: true });
+    assert!(matches!(back[..], [RunEvent::SiteReturned { .. }]), "{back:?}");
+    trial.lose("a", SILENT);
+    let back = trial.yes(Command::Hear { site: site("a"), moving: false });
+    assert!(matches!(back[..], [RunEvent::SiteReturned { .. }]), "{back:?}");
+}
+
+#[test]
+fn a_site_that_never_answered_returns_by_accepting_the_terms() {
+    let mut trial = Trial::collecting("sites = 1", "a b");
+    trial.lose("a", NO_ANSWER);
+    assert_eq!(trial.yes(Command::Hear { site: site("a"), moving: true }), []);
+    assert_eq!(trial.accept("a", CASES).unwrap().len(), 1);
+    assert_eq!(trial.run.seat(&site("a"), 1).map(Seat::as_str), Some("training"));
+}
+
+#[test]
+fn a_lost_site_may_submit_what_it_had_agreed_to() {
+    let mut trial = Trial::collecting("sites = 1", "a b");
+    trial.accept("a", CASES).unwrap();
+    trial.lose("a", SILENT);
+    let events = trial.admit("a", delta(1, CASES)).unwrap();
+    assert!(matches!(events[..], [RunEvent::DeltaAccepted { .. }]), "{events:?}");
+}
+
+#[test]
+fn stopping_ends_the_run_in_every_phase_and_once() {
+    let phases: [fn(&mut Trial); 3] = [
+        |_| {},
+        |trial| {
+            trial.yes(Command::Open { active: sites("a") });
+        },
+        |trial| {
+            trial.yes(Command::Open { active: sites("a") });
+            trial.contribute("a");
+        },
+    ];
+    for reach in phases {
+        let mut trial = Trial::start("sites = 1");
+        reach(&mut trial);
+        let reason = "x".repeat(5_000);
+        let events = trial.yes(Command::Stop { reason: reason.clone() });
+        assert_eq!(ended(&events), Some(EndState::Stopped));
+        let again = trial.ask(Command::Stop { reason });
+        assert_eq!(again, Err(Refusal::RunEnded { state: "stopped".to_owned() }));
+        let late = trial.ask(Command::Publish { round: 1, adapter: Digest::of(b"late") });
+        assert_eq!(late, Ok(Vec::new()));
+        assert_eq!(trial.run.next_deadline(), None);
+        assert_eq!(trial.refold(), trial.run);
+    }
+}
+
+#[test]
+fn an_aggregate_is_published_once_and_for_its_round_only() {
+    let mut trial = Trial::collecting("sites = 1", "a");
+    assert_eq!(trial.publish(), [], "the round is open");
+    trial.contribute("a");
+    assert_eq!(trial.yes(Command::Publish { round: 2, adapter: Digest::of(b"x") }), []);
+    assert_eq!(trial.publish().len(), 1);
+    assert_eq!(trial.publish(), []);
+    assert_eq!(trial.run.past()[&1].published.map(|(d, _)| d), Some(trial.run.adapter()));
+}
+
+#[test]
+fn what_others_write_never_outgrows_a_leaf() {
+    let names: Vec<String> = (0..300).map(|i| format!("{i:03}-{}", "s".repeat(59))).collect();
+    let mut trial = Trial::collecting("sites = 1", &names.join(" "));
+    let Phase::Collecting(collecting) = trial.run.phase() else { panic!("a round is open") };
+    assert_eq!(collecting.seats.len(), 256, "the names of more would not fit");
+    for name in &names[..256] {
+        trial.decline(name, &"\u{1}".repeat(100_000));
+    }
+    let largest = trial.records.iter().map(|r| r.to_bytes().len()).max();
+    assert!(largest < Some(record::LEAF_BYTES_MAX), "{largest:?}");
+    assert_eq!(*trial.run.phase(), Phase::Waiting, "the round closed");
+}
+
+/// Each false history differs from a true one in one event.
+#[test]
+fn histories_that_break_the_rules_are_named() {
+    let deadline = |trial: &Trial| trial.now.plus(std::time::Duration::from_secs(100));
+    let mut trial = Trial::collecting("sites = 1", "a b");
+    trial.accept("a", CASES).unwrap();
+    trial.accept("b", CASES).unwrap();
+    trial.lose("b", LossCause::Suspended);
+    let false_of = |trial: &Trial, event: RunEvent| {
+        trial.run.clone().evolve(trial.now, &event).expect_err(&format!("{event:?}")).0
+    };
+    let counted = |name: &str, cases, norm| RunEvent::DeltaAccepted {
+        round: 1,
+        site: site(name),
+        digest: Digest::of(b"d"),
+        cases,
+        norm,
+        bytes: 16,
+        metrics: SiteMetrics::default(),
+    };
+    assert!(false_of(&trial, counted("b", CASES, 1.0)).contains("while suspended"));
+    assert!(false_of(&trial, counted("a", CASES + 1, 1.0)).contains("declared"));
+    assert!(false_of(&trial, counted("a", CASES, 11.0)).contains("norm"));
+    assert!(false_of(&trial, counted("z", CASES, 1.0)).contains("does not ask it"));
+    let returned = RunEvent::SiteReturned { round: 1, site: site("b") };
+    assert!(false_of(&trial, returned).contains("suspended"));
+    let close = |quorum_met, names: &[&str]| RunEvent::RoundClosed {
+        round: 1,
+        quorum_met,
+        missing: names
+            .iter()
+            .map(|name| Missing { site: site(name), reason: "late".to_owned() })
+            .collect(),
+    };
+    assert!(false_of(&trial, close(false, &["a", "b"])).contains("awaited"));
+    trial.admit("a", delta(1, CASES)).unwrap();
+    // The round is closed; go back to just before.
+    trial.records.pop();
+    trial.run = trial.refold();
+    assert!(false_of(&trial, close(false, &["b"])).contains("quorum_met false"));
+    assert!(false_of(&trial, close(true, &[])).contains("0 sites named as missing"));
+    assert!(false_of(&trial, close(true, &["a"])).contains("named as missing"));
+    trial.run.clone().evolve(trial.now, &close(true, &["b"])).unwrap();
+
+    let waiting = Trial::start("sites = 2");
+    let open = |cohort: &str, deadline| RunEvent::RoundOpened {
+        round: 1,
+        base: waiting.run.adapter(),
+        cohort: cohort.split(' ').map(site).collect(),
+        deadline,
+    };
+    assert!(false_of(&waiting, open("a", deadline(&waiting))).contains("below the quorum"));
+    assert!(false_of(&waiting, open("a a", deadline(&waiting))).contains("twice"));
+    assert!(false_of(&waiting, open("a b", waiting.now)).contains("has deadline"));
+    let finished = RunEvent::RunEnded { state: EndState::Completed, detail: String::new() };
+    assert!(false_of(&waiting, finished).contains("with 0 of 2 rounds"));
+}

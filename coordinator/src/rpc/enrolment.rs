@@ -1,0 +1,122 @@
+//! The one service open without a certificate, and the invitations it honours.
+
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+use tributary_proto::channel::{Member, certified};
+use tributary_proto::v1::{self, enrolment_server::Enrolment};
+use tributary_shared::digest::Digest;
+use tributary_shared::outcome::chain;
+
+use super::{Services, status};
+use crate::clock;
+use crate::driver::DriverError;
+use crate::membership::{self, Admission, CertificateRequest};
+use crate::round::event::RegistryEvent;
+use crate::store::{Certificate, EnrolError};
+
+/// Longest token and certificate request read, bytes.
+const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// Validity of an invitation when the operator names none.
+const VALID_DEFAULT: Duration = Duration::from_secs(72 * 3600);
+/// Longest validity of an invitation.
+const VALID_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// The service behind a one-time token.
+pub struct EnrolmentService(Services);
+
+impl EnrolmentService {
+    /// The service over `services`.
+    pub fn new(services: Services) -> Self {
+        Self(services)
+    }
+}
+
+#[tonic::async_trait]
+impl Enrolment for EnrolmentService {
+    async fn enroll(
+        &self,
+        request: Request<v1::EnrollRequest>,
+    ) -> Result<Response<v1::EnrollReply>, Status> {
+        let v1::EnrollRequest { token, csr_der } = request.into_inner();
+        if token.len() + csr_der.len() > REQUEST_BYTES_MAX {
+            return Err(Status::invalid_argument("the request is larger than any real one"));
+        }
+        let request = CertificateRequest::parse(&csr_der)
+            .map_err(|e| Status::invalid_argument(format!("csr_der: {e}")))?;
+        let (certificate, member) = self.0.enrol(&token, &request).await?;
+        Ok(Response::new(self.0.authority.reply(certificate, &member)))
+    }
+}
+
+impl Services {
+    /// Issues an invitation; gives the kit's text.
+    pub(super) async fn invite(
+        &self,
+        by: &Member,
+        member: Member,
+        valid_s: u64,
+    ) -> Result<String, Status> {
+        let valid = if valid_s == 0 { VALID_DEFAULT } else { Duration::from_secs(valid_s) };
+        if valid > VALID_MAX {
+            let text = format!("valid_s: {valid_s} is above {} (90 days)", VALID_MAX.as_secs());
+            return Err(Status::invalid_argument(text));
+        }
+        let now = clock::now();
+        let (kit, invitation) =
+            membership::new_kit(&self.authority, &self.address, &member, valid, now)
+                .map_err(|e| internal(&e))?;
+        let text = kit.to_toml().map_err(|e| internal(&e))?;
+        let event = RegistryEvent::Invited {
+            member: member.to_string(),
+            expires: invitation.expires,
+            by: by.to_string(),
+        };
+        let stored = self.driver.store().invite(now, &invitation, event).await;
+        stored.map_err(|e| status(DriverError::Store(e)))?;
+        tracing::info!(%member, "invited");
+        Ok(text)
+    }
+
+    async fn enrol(
+        &self,
+        token: &str,
+        request: &CertificateRequest,
+    ) -> Result<(Vec<u8>, Member), Status> {
+        let now = clock::now();
+        let store = self.driver.store();
+        let token = membership::token_digest(token);
+        let invitation = store.invitation(token).await;
+        let invitation = invitation.map_err(|e| status(DriverError::Store(e)))?;
+        let (member, key_digest) = match membership::admit(invitation.as_ref(), request, now)? {
+            Admission::Repeat { member, certificate } => return Ok((certificate, member)),
+            Admission::Sign { member, key_digest } => (member, key_digest),
+        };
+        let der = self.authority.sign(request, &member, now).map_err(|e| internal(&e))?;
+        let read = certified(&der).map_err(|e| internal(&e))?;
+        let certificate = Certificate {
+            serial_hex: read.peer.serial_hex,
+            expires: read.expires,
+            der: der.clone(),
+        };
+        let event =
+            RegistryEvent::Enrolled { member: member.to_string(), certificate: Digest::of(&der) };
+        let enrolled = store.enrol(now, token, key_digest, &certificate, event).await;
+        let der = enrolled.map_err(|error| match error {
+            EnrolError::Store(error) => status(DriverError::Store(error)),
+            refused @ (EnrolError::UnknownToken | EnrolError::Expired(_) | EnrolError::Used) => {
+                Status::permission_denied(refused.to_string())
+            }
+        })?;
+        // A certificate that was replaced must not keep an open connection.
+        self.driver.members().cut(&member);
+        self.driver.members_changed().await.map_err(status)?;
+        tracing::info!(%member, "enrolled");
+        Ok((der, member))
+    }
+}
+
+fn internal(error: &(dyn std::error::Error + 'static)) -> Status {
+    tracing::error!(error = %chain(error), "request failed");
+    Status::internal("the coordinator failed; its log says why")
+}

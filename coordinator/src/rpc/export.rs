@@ -1,0 +1,131 @@
+//! The audit export as a stream: leaves from the database, tensor files from the blobs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::Sender;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::Status;
+use tributary_proto::channel::CHUNK_BYTES;
+use tributary_shared::digest::Digest;
+use tributary_shared::tlog::checkpoint::Checkpoint;
+use tributary_shared::tlog::key::Signer;
+
+use super::{history, status};
+use crate::audit::export::{ExportError, ExportWriter, tensor_of};
+use crate::driver::{Driver, DriverError};
+use crate::round::record::Record;
+
+/// Leaves read from the store at once.
+const LEAVES_AT_ONCE: u32 = 256;
+
+type Piece = Result<Bytes, Status>;
+
+/// Streams an export of the whole log as it stands now.
+pub(super) async fn export(
+    driver: &Driver,
+    signer: Arc<Signer>,
+    with_tensors: bool,
+) -> Result<impl Stream<Item = Piece> + Send + use<>, Status> {
+    let head = driver.store().head().await.map_err(|e| status(DriverError::Store(e)))?;
+    let note = Checkpoint::sign(head.size, head.root, &signer);
+    let (sender, receiver) = tokio::sync::mpsc::channel(2);
+    let driver = driver.clone();
+    tokio::spawn(async move {
+        let export = Export { driver, sender: sender.clone(), size: head.size };
+        if let Err(error) = export.write(&note, with_tensors).await {
+            // A receiver that went away has hung up.
+            let _ = sender.send(Err(error)).await;
+        }
+    });
+    Ok(ReceiverStream::new(receiver))
+}
+
+struct Export {
+    driver: Driver,
+    sender: Sender<Piece>,
+    size: u64,
+}
+
+impl Export {
+    async fn write(&self, note: &str, with_tensors: bool) -> Result<(), Status> {
+        let mut writer = ExportWriter::begin(Vec::new(), note, self.size).map_err(failed)?;
+        let tensors = self.leaves(&mut writer).await?;
+        if with_tensors {
+            for digest in tensors {
+                self.tensor(&mut writer, digest).await?;
+            }
+        }
+        let rest = writer.finish().map_err(failed)?;
+        self.send(rest).await
+    }
+
+    /// Writes every leaf; gives the tensor files that they name.
+    async fn leaves(&self, writer: &mut ExportWriter<Vec<u8>>) -> Result<BTreeSet<Digest>, Status> {
+        let mut tensors = BTreeSet::new();
+        let mut from = 0;
+        while from < self.size {
+            let leaves = self.driver.store().leaves(from, LEAVES_AT_ONCE).await;
+            let leaves = leaves.map_err(|e| status(DriverError::Store(e)))?;
+            if leaves.is_empty() {
+                let text = format!("the log ends at leaf {from} of {}", self.size);
+                return Err(Status::data_loss(text));
+            }
+            for leaf in leaves.into_iter().filter(|leaf| leaf.index < self.size) {
+                writer.leaf(&leaf.bytes, leaf.hash).map_err(failed)?;
+                let record = Record::from_bytes(&leaf.bytes)
+                    .map_err(|e| Status::internal(format!("leaf {}: {e}", leaf.index)))?;
+                tensors.extend(tensor_of(&record.event));
+                from = leaf.index + 1;
+            }
+            self.send_full(writer).await?;
+        }
+        Ok(tensors)
+    }
+
+    /// Writes one tensor file, if it is still kept.
+    async fn tensor(
+        &self,
+        writer: &mut ExportWriter<Vec<u8>>,
+        digest: Digest,
+    ) -> Result<(), Status> {
+        let blobs = self.driver.blobs();
+        if !blobs.exists(digest) {
+            return Ok(());
+        }
+        let io = |e| status(DriverError::io("reading a blob")(e));
+        let bytes = blobs.size(digest).await.map_err(io)?;
+        writer.tensor(digest, bytes).map_err(failed)?;
+        let mut chunks = std::pin::pin!(history::blob_chunks(blobs, digest, 0).await?);
+        while let Some(chunk) = chunks.next().await {
+            writer.tensor_data(&chunk?).map_err(failed)?;
+            self.send_full(writer).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends what has gathered, once it is a chunk's worth.
+    async fn send_full(&self, writer: &mut ExportWriter<Vec<u8>>) -> Result<(), Status> {
+        if writer.output().len() < CHUNK_BYTES {
+            return Ok(());
+        }
+        self.send(std::mem::take(writer.output())).await
+    }
+
+    async fn send(&self, mut piece: Vec<u8>) -> Result<(), Status> {
+        while !piece.is_empty() {
+            let rest = piece.split_off(piece.len().min(2 * CHUNK_BYTES));
+            let sent = self.sender.send(Ok(piece.into())).await;
+            sent.map_err(|_| Status::cancelled("the receiver has gone"))?;
+            piece = rest;
+        }
+        Ok(())
+    }
+}
+
+fn failed(error: ExportError) -> Status {
+    tracing::error!(error = %tributary_shared::outcome::chain(&error), "export failed");
+    Status::internal(error.to_string())
+}

@@ -1,0 +1,144 @@
+//! Reading the history and the blobs for whoever may: checkpoints, log entries, exports.
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tributary_proto::channel::CHUNK_BYTES;
+use tributary_proto::v1;
+use tributary_shared::digest::Digest;
+use tributary_shared::name::RunName;
+use tributary_shared::tlog::checkpoint::Checkpoint;
+use tributary_shared::tlog::key::Signer;
+
+use super::status;
+use crate::blobs::Blobs;
+use crate::driver::{Driver, DriverError};
+use crate::round::event::RunEvent;
+use crate::round::record::{self, Event, Record};
+use crate::store::Store;
+
+/// Chunks in flight to one reader.
+const CHUNKS_AHEAD: usize = 2;
+/// Leaves read from the store, and entries in flight to one reader.
+const LEAVES_AT_ONCE: u32 = 256;
+
+/// The signed head of the log, and the proof that it continues the one of `old_size` leaves.
+pub(super) async fn checkpoint(
+    store: &Store,
+    signer: &Signer,
+    old_size: u64,
+) -> Result<v1::CheckpointReply, Status> {
+    let fault = |e| status(DriverError::Store(e));
+    let head = store.head().await.map_err(fault)?;
+    if old_size > head.size {
+        // The caller has seen a longer log than this: the sharpest thing to say of a log.
+        let text = format!("old_size: {old_size} is beyond this log of {} leaves", head.size);
+        return Err(Status::out_of_range(text));
+    }
+    let proof = store.consistency_proof(old_size, head.size).await;
+    let proof = proof.map_err(|e| fault(e.into()))?;
+    let consistency = proof.iter().map(|hash| Bytes::copy_from_slice(hash.as_bytes())).collect();
+    let note = Checkpoint::sign(head.size, head.root, signer);
+    Ok(v1::CheckpointReply { note, consistency })
+}
+
+/// A blob's bytes from `offset`, in chunks.
+pub(super) async fn blob_chunks(
+    blobs: &Blobs,
+    digest: Digest,
+    offset: u64,
+) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
+    let io = move |e| status(DriverError::io(format!("reading blob {}", digest.short()))(e));
+    let file = blobs.open(digest).await.map_err(io)?;
+    let mut file = tokio::fs::File::from_std(file);
+    file.seek(std::io::SeekFrom::Start(offset)).await.map_err(io)?;
+    let (sender, receiver) = tokio::sync::mpsc::channel(CHUNKS_AHEAD);
+    tokio::spawn(async move {
+        loop {
+            let mut buffer = bytes::BytesMut::with_capacity(CHUNK_BYTES);
+            let piece = read_chunk(&mut file, &mut buffer).await.map(|()| buffer.freeze());
+            let last = piece.as_ref().map_or(true, |piece| piece.len() < CHUNK_BYTES);
+            let empty = piece.as_ref().is_ok_and(Bytes::is_empty);
+            // A receiver that went away has hung up.
+            if empty || sender.send(piece.map_err(io)).await.is_err() || last {
+                return;
+            }
+        }
+    });
+    Ok(ReceiverStream::new(receiver))
+}
+
+async fn read_chunk(
+    file: &mut tokio::fs::File,
+    buffer: &mut bytes::BytesMut,
+) -> std::io::Result<()> {
+    file.set_max_buf_size(CHUNK_BYTES);
+    while buffer.len() < CHUNK_BYTES {
+        if file.read_buf(buffer).await? == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Records of `run` (or of everything) from leaf `from` on; waits for more when asked to follow,
+/// until the run has ended or the coordinator stops.
+pub(super) fn entries(
+    driver: &Driver,
+    run: Option<RunName>,
+    from: u64,
+    follow: bool,
+) -> impl Stream<Item = Result<v1::LogEntry, Status>> + Send + use<> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(LEAVES_AT_ONCE as usize);
+    let driver = driver.clone();
+    tokio::spawn(async move {
+        let sent = send_entries(&driver, run, from, follow, &sender).await;
+        if let Err(error) = sent {
+            // A receiver that went away has hung up.
+            let _ = sender.send(Err(error)).await;
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+async fn send_entries(
+    driver: &Driver,
+    run: Option<RunName>,
+    mut from: u64,
+    follow: bool,
+    sender: &tokio::sync::mpsc::Sender<Result<v1::LogEntry, Status>>,
+) -> Result<(), Status> {
+    let mut changes = driver.changes();
+    let wanted = run.map(record::Stream::Run);
+    loop {
+        changes.mark_unchanged();
+        loop {
+            let leaves = driver.store().leaves(from, LEAVES_AT_ONCE).await;
+            let leaves = leaves.map_err(|e| status(DriverError::Store(e)))?;
+            let Some(last) = leaves.last().map(|leaf| leaf.index) else { break };
+            for leaf in leaves {
+                let record = Record::from_bytes(&leaf.bytes)
+                    .map_err(|e| Status::internal(format!("leaf {}: {e}", leaf.index)))?;
+                if wanted.as_ref().is_some_and(|wanted| record.stream != *wanted) {
+                    continue;
+                }
+                let ended = matches!(record.event, Event::Run(RunEvent::RunEnded { .. }));
+                let entry = v1::LogEntry { leaf: leaf.index, record_json: leaf.bytes.into() };
+                if sender.send(Ok(entry)).await.is_err() || (ended && wanted.is_some()) {
+                    return Ok(());
+                }
+            }
+            from = last + 1;
+        }
+        if !follow {
+            return Ok(());
+        }
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = sender.closed() => return Ok(()),
+            () = driver.stopping().cancelled() => return Ok(()),
+        }
+    }
+}

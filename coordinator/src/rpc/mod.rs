@@ -1,0 +1,119 @@
+//! The services: decode, one call, encode. Nothing here changes anything except through
+//! `driver`.
+
+mod enrolment;
+mod export;
+mod history;
+mod operator;
+mod rows;
+mod site;
+mod upload;
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use tonic::{Code, Status};
+use tributary_proto::channel::{Guard, Peer, Role};
+use tributary_proto::v1;
+use tributary_shared::digest::Digest;
+use tributary_shared::outcome::chain;
+use tributary_shared::refusal::Refusal;
+use tributary_shared::tlog::key::Signer;
+
+pub use enrolment::EnrolmentService;
+pub use operator::OperatorService;
+pub use site::SiteService;
+
+use crate::driver::{Driver, DriverError, Standing};
+use crate::membership::Authority;
+
+/// What every service needs.
+#[derive(Clone)]
+pub struct Services {
+    /// Owns the runs.
+    pub driver: Driver,
+    /// Signs certificates.
+    pub authority: Arc<Authority>,
+    /// Signs checkpoints.
+    pub signer: Arc<Signer>,
+    /// What kits tell members to connect to, `host:port`.
+    pub address: String,
+}
+
+impl Services {
+    /// All services behind their guards, ready to serve.
+    pub fn routes(&self) -> tonic::service::Routes {
+        use v1::enrolment_server::EnrolmentServer;
+        use v1::operator_server::OperatorServer;
+        use v1::site_server::SiteServer;
+        tonic::service::Routes::new(EnrolmentServer::new(EnrolmentService::new(self.clone())))
+            .add_service(SiteServer::with_interceptor(
+                SiteService::new(self.clone()),
+                self.guard(&[Role::Site]),
+            ))
+            .add_service(OperatorServer::with_interceptor(
+                OperatorService::new(self.clone()),
+                self.guard(&[Role::Operator, Role::Auditor]),
+            ))
+    }
+
+    /// Lets members with a good certificate pass. A suspended site may still say hello and hear
+    /// why; `site` refuses it everything else.
+    fn guard(&self, roles: &'static [Role]) -> Guard {
+        let driver = self.driver.clone();
+        let check = move |peer: &Peer| match driver.members().standing(peer) {
+            Standing::Active | Standing::Suspended => Ok(()),
+            Standing::Unknown => Err(Status::unauthenticated(format!(
+                "the certificate of {} is revoked or was replaced; ask the operator for a new invitation",
+                peer.member
+            ))),
+        };
+        Guard::new(roles, Arc::new(check))
+    }
+}
+
+/// A refusal that is part of an answer; every other error becomes a status.
+fn answer(result: Result<(), DriverError>) -> Result<Option<v1::Refusal>, Status> {
+    match result {
+        Ok(()) => Ok(None),
+        Err(DriverError::Refused(refusal)) => Ok(Some((&refusal).into())),
+        Err(error) => Err(status(error)),
+    }
+}
+
+/// The status of an error that is no part of an answer. Faults are logged here, once, and their
+/// inside stays here.
+fn status(error: DriverError) -> Status {
+    let code = match &error {
+        DriverError::Refused(_) | DriverError::NotUploaded(_) | DriverError::RevokedMember(_) => {
+            Code::FailedPrecondition
+        }
+        DriverError::UnknownRun(_) | DriverError::UnknownMember(_) => Code::NotFound,
+        DriverError::RunExists(_) => Code::AlreadyExists,
+        DriverError::Superseded => Code::Unavailable,
+        DriverError::Store(_) | DriverError::Corrupt(_) | DriverError::Io { .. } => Code::Internal,
+    };
+    if code == Code::Internal {
+        tracing::error!(error = %chain(&error), "request failed");
+    }
+    Status::new(code, error.to_string())
+}
+
+/// Reads a name, a digest or another text field.
+fn parse<T: FromStr>(field: &str, text: &str) -> Result<T, Status>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|e| Status::invalid_argument(format!("{field}: {e}")))
+}
+
+/// Reads a digest field of 32 bytes.
+fn digest(field: &str, bytes: &[u8]) -> Result<Digest, Status> {
+    Digest::try_from(bytes).map_err(|e| Status::invalid_argument(format!("{field}: {e}")))
+}
+
+/// A refusal as the other side sent it.
+fn refusal(wire: Option<v1::Refusal>) -> Refusal {
+    let unsaid = Refusal::SiteFailed { reason: "no reason given".to_owned() };
+    wire.map_or(unsaid, |wire| tributary_proto::convert::refusal(&wire))
+}

@@ -1,0 +1,231 @@
+//! What an operator calls, and the reading half of it for auditors.
+
+use std::pin::Pin;
+
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+use tributary_proto::channel::{Member, Role, require};
+use tributary_proto::v1::{self, operator_server::Operator};
+use tributary_shared::manifest::RunManifest;
+use tributary_shared::name::{RunName, SiteName};
+
+use super::{Services, export, history, parse, rows, status};
+use crate::clock;
+use crate::driver::DriverError;
+use crate::round::Command;
+use crate::round::event::RegistryEvent;
+use crate::store::MemberState;
+
+/// Longest reason taken from an operator, characters.
+const REASON_CHARS_MAX: usize = 500;
+
+/// The service behind an operator's or auditor's certificate.
+pub struct OperatorService(pub(super) Services);
+
+impl OperatorService {
+    /// The service over `services`.
+    pub fn new(services: Services) -> Self {
+        Self(services)
+    }
+
+    async fn change_state(
+        &self,
+        by: &Member,
+        member: Member,
+        state: MemberState,
+        reason: String,
+    ) -> Result<(), Status> {
+        let driver = &self.0.driver;
+        let (name, by) = (member.to_string(), by.to_string());
+        let event = match state {
+            MemberState::Active => RegistryEvent::Reinstated { member: name, by },
+            MemberState::Suspended => RegistryEvent::Suspended { member: name, reason, by },
+            MemberState::Revoked => RegistryEvent::Revoked { member: name, reason, by },
+        };
+        driver.set_member_state(&member, state, event).await.map_err(status)
+    }
+}
+
+type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Operator for OperatorService {
+    async fn invite(
+        &self,
+        request: Request<v1::InviteRequest>,
+    ) -> Result<Response<v1::InviteReply>, Status> {
+        let by = require(&request, &[Role::Operator])?.member.clone();
+        let request = request.into_inner();
+        let member = Member {
+            role: parse("role", &request.role)?,
+            name: parse::<SiteName>("name", &request.name)?,
+        };
+        let kit = self.0.invite(&by, member, request.valid_s).await?;
+        Ok(Response::new(v1::InviteReply { kit }))
+    }
+
+    async fn list_sites(
+        &self,
+        _: Request<v1::ListSitesRequest>,
+    ) -> Result<Response<v1::ListSitesReply>, Status> {
+        let driver = &self.0.driver;
+        let fault = |e| status(DriverError::Store(e));
+        let members = driver.store().members().await.map_err(fault)?;
+        let invited = driver.store().open_invitations(clock::now()).await.map_err(fault)?;
+        let mut tally = rows::Tally::default();
+        for run in driver.runs().await {
+            run.read(|run| tally.count(run)).await;
+        }
+        Ok(Response::new(v1::ListSitesReply { sites: rows::sites(&members, &invited, &tally) }))
+    }
+
+    async fn set_site_state(
+        &self,
+        request: Request<v1::SetSiteStateRequest>,
+    ) -> Result<Response<v1::SetSiteStateReply>, Status> {
+        let by = require(&request, &[Role::Operator])?.member.clone();
+        let request = request.into_inner();
+        let member = Member { role: Role::Site, name: parse("name", &request.name)? };
+        let state = match request.state.as_str() {
+            "active" => MemberState::Active,
+            "suspended" => MemberState::Suspended,
+            "revoked" => MemberState::Revoked,
+            other => {
+                let text = format!("state: `{other}` is none of active, suspended, revoked");
+                return Err(Status::invalid_argument(text));
+            }
+        };
+        self.change_state(&by, member, state, shortened(&request.reason)).await?;
+        Ok(Response::new(v1::SetSiteStateReply {}))
+    }
+
+    async fn start_run(
+        &self,
+        request: Request<v1::StartRunRequest>,
+    ) -> Result<Response<v1::StartRunReply>, Status> {
+        let by = require(&request, &[Role::Operator])?.member.clone();
+        let manifest = RunManifest::from_toml(&request.into_inner().manifest_toml)
+            .map_err(|e| Status::invalid_argument(format!("manifest: {e}")))?;
+        let reply = v1::StartRunReply {
+            run: manifest.name.to_string(),
+            manifest_digest: manifest.digest().as_bytes().to_vec().into(),
+        };
+        self.0.driver.start_run(manifest, &by).await.map_err(status)?;
+        Ok(Response::new(reply))
+    }
+
+    async fn stop_run(
+        &self,
+        request: Request<v1::StopRunRequest>,
+    ) -> Result<Response<v1::StopRunReply>, Status> {
+        let by = require(&request, &[Role::Operator])?.member.clone();
+        let request = request.into_inner();
+        let run = self.0.driver.run(&parse("run", &request.run)?).await.map_err(status)?;
+        let reason = match shortened(&request.reason) {
+            reason if reason.is_empty() => format!("stopped by {by}"),
+            reason => format!("stopped by {by}: {reason}"),
+        };
+        run.command(&self.0.driver, Command::Stop { reason }).await.map_err(status)?;
+        Ok(Response::new(v1::StopRunReply {}))
+    }
+
+    async fn list_runs(
+        &self,
+        _: Request<v1::ListRunsRequest>,
+    ) -> Result<Response<v1::ListRunsReply>, Status> {
+        let mut runs = Vec::new();
+        for run in self.0.driver.runs().await {
+            runs.push(run.read(rows::run).await);
+        }
+        runs.sort_by_key(|row| std::cmp::Reverse(row.started_ms));
+        Ok(Response::new(v1::ListRunsReply { runs }))
+    }
+
+    async fn show_run(
+        &self,
+        request: Request<v1::ShowRunRequest>,
+    ) -> Result<Response<v1::ShowRunReply>, Status> {
+        let name: RunName = parse("run", &request.into_inner().run)?;
+        let driver = &self.0.driver;
+        let snapshot = driver.run(&name).await.map_err(status)?.snapshot().await;
+        let received = |site: &SiteName| driver.uploads().received(site, &name);
+        Ok(Response::new(rows::show(&snapshot, received)))
+    }
+
+    type LogStream = Boxed<v1::LogEntry>;
+
+    async fn log(
+        &self,
+        request: Request<v1::LogRequest>,
+    ) -> Result<Response<Self::LogStream>, Status> {
+        let request = request.into_inner();
+        let driver = &self.0.driver;
+        let run = match request.run.as_str() {
+            "" => None,
+            name => {
+                let name: RunName = parse("run", name)?;
+                driver.run(&name).await.map_err(status)?;
+                Some(name)
+            }
+        };
+        let entries = history::entries(driver, run, request.from_leaf, request.follow);
+        Ok(Response::new(Box::pin(entries)))
+    }
+
+    type PullStream = Boxed<v1::PullChunk>;
+
+    async fn pull(
+        &self,
+        request: Request<v1::PullRequest>,
+    ) -> Result<Response<Self::PullStream>, Status> {
+        let request = request.into_inner();
+        let driver = &self.0.driver;
+        let run = driver.run(&parse("run", &request.run)?).await.map_err(status)?;
+        let snapshot = run.snapshot().await;
+        let adapters = snapshot.run.adapters();
+        let newest = u32::try_from(adapters.len() - 1).unwrap_or(u32::MAX);
+        let version = request.version.unwrap_or(newest);
+        let digest = *adapters.get(version as usize).ok_or_else(|| {
+            Status::not_found(format!(
+                "run {} has versions 0 to {newest}, not {version}",
+                run.name()
+            ))
+        })?;
+        let io = DriverError::io("reading the adapter");
+        let bytes = driver.blobs().size(digest).await.map_err(io).map_err(status)?;
+        let subject = v1::PullSubject {
+            version,
+            digest: digest.as_bytes().to_vec().into(),
+            bytes,
+            manifest_json: snapshot.run.manifest().to_json().into(),
+        };
+        let first = v1::PullChunk { subject: Some(subject), data: bytes::Bytes::new() };
+        let rest = history::blob_chunks(driver.blobs(), digest, 0).await?;
+        let rest = rest.map(|piece| piece.map(|data| v1::PullChunk { subject: None, data }));
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(first)).chain(rest))))
+    }
+
+    async fn checkpoint(
+        &self,
+        request: Request<v1::CheckpointRequest>,
+    ) -> Result<Response<v1::CheckpointReply>, Status> {
+        let old_size = request.into_inner().old_size;
+        let reply = history::checkpoint(self.0.driver.store(), &self.0.signer, old_size).await?;
+        Ok(Response::new(reply))
+    }
+
+    type ExportStream = Boxed<v1::Chunk>;
+
+    async fn export(
+        &self,
+        request: Request<v1::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        let with_tensors = request.into_inner().with_tensors;
+        let stream = export::export(&self.0.driver, self.0.signer.clone(), with_tensors).await?;
+        Ok(Response::new(Box::pin(stream.map(|piece| piece.map(|data| v1::Chunk { data })))))
+    }
+}
+
+fn shortened(reason: &str) -> String {
+    reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
+}

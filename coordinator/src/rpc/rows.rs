@@ -1,0 +1,168 @@
+//! Runs and members as rows of the wire.
+
+use std::collections::BTreeMap;
+
+use tributary_proto::channel::Role;
+use tributary_proto::v1;
+use tributary_shared::name::SiteName;
+use tributary_shared::timestamp::Timestamp;
+
+use crate::driver::Snapshot;
+use crate::round::seat::Seat;
+use crate::round::{PastRound, Phase, Run};
+use crate::store::{Invitation, MemberRow};
+
+/// How often each site was accepted, refused and lost, over all runs.
+#[derive(Default)]
+pub(super) struct Tally(BTreeMap<SiteName, [u32; 3]>);
+
+impl Tally {
+    /// Adds a run's closed rounds.
+    pub(super) fn count(&mut self, run: &Run) {
+        for (site, seat) in run.past().values().flat_map(|past| &past.seats) {
+            let column = match seat {
+                Seat::Accepted(_) => 0,
+                Seat::Refused { .. } | Seat::Declined { .. } => 1,
+                Seat::Asked | Seat::Training { .. } | Seat::Lost { .. } => 2,
+            };
+            self.0.entry(site.clone()).or_default()[column] += 1;
+        }
+    }
+}
+
+/// Enrolled sites, then those invited and not enrolled yet.
+pub(super) fn sites(
+    members: &[MemberRow],
+    invitations: &[Invitation],
+    tally: &Tally,
+) -> Vec<v1::SiteRow> {
+    let mut rows: Vec<v1::SiteRow> = members
+        .iter()
+        .filter(|row| row.member.role == Role::Site)
+        .map(|row| {
+            let [accepted, refused, lost] =
+                tally.0.get(&row.member.name).copied().unwrap_or_default();
+            v1::SiteRow {
+                name: row.member.name.to_string(),
+                state: row.state.as_str().to_owned(),
+                last_seen_ms: row.last_seen.map_or(0, Timestamp::as_millis),
+                certificate_serial: row.serial_hex.clone(),
+                certificate_expires_ms: row.expires.as_millis(),
+                accepted,
+                refused,
+                lost,
+            }
+        })
+        .collect();
+    for invitation in invitations.iter().filter(|i| i.used.is_none() && i.member.role == Role::Site)
+    {
+        let name = invitation.member.name.as_str();
+        if rows.iter().all(|row| row.name != name) {
+            rows.push(v1::SiteRow {
+                name: name.to_owned(),
+                state: "invited".to_owned(),
+                certificate_expires_ms: invitation.expires.as_millis(),
+                ..v1::SiteRow::default()
+            });
+        }
+    }
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    rows
+}
+
+/// A run as one line.
+pub(super) fn run(run: &Run) -> v1::RunRow {
+    let (state, ended_ms, detail) = match run.phase() {
+        Phase::Waiting => ("waiting", 0, waiting_for(run)),
+        Phase::Collecting(_) => ("collecting", 0, String::new()),
+        Phase::Aggregating(_) => ("aggregating", 0, String::new()),
+        Phase::Ended { state, detail, at } => (state.as_str(), at.as_millis(), detail.clone()),
+    };
+    v1::RunRow {
+        name: run.manifest().name.to_string(),
+        state: state.to_owned(),
+        rounds_published: run.rounds_published(),
+        rounds_asked: run.manifest().rounds.count,
+        started_ms: run.started().as_millis(),
+        ended_ms,
+        detail,
+    }
+}
+
+fn waiting_for(run: &Run) -> String {
+    format!("waits until {} sites that may take part are enrolled", run.manifest().quorum.sites)
+}
+
+/// A run whole: the open round's seats with their progress, and every closed round.
+pub(super) fn show(snapshot: &Snapshot, received: impl Fn(&SiteName) -> u64) -> v1::ShowRunReply {
+    let Snapshot { run, leases } = snapshot;
+    let mut reply = v1::ShowRunReply {
+        run: Some(self::run(run)),
+        manifest_digest: run.manifest_digest().as_bytes().to_vec().into(),
+        manifest_json: run.manifest().to_json().into(),
+        round: run.round(),
+        deadline_ms: 0,
+        seats: Vec::new(),
+        rounds: run.past().iter().map(|(round, past)| past_round(*round, past)).collect(),
+    };
+    if let Phase::Collecting(collecting) = run.phase() {
+        reply.deadline_ms = collecting.deadline.as_millis();
+        for (site, seat) in &collecting.seats {
+            let progress = leases.progress(site).cloned().unwrap_or_default();
+            reply.seats.push(v1::SeatRow {
+                site: site.to_string(),
+                state: seat.as_str().to_owned(),
+                detail: seat.detail(),
+                phase: progress.phase,
+                step: progress.step,
+                steps: progress.steps,
+                eta_s: progress.eta_s,
+                cases: seat.cases().unwrap_or(0),
+                uploaded_bytes: received(site),
+            });
+        }
+    }
+    reply
+}
+
+fn past_round(round: u32, past: &PastRound) -> v1::RoundRow {
+    let contributions: Vec<_> =
+        past.seats.iter().map(|(site, seat)| contribution(past, site, seat)).collect();
+    let accepted_bytes = |seat: &Seat| match seat {
+        Seat::Accepted(accepted) => accepted.bytes,
+        Seat::Asked
+        | Seat::Training { .. }
+        | Seat::Refused { .. }
+        | Seat::Declined { .. }
+        | Seat::Lost { .. } => 0,
+    };
+    v1::RoundRow {
+        round,
+        adapter_digest: past
+            .published
+            .map(|(digest, _)| digest.as_bytes().to_vec())
+            .unwrap_or_default()
+            .into(),
+        opened_ms: past.opened.as_millis(),
+        published_ms: past.published.map_or(0, |(_, at)| at.as_millis()),
+        contributions,
+        upload_bytes: past.seats.values().map(accepted_bytes).sum(),
+    }
+}
+
+fn contribution(past: &PastRound, site: &SiteName, seat: &Seat) -> v1::ContributionRow {
+    let missing = past.missing.iter().find(|m| m.site == *site);
+    let mut row = v1::ContributionRow {
+        site: site.to_string(),
+        state: seat.as_str().to_owned(),
+        detail: missing.map_or_else(|| seat.detail(), |m| m.reason.clone()),
+        cases: seat.cases().unwrap_or(0),
+        ..v1::ContributionRow::default()
+    };
+    if let Seat::Accepted(accepted) = seat {
+        row.delta_digest = accepted.digest.as_bytes().to_vec().into();
+        row.metrics_json =
+            serde_json::to_string(&accepted.metrics).expect("metrics are plain data");
+    }
+    row
+}

@@ -1,0 +1,264 @@
+//! What a site calls.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+use tributary_proto::channel::{Peer, Role, require};
+use tributary_proto::v1::{self, site_server::Site};
+use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::refusal::Refusal;
+use tributary_shared::terms::SiteMetrics;
+
+use super::{Services, answer, digest, history, parse, refusal, status, upload};
+use crate::clock;
+use crate::driver::{DriverError, Standing};
+use crate::round::Command;
+use crate::round::lease::Progress;
+
+/// Longest wait for an assignment that a site may ask for.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Longest metrics read, bytes.
+const METRICS_BYTES_MAX: usize = 4 * 1024;
+/// Longest reason kept of a site, characters.
+const REASON_CHARS_MAX: usize = 500;
+
+/// The service behind a site's certificate.
+pub struct SiteService(Services);
+
+impl SiteService {
+    /// The service over `services`.
+    pub fn new(services: Services) -> Self {
+        Self(services)
+    }
+
+    /// The site behind a request, when it may take part.
+    fn site<T>(&self, request: &Request<T>) -> Result<SiteName, Status> {
+        let peer = self.seen(request)?;
+        match self.0.driver.members().standing(&peer) {
+            Standing::Active => Ok(peer.member.name),
+            Standing::Suspended | Standing::Unknown => {
+                Err(Status::permission_denied(Refusal::Suspended.to_string()))
+            }
+        }
+    }
+
+    /// The peer behind a request, noted as seen now.
+    fn seen<T>(&self, request: &Request<T>) -> Result<Peer, Status> {
+        let peer = require(request, &[Role::Site])?.clone();
+        self.0.driver.store().touch_seen(&peer.member, clock::now());
+        Ok(peer)
+    }
+}
+
+type ChunkStream = Pin<Box<dyn Stream<Item = Result<v1::Chunk, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Site for SiteService {
+    async fn hello(
+        &self,
+        request: Request<v1::HelloRequest>,
+    ) -> Result<Response<v1::HelloReply>, Status> {
+        let peer = self.seen(&request)?;
+        let version: String = request.into_inner().client_version.chars().take(40).collect();
+        tracing::info!(member = %peer.member, version, "hello");
+        Ok(Response::new(v1::HelloReply {
+            member: peer.member.to_string(),
+            coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
+            now_ms: clock::now().as_millis(),
+            suspended: self.0.driver.members().standing(&peer) == Standing::Suspended,
+            log_verifier_key: self.0.signer.verifier_key().to_string(),
+        }))
+    }
+
+    async fn next_assignment(
+        &self,
+        request: Request<v1::NextAssignmentRequest>,
+    ) -> Result<Response<v1::NextAssignmentReply>, Status> {
+        let site = self.site(&request)?;
+        let request = request.into_inner();
+        let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
+        let busy = (!request.busy_run.is_empty())
+            .then_some((request.busy_run.as_str(), request.busy_round));
+        let driver = &self.0.driver;
+        let mut changes = driver.changes();
+        let deadline = tokio::time::Instant::now() + wait;
+        let found = loop {
+            changes.mark_unchanged();
+            if let Some(found) = driver.assignment(&site, busy).await {
+                break Some(found);
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep_until(deadline) => break None,
+                () = driver.stopping().cancelled() => break None,
+            }
+        };
+        let Some((terms, manifest)) = found else {
+            return Ok(Response::new(v1::NextAssignmentReply { assignment: None }));
+        };
+        let base_bytes = driver
+            .blobs()
+            .size(terms.base)
+            .await
+            .map_err(DriverError::io("reading the adapter"))
+            .map_err(status)?;
+        let assignment = v1::Assignment {
+            run: terms.run.to_string(),
+            round: terms.round,
+            manifest_json: manifest.to_json().into(),
+            base_digest: terms.base.as_bytes().to_vec().into(),
+            base_bytes,
+            cohort_size: terms.cohort_size,
+            deadline_ms: terms.deadline.as_millis(),
+        };
+        Ok(Response::new(v1::NextAssignmentReply { assignment: Some(assignment) }))
+    }
+
+    async fn accept_terms(
+        &self,
+        request: Request<v1::AcceptTermsRequest>,
+    ) -> Result<Response<v1::AcceptTermsReply>, Status> {
+        let site = self.site(&request)?;
+        let request = request.into_inner();
+        let run = self.0.driver.run(&parse("run", &request.run)?).await.map_err(status)?;
+        run.touch(&site, clock::now()).await;
+        let command = Command::AcceptTerms {
+            site,
+            round: request.round,
+            manifest: digest("manifest_digest", &request.manifest_digest)?,
+            base: digest("base_digest", &request.base_digest)?,
+            cases: request.cases,
+        };
+        let refusal = answer(run.command(&self.0.driver, command).await)?;
+        Ok(Response::new(v1::AcceptTermsReply { refusal }))
+    }
+
+    async fn decline(
+        &self,
+        request: Request<v1::DeclineRequest>,
+    ) -> Result<Response<v1::DeclineReply>, Status> {
+        let site = self.site(&request)?;
+        let request = request.into_inner();
+        let run = self.0.driver.run(&parse("run", &request.run)?).await.map_err(status)?;
+        let reason = shortened(refusal(request.reason))?;
+        let command = Command::Decline { site, round: request.round, reason };
+        let refusal = answer(run.command(&self.0.driver, command).await)?;
+        Ok(Response::new(v1::DeclineReply { refusal }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<v1::HeartbeatRequest>,
+    ) -> Result<Response<v1::HeartbeatReply>, Status> {
+        let site = self.site(&request)?;
+        let request = request.into_inner();
+        let run: RunName = parse("run", &request.run)?;
+        let progress = Progress {
+            phase: request.phase.chars().filter(|c| !c.is_control()).take(40).collect(),
+            step: request.step,
+            steps: request.steps,
+            eta_s: request.eta_s,
+            loss: request.loss,
+        };
+        let beat = self.0.driver.heartbeat(&site, &run, request.round, progress).await;
+        let stop_reason = beat.map_err(status)?.unwrap_or_default();
+        Ok(Response::new(v1::HeartbeatReply { stop_reason }))
+    }
+
+    type FetchAdapterStream = ChunkStream;
+
+    async fn fetch_adapter(
+        &self,
+        request: Request<v1::FetchRequest>,
+    ) -> Result<Response<ChunkStream>, Status> {
+        self.site(&request)?;
+        let request = request.into_inner();
+        let run = self.0.driver.run(&parse("run", &request.run)?).await.map_err(status)?;
+        let wanted = digest("digest", &request.digest)?;
+        // Only what the run published: a delta is nobody's to fetch.
+        if !run.read(|run| run.adapters().contains(&wanted)).await {
+            return Err(Status::not_found(format!("{wanted} is no adapter of run {}", run.name())));
+        }
+        let chunks = history::blob_chunks(self.0.driver.blobs(), wanted, request.offset).await?;
+        let stream = chunks.map(|piece| piece.map(|data| v1::Chunk { data }));
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn upload_status(
+        &self,
+        request: Request<v1::UploadStatusRequest>,
+    ) -> Result<Response<v1::UploadStatusReply>, Status> {
+        let site = self.site(&request)?;
+        let subject = upload::Subject::read(site, request.into_inner())?;
+        let (durable_offset, refusal) = upload::durable_offset(&self.0.driver, &subject).await?;
+        Ok(Response::new(v1::UploadStatusReply { durable_offset, refusal }))
+    }
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<v1::UploadChunk>>,
+    ) -> Result<Response<v1::UploadReply>, Status> {
+        let site = self.site(&request)?;
+        let received = upload::receive(&self.0.driver, site, request.into_inner()).await?;
+        let (durable_offset, refusal) = received;
+        Ok(Response::new(v1::UploadReply { durable_offset, refusal }))
+    }
+
+    async fn submit(
+        &self,
+        request: Request<v1::SubmitRequest>,
+    ) -> Result<Response<v1::SubmitReply>, Status> {
+        let site = self.site(&request)?;
+        let request = request.into_inner();
+        let run: RunName = parse("run", &request.run)?;
+        let delta = digest("digest", &request.digest)?;
+        let metrics = read_metrics(&request.metrics_json)?;
+        let driver = &self.0.driver;
+        let verdict =
+            driver.submit(&site, &run, request.round, delta, request.cases, metrics).await;
+        Ok(Response::new(v1::SubmitReply { refusal: answer(verdict)? }))
+    }
+
+    async fn checkpoint(
+        &self,
+        request: Request<v1::CheckpointRequest>,
+    ) -> Result<Response<v1::CheckpointReply>, Status> {
+        self.seen(&request)?;
+        let old_size = request.into_inner().old_size;
+        let reply = history::checkpoint(self.0.driver.store(), &self.0.signer, old_size).await?;
+        Ok(Response::new(reply))
+    }
+}
+
+/// Metrics go into the history: small, known fields, finite numbers.
+fn read_metrics(json: &str) -> Result<SiteMetrics, Status> {
+    if json.len() > METRICS_BYTES_MAX {
+        let text = format!("metrics_json: {} bytes, above {METRICS_BYTES_MAX}", json.len());
+        return Err(Status::invalid_argument(text));
+    }
+    let metrics: SiteMetrics = serde_json::from_str(json)
+        .map_err(|e| Status::invalid_argument(format!("metrics_json: {e}")))?;
+    Ok(metrics)
+}
+
+/// A site's reason goes into the history, where an entry has a size limit. Only a site's own
+/// kinds of no are taken from it.
+fn shortened(reason: Refusal) -> Result<Refusal, Status> {
+    let cut = |text: String| -> String {
+        text.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
+    };
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "every other kind is the coordinator's to say"
+    )]
+    match reason {
+        Refusal::Policy { reason } => Ok(Refusal::Policy { reason: cut(reason) }),
+        Refusal::SiteFailed { reason } => Ok(Refusal::SiteFailed { reason: cut(reason) }),
+        other => Err(Status::invalid_argument(format!(
+            "reason: a site declines with `policy` or `site_failed`, not with `{}`",
+            other.code()
+        ))),
+    }
+}

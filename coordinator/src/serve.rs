@@ -1,0 +1,256 @@
+//! The composition root: opens what the service stands on, recovers, serves, and stops in order.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::filter::LevelFilter;
+use tributary_proto::channel::{Acceptor, certified, server_builder, write_durably};
+use tributary_shared::digest::Digest;
+use tributary_shared::outcome::{ExitCode, Failure, chain};
+
+use crate::blobs::Blobs;
+use crate::clock;
+use crate::config::{CoordinatorConfig, Level, Log, LogFormat};
+use crate::driver::{Driver, DriverError};
+use crate::membership::{Authority, FOUNDER, server_identity};
+use crate::round::event::RegistryEvent;
+use crate::round::record::{Event, Stream};
+use crate::rpc::Services;
+use crate::store::{Certificate, CommitError, Store, StoreError};
+
+/// How long calls in progress may take to end once the coordinator is told to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+/// The file in the directory that says where the coordinator listens now.
+const ADDRESS: &str = "address";
+
+/// What `serve` says once, when everything is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// The consortium.
+    pub consortium: String,
+    /// Where it listens.
+    pub bound: SocketAddr,
+    /// What startup kits say.
+    pub address: String,
+}
+
+/// Serves until told to stop (SIGTERM, SIGINT). SIGHUP reads the server's certificate again.
+pub async fn serve(
+    config: &CoordinatorConfig,
+    ready: impl FnOnce(&Listening),
+) -> Result<(), Failure> {
+    let authority = Arc::new(Authority::load(&config.directory).map_err(|e| e.failure())?);
+    let signer = Arc::new(authority.log_signer().map_err(|e| e.failure())?);
+    let store = open_store(config).await?;
+    found(&store, &authority, config).await?;
+    let blobs = open_blobs(config)?;
+    let identity = server_identity(&config.directory).map_err(|e| e.failure())?;
+    let acceptor =
+        Acceptor::new(&identity).map_err(|e| Failure::invalid("server_certificate", chain(&e)))?;
+    let signals = Signals::listen()?;
+    let stop = CancellationToken::new();
+    let driver = Driver::start(store.clone(), blobs, acceptor.connections(), stop.clone())
+        .await
+        .map_err(|e| driver_failure(&e))?;
+    let listener = TcpListener::bind(config.listen).await.map_err(|e| bind_failure(config, &e))?;
+    let listening = listening(config, &authority, &listener)?;
+    let address_file = config.directory.join(ADDRESS);
+    write_durably(&address_file, listening.bound.to_string().as_bytes(), 0o644)
+        .map_err(|e| Failure::invalid("file", format!("{}: {e}", address_file.display())))?;
+
+    let routes =
+        Services { driver, authority, signer, address: listening.address.clone() }.routes();
+    let incoming = acceptor.incoming(listener, stop.clone());
+    let server = server_builder(config.windows)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    let told = CancellationToken::new();
+    let directory = config.directory.clone();
+    tokio::spawn(signals.obey(told.clone(), stop.clone(), acceptor, directory));
+    tracing::info!(address = %listening.bound, "listening on {}", listening.bound);
+    ready(&listening);
+
+    tokio::select! {
+        ended = server => ended.map_err(|e| Failure {
+            exit: ExitCode::Bug, code: "server", message: chain(&e), hint: None,
+        })?,
+        () = drained(&stop) => tracing::warn!("some calls did not end in time; cut them off"),
+    }
+    // Best effort: the file only says where a running coordinator listens.
+    let _ = std::fs::remove_file(&address_file);
+    store.close().await;
+    if told.is_cancelled() {
+        return Ok(());
+    }
+    // Nobody told us: the driver has seen another coordinator's writes.
+    Err(driver_failure(&DriverError::Superseded))
+}
+
+async fn drained(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(DRAIN).await;
+}
+
+/// Opens the database, creating it or bringing its schema up to date.
+pub async fn open_store(config: &CoordinatorConfig) -> Result<Store, Failure> {
+    Store::open(&config.database).await.map_err(|e| store_failure(&e))
+}
+
+fn open_blobs(config: &CoordinatorConfig) -> Result<Blobs, Failure> {
+    let directory = &config.directory;
+    Blobs::at(directory).map_err(|e| {
+        Failure::invalid("blobs", format!("{}: {e}", directory.display()))
+            .hint("is the directory there and writable, and has the disk room?")
+    })
+}
+
+/// Writes what `init` decided into an empty history: the consortium and its first operator. Done
+/// again after a crash in between, it goes on where it was.
+async fn found(
+    store: &Store,
+    authority: &Authority,
+    config: &CoordinatorConfig,
+) -> Result<(), Failure> {
+    let failed = |e: StoreError| store_failure(&e);
+    let now = clock::now();
+    if store.head().await.map_err(failed)?.size == 0 {
+        let consortium = authority.consortium().to_string();
+        let root = authority.root_fingerprint();
+        let founded = Event::Registry(RegistryEvent::Founded { consortium, root });
+        match store.commit(now, &Stream::Registry, 0, &[founded]).await {
+            Ok(_) => {}
+            Err(CommitError::Store(e)) => return Err(failed(e)),
+            Err(CommitError::Stale { .. }) => {
+                return Err(driver_failure(&DriverError::Superseded));
+            }
+        }
+    }
+    let founder = &authority.founder().peer.member;
+    if store.members().await.map_err(failed)?.iter().any(|row| row.member == *founder) {
+        return Ok(());
+    }
+    let file = config.directory.join(FOUNDER);
+    let der = CertificateDer::from_pem_file(&file)
+        .map_err(|e| Failure::invalid("authority", format!("{}: {e}", file.display())))?;
+    let named = certified(&der)
+        .map_err(|e| Failure::invalid("authority", format!("{}: {e}", file.display())))?;
+    let certificate = Certificate {
+        der: der.to_vec(),
+        serial_hex: named.peer.serial_hex,
+        expires: named.expires,
+    };
+    let event =
+        RegistryEvent::Enrolled { member: founder.to_string(), certificate: Digest::of(&der) };
+    store.add_member(now, founder, &certificate, event).await.map_err(failed)
+}
+
+fn listening(
+    config: &CoordinatorConfig,
+    authority: &Authority,
+    listener: &TcpListener,
+) -> Result<Listening, Failure> {
+    let bound = listener.local_addr().map_err(|e| bind_failure(config, &e))?;
+    let consortium = authority.consortium().to_string();
+    Ok(Listening { consortium, bound, address: config.address_at(bound) })
+}
+
+fn bind_failure(config: &CoordinatorConfig, error: &std::io::Error) -> Failure {
+    let message = format!("{}: listen: {}: {error}", config.file.display(), config.listen);
+    Failure::invalid("listen", message)
+        .hint("is another coordinator running, and does this machine have that address?")
+}
+
+fn store_failure(error: &StoreError) -> Failure {
+    Failure::invalid("database", chain(error))
+}
+
+fn driver_failure(error: &DriverError) -> Failure {
+    if let DriverError::Store(error) = error {
+        return store_failure(error);
+    }
+    if matches!(error, DriverError::Superseded) {
+        return Failure::refused("superseded", error.to_string())
+            .hint("one database has one coordinator; stop the other and start this one again");
+    }
+    Failure::invalid("recovery", chain(error))
+        .hint("nothing was changed; restore the directory from a backup")
+}
+
+/// What the system may tell a running coordinator.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Before recovery, so that a signal during it is not lost.
+    fn listen() -> Result<Self, Failure> {
+        let on = |kind| signal(kind).map_err(|e| Failure::invalid("signals", e.to_string()));
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns, having set `told` and then `stop`, when the process is told to stop.
+    async fn obey(
+        mut self,
+        told: CancellationToken,
+        stop: CancellationToken,
+        acceptor: Acceptor,
+        directory: PathBuf,
+    ) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => break,
+                _ = self.interrupt.recv() => break,
+                _ = self.hangup.recv() => reload(&acceptor, &directory),
+            }
+        }
+        tracing::info!("stopping");
+        told.cancel();
+        stop.cancel();
+    }
+}
+
+/// A certificate that cannot be used leaves the present one in place.
+fn reload(acceptor: &Acceptor, directory: &std::path::Path) {
+    let reloaded = server_identity(directory)
+        .map_err(|e| chain(&e))
+        .and_then(|identity| acceptor.reload(&identity).map_err(|e| chain(&e)));
+    match reloaded {
+        Ok(()) => tracing::info!("the server's certificate is read again"),
+        Err(error) => tracing::error!(%error, "the server's certificate stays: {error}"),
+    }
+}
+
+/// Begins the process's log, on standard error.
+pub fn log(log: Log) {
+    let level = match log.level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Trace => LevelFilter::TRACE,
+    };
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(ansi);
+    // A log that has begun already stays: only tests begin it twice.
+    let _ = match log.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}

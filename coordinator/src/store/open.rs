@@ -1,0 +1,144 @@
+//! Opening: one process at a time, our own file only, its schema known and brought up to date.
+
+use std::ffi::OsString;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sqlx::ConnectOptions;
+use sqlx::SqlitePool;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use tokio::sync::watch;
+
+use super::{Inner, Store, StoreError};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+
+/// "TRIB": what SQLite's file header calls our databases; the first migration writes it.
+const APPLICATION_ID: i64 = 1_414_678_850;
+/// A backup tool may hold the file for a moment.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const READERS: u32 = 2;
+
+impl Store {
+    /// Opens the database file `path`, creating it when there is none, for this process alone.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT)
+            .disable_statement_logging();
+        refuse_foreign(path).await?;
+        let writer = pool(path, options.clone().create_if_missing(true), 1).await?;
+        MIGRATIONS.run(&writer).await.map_err(|error| migration_failed(path, error))?;
+        let readers = pool(path, options.read_only(true), READERS).await?;
+        let store = Self(Arc::new(Inner {
+            path: path.to_owned(),
+            writer,
+            readers,
+            size: watch::Sender::new(0),
+            seen: Mutex::default(),
+            lock,
+        }));
+        let size = store.check_head().await?;
+        store.0.size.send_replace(size);
+        Ok(store)
+    }
+
+    /// The database file.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+}
+
+/// Takes the lock that keeps a second coordinator out. It is on a file of its own: SQLite's locks
+/// come and go with each transaction.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let open = |source| StoreError::Open { path: path.to_owned(), source };
+    let mut name = OsString::from(path);
+    name.push(".lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(PathBuf::from(name))
+        .map_err(open)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(open(source)),
+    }
+}
+
+async fn pool(
+    path: &Path,
+    options: SqliteConnectOptions,
+    connections: u32,
+) -> Result<SqlitePool, StoreError> {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .min_connections(0)
+        .test_before_acquire(false)
+        .connect_with(options)
+        .await
+        .map_err(|error| not_ours(path, error))
+}
+
+/// Looks at an existing file before anything is written to it.
+async fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
+    let size = match std::fs::metadata(path) {
+        Ok(found) => found.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(source) => return Err(StoreError::Open { path: path.to_owned(), source }),
+    };
+    // Empty: SQLite makes the file before it writes to it, and we may have been killed between.
+    if size == 0 {
+        return Ok(());
+    }
+    let looked = |error| not_ours(path, error);
+    let mut connection =
+        SqliteConnectOptions::new().filename(path).connect().await.map_err(looked)?;
+    let id: i64 = sqlx::query_scalar("PRAGMA application_id")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(looked)?;
+    let tables: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name <> '_sqlx_migrations'",
+    )
+    .fetch_one(&mut connection)
+    .await
+    .map_err(looked)?;
+    if id != APPLICATION_ID && (id != 0 || tables > 0) {
+        let problem = format!("its application id is {id}");
+        return Err(StoreError::Foreign { path: path.to_owned(), problem });
+    }
+    Ok(())
+}
+
+/// SQLITE_NOTADB among the reasons why a connection fails.
+fn not_ours(path: &Path, error: sqlx::Error) -> StoreError {
+    let not_a_database =
+        error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "26");
+    if not_a_database {
+        let problem = "it is no SQLite file".to_owned();
+        return StoreError::Foreign { path: path.to_owned(), problem };
+    }
+    StoreError::Sql { verb: "open", source: error }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "sqlx's enum is not exhaustive")]
+fn migration_failed(path: &Path, error: MigrateError) -> StoreError {
+    let path = path.to_owned();
+    match error {
+        MigrateError::VersionMissing(version) => StoreError::Newer { path, version },
+        MigrateError::VersionMismatch(version) => {
+            StoreError::Foreign { path, problem: format!("its schema {version} is another one") }
+        }
+        other => StoreError::Sql { verb: "migrate", source: other.into() },
+    }
+}

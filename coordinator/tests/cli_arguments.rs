@@ -1,0 +1,218 @@
+//! The two programs from outside: exit codes, one clear line an error, the JSON envelope. Nothing
+//! here needs a coordinator.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const OPERATOR: &str = env!("CARGO_BIN_EXE_tributary");
+const SERVICE: &str = env!("CARGO_BIN_EXE_tributary-coordinator");
+
+fn run(program: &str, folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(program)
+        .args(arguments)
+        .current_dir(folder)
+        .env_remove("TRIBUTARY_IDENTITY")
+        .output()
+        .expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("programs print UTF-8")
+}
+
+fn samples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+#[test]
+fn arguments_that_do_not_parse_exit_with_4() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        &[][..],
+        &["fly"],
+        &["site"],
+        &["site", "invite"],
+        &["site", "invite", "Not A Name"],
+        &["site", "suspend", "a"],
+        &["site", "invite", "a", "--valid", "soon"],
+        &["run", "start"],
+        &["run", "pull", "r", "--version", "-1"],
+        &["run", "stop", "r"],
+        &["audit", "export"],
+        &["run", "list", "--format", "xml"],
+    ] {
+        let output = run(OPERATOR, folder.path(), arguments);
+        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {output:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");
+    }
+    let output = run(SERVICE, folder.path(), &["serve", "--port", "1"]);
+    assert_eq!(output.status.code(), Some(4));
+    for program in [OPERATOR, SERVICE] {
+        let output = run(program, folder.path(), &["--help"]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stdout).contains("Usage:"));
+        assert_eq!(run(program, folder.path(), &["--version"]).status.code(), Some(0));
+    }
+}
+
+#[test]
+fn with_format_json_every_failure_is_one_envelope_on_standard_output() {
+    let folder = tempfile::tempdir().unwrap();
+    for (arguments, code) in [
+        (&["run", "list", "--format", "json"][..], "identity"),
+        (&["fly", "--format=json"], "arguments"),
+        (&["--format", "json", "run", "start", "none.toml"], "file"),
+        (&["audit", "verify", "--file", "x", "--key", "none", "--format", "json"], "file"),
+        (&["enroll", "none.kit", "--format", "json"], "kit"),
+    ] {
+        let output = run(OPERATOR, folder.path(), arguments);
+        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {output:?}");
+        let envelope: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        let keys: Vec<&String> = envelope.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["error", "schema_version", "status"]);
+        assert_eq!(envelope["schema_version"], 1);
+        assert_eq!(envelope["status"], "error");
+        assert_eq!(envelope["error"]["code"], code, "{envelope}");
+        assert!(envelope["error"]["message"].is_string() && envelope["error"]["hint"].is_string());
+        assert_eq!(text(&output.stdout).trim().lines().count(), 1);
+    }
+}
+
+#[test]
+fn a_missing_identity_says_where_it_was_looked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(OPERATOR, folder.path(), &["site", "list"]);
+    assert_eq!(output.status.code(), Some(4));
+    let error = text(&output.stderr);
+    assert!(error.starts_with("error: operator holds no identity"), "{error}");
+    assert!(error.contains("TRIBUTARY_IDENTITY"), "{error}");
+    assert_eq!(error.trim().lines().count(), 1);
+}
+
+/// `run start` on the sample with `from` replaced by `to`.
+fn start(from: &str, to: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let sample = std::fs::read_to_string(samples().join("run.toml")).expect("a sample");
+    assert!(sample.contains(from), "the sample has no `{from}`");
+    std::fs::write(folder.path().join("run.toml"), sample.replacen(from, to, 1)).expect("written");
+    let output = run(OPERATOR, folder.path(), &["run", "start", "run.toml"]);
+    assert_eq!(output.status.code(), Some(4), "{from} -> {to}: {output:?}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(
+        std::fs::read_dir(folder.path()).expect("a folder").count(),
+        1,
+        "something was written"
+    );
+    text(&output.stderr)
+}
+
+#[test]
+fn every_mistake_in_a_manifest_is_one_line_with_file_key_and_mend() {
+    let digest = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+    for (from, to, place, problem) in [
+        ("rank = 8", "rnk = 8", "run.toml:", "unknown field `rnk`"),
+        ("schema_version = 1", "schema_version = 2", "schema_version", "this version reads 1"),
+        ("schema_version = 1", "", "run.toml", "missing field `schema_version`"),
+        ("name = \"chest-nodule-1\"", "name = \"Chest 1\"", "name", "is not a name"),
+        ("\n[adapter]\n", "\n[adaptor]\n", "run.toml:", "unknown field `adaptor`"),
+        (digest, "sha256:00", "digest", "is not a digest"),
+        (digest, &digest.to_uppercase(), "digest", "is not a digest"),
+        ("kind = \"binary\"", "kind = \"trinary\"", "run.toml:", "unknown variant `trinary`"),
+        ("[\"normal\", \"nodule\"]", "[\"normal\"]", "task.classes", "1 classes do not fit"),
+        ("[\"normal\", \"nodule\"]", "[\"a\", \"a\"]", "task.classes", "must be distinct"),
+        ("mean = [0.5]", "mean = [0.5, 0.5]", "backbone.mean", "one a channel"),
+        ("patch_size = 8", "patch_size = 7", "patch_size", "does not divide"),
+        ("heads = 4", "heads = 5", "heads", "does not divide"),
+        ("pool = \"class_token\"", "pool = \"best\"", "pool", "unknown variant `best`"),
+        ("rank = 8", "rank = 500", "adapter.rank", "above the backbone's width 128"),
+        ("alpha = 16.0", "alpha = 0.0", "adapter.alpha", "is not above 0"),
+        ("dropout = 0.0", "dropout = 1.0", "adapter.dropout", "is not in [0, 1)"),
+        ("[\"q\", \"v\"]", "[]", "adapter.targets", "name at least one"),
+        ("[\"q\", \"v\"]", "[\"query\"]", "targets", "unknown variant `query`"),
+        ("epochs = 1", "epochs = 0", "training.epochs", "is not between"),
+        ("learning_rate = 2e-3", "learning_rate = nan", "training.learning_rate", "NaN"),
+        ("holdout = 0.2", "holdout = \"a fifth\"", "holdout", "invalid type"),
+        ("count = 10", "count = 0", "rounds.count", "is not between"),
+        ("round_deadline_s = 7200", "round_deadline_s = -1", "round_deadline_s", "invalid value"),
+        ("sites = 2", "sites = 4", "quorum.sites", "more than the 3 sites of the cohort"),
+        ("share_of_cases = 0.5", "share_of_cases = 1.5", "quorum.share_of_cases", "at most 1"),
+        ("kind = \"fedavg\"", "kind = \"fedmagic\"", "run.toml:", "unknown variant `fedmagic`"),
+        ("delta_norm_max = 100.0", "delta_norm_max = inf", "limits.delta_norm_max", "inf"),
+        ("count = 10", "count = ", "run.toml:", "count"),
+    ] {
+        let error = start(from, to);
+        assert!(error.starts_with("error: run.toml"), "{to}: {error}");
+        assert!(error.contains(place), "{to}: no `{place}` in: {error}");
+        assert!(error.contains(problem), "{to}: no `{problem}` in: {error}");
+        assert!(error.contains("deploy/run.toml"), "{to}: no mend in: {error}");
+        assert_eq!(error.trim().lines().count(), 1, "{to}: {error}");
+    }
+}
+
+#[test]
+fn a_rehearsal_takes_no_model_and_a_manifest_has_a_largest_size() {
+    let error = start(
+        "kind = \"binary\"\nclasses = [\"normal\", \"nodule\"]",
+        "kind = \"rehearsal\"\npayload_bytes = 4",
+    );
+    assert!(error.contains("a rehearsal takes no [backbone]"), "{error}");
+    let error =
+        start("schema_version = 1", &format!("schema_version = 1 # {}", "x".repeat(60_000)));
+    assert!(error.contains("larger than 49152 bytes"), "{error}");
+}
+
+#[test]
+fn a_bad_configuration_is_one_line_and_nothing_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("coordinator.toml");
+    for (content, problem) in [
+        ("directory = \"state\"\nlisten = \"here\"", "listen: `here` is not IP:PORT"),
+        (
+            "directory = \"state\"\nlisen = \"127.0.0.1:1\"",
+            "coordinator.toml:2: lisen: unknown field",
+        ),
+        ("directory = \"state\"\n[database]\nurl = \"postgres://h/d\"", "not supported yet"),
+        ("directory = \"state\"", "root.pem"),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        let output = run(SERVICE, folder.path(), &["serve"]);
+        assert_eq!(output.status.code(), Some(4), "{content}: {output:?}");
+        let error = text(&output.stderr);
+        assert!(error.starts_with("error: ") && error.contains(problem), "{content}: {error}");
+        assert_eq!(error.trim().lines().count(), 1, "{error}");
+        assert!(!folder.path().join("state").exists(), "{content}");
+    }
+    let output = Command::new(SERVICE)
+        .args(["serve", "--config"])
+        .arg(&file)
+        .env("TRIBUTARY__LISTEN", "nowhere")
+        .output()
+        .unwrap();
+    assert!(text(&output.stderr).contains("`nowhere` is not IP:PORT"), "{output:?}");
+}
+
+#[test]
+fn init_overwrites_nothing_and_says_what_comes_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let init = || {
+        let arguments = ["init", "--directory", "state", "--consortium", "demo"];
+        run(SERVICE, folder.path(), &[&arguments[..], &["--address", "127.0.0.1:8443"]].concat())
+    };
+    let output = init();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = text(&output.stdout);
+    for next in ["tributary-coordinator serve --config", "tributary site invite", "tributary run"] {
+        assert!(said.contains(next), "{said}");
+    }
+    let config = std::fs::read_to_string(folder.path().join("state/coordinator.toml")).unwrap();
+    assert!(config.contains("listen = \"127.0.0.1:8443\""), "{config}");
+    let output = init();
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text(&output.stderr).contains("init never overwrites an authority"), "{output:?}");
+    let migrate = ["migrate", "--config", "state/coordinator.toml", "--format", "json"];
+    let output = run(SERVICE, folder.path(), &migrate);
+    let envelope: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(envelope["data"]["leaves"], 0, "{output:?}");
+}

@@ -1,0 +1,45 @@
+//! The commented samples in `deploy/` are read by the code that reads the real files.
+
+use std::path::Path;
+
+use tributary_coordinator::config::CoordinatorConfig;
+use tributary_shared::manifest::RunManifest;
+
+fn sample(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name);
+    std::fs::read_to_string(path).expect("the sample is there")
+}
+
+#[test]
+fn the_sample_configuration_parses_and_shows_the_defaults() {
+    let file = Path::new("/srv/coordinator.toml");
+    let config = CoordinatorConfig::from_toml(file, &sample("coordinator.toml"), &[]).unwrap();
+    assert_eq!(config.address.as_deref(), Some("coordinator.example.org:8443"));
+    let least = "directory = \".\"\naddress = \"coordinator.example.org:8443\"";
+    assert_eq!(config, CoordinatorConfig::from_toml(file, least, &[]).unwrap());
+}
+
+#[test]
+fn the_sample_run_parses_and_every_optional_key_is_in_it() {
+    let text = sample("run.toml");
+    let manifest = RunManifest::from_toml(&text).unwrap();
+    // What is written back has the same keys: none is missing from the sample.
+    let written: toml::Table = toml::from_str(&text).unwrap();
+    let meant: toml::Table = toml::from_str(&toml::to_string(&manifest).unwrap()).unwrap();
+    assert_eq!(keys("", &written), keys("", &meant));
+}
+
+fn keys(prefix: &str, table: &toml::Table) -> Vec<String> {
+    let mut all: Vec<String> = table
+        .iter()
+        .flat_map(|(key, value)| {
+            let path = format!("{prefix}{key}");
+            match value.as_table() {
+                Some(inner) => keys(&format!("{path}."), inner),
+                None => vec![path],
+            }
+        })
+        .collect();
+    all.sort();
+    all
+}
