@@ -1,0 +1,243 @@
+//! `tributary-client data`: look at images, divide them, or draw synthetic ones.
+
+use std::path::{Path, PathBuf};
+
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use indicatif::ProgressBar;
+use tributary_shared::manifest::{MANIFEST_BYTES_MAX, RunManifest, Task};
+use tributary_shared::outcome::{Failure, chain};
+
+use super::{Format, print};
+use crate::data::census::{self, Census};
+use crate::data::divide::{self, DivideSpec, DividedCard};
+use crate::data::synth::{self, Card, Modality, SynthSpec};
+use crate::data::{DataSource, task_of};
+
+/// Everything about a site's images; none of it talks to anybody.
+#[derive(Debug, clap::Subcommand)]
+pub enum DataCommand {
+    /// Count classes, patients and sizes, and list everything that would be refused
+    #[command(visible_alias = "check")]
+    Inspect(InspectArgs),
+    /// Draw synthetic sites with known ground truth (for demos; no medical claim follows)
+    Synth(SynthArgs),
+    /// Divide a data set over sites by patient
+    Split(SplitArgs),
+}
+
+/// Arguments of `data inspect`.
+#[derive(Debug, clap::Args)]
+pub struct InspectArgs {
+    /// A folder with labels.csv, a .csv, or a .npz in the MedMNIST layout
+    path: PathBuf,
+    #[command(flatten)]
+    labels: LabelArgs,
+}
+
+/// What the labels mean.
+#[derive(Debug, clap::Args)]
+pub struct LabelArgs {
+    /// Class names in the order of the run, separated by commas [default: as the data name them]
+    #[arg(long, value_delimiter = ',', conflicts_with = "run")]
+    classes: Vec<String>,
+    /// An image may show several of the classes, or none
+    #[arg(long, requires = "classes")]
+    multi_label: bool,
+    /// Take the classes from this run.toml
+    #[arg(long)]
+    run: Option<PathBuf>,
+}
+
+/// Arguments of `data synth`.
+#[derive(Debug, clap::Args)]
+pub struct SynthArgs {
+    /// What the pictures imitate
+    #[arg(long, value_enum)]
+    modality: Modality,
+    /// Hospitals
+    #[arg(long, default_value_t = 3)]
+    sites: usize,
+    /// Patients of each hospital
+    #[arg(long, default_value_t = 60)]
+    patients: usize,
+    /// Pictures of each patient
+    #[arg(long, default_value_t = 2)]
+    images_per_patient: usize,
+    /// The same seed gives the same bytes
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Side of a picture, pixels
+    #[arg(long, default_value_t = 64)]
+    size: usize,
+    /// 0: all classes equally often everywhere; 1: each hospital leans to its own; 3: nearly only
+    #[arg(long, default_value_t = 0.0)]
+    label_skew: f64,
+    /// 0: all hospitals' pictures look alike; 1: as different as hospitals are
+    #[arg(long, default_value_t = 0.0)]
+    site_shift: f64,
+    /// A new or empty folder
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// Arguments of `data split`.
+#[derive(Debug, clap::Args)]
+pub struct SplitArgs {
+    /// A folder with labels.csv, a .csv, or a .npz in the MedMNIST layout
+    path: PathBuf,
+    #[command(flatten)]
+    labels: LabelArgs,
+    /// Hospitals
+    #[arg(long, default_value_t = 3)]
+    sites: usize,
+    /// 0: all classes equally often everywhere; 1: each hospital leans to its own; 3: nearly only
+    #[arg(long, default_value_t = 0.0)]
+    label_skew: f64,
+    /// Who goes where
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A new or empty folder
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// Runs one `data` command.
+pub fn run(command: DataCommand, format: Format) -> Result<(), Failure> {
+    match command {
+        DataCommand::Inspect(args) => inspect(&args, format),
+        DataCommand::Synth(args) => synthesise(args, format),
+        DataCommand::Split(args) => split(&args, format),
+    }
+}
+
+fn inspect(args: &InspectArgs, format: Format) -> Result<(), Failure> {
+    let source = DataSource::detect(&args.path)?;
+    let census = census::take(&source, &args.labels.task(&source)?)?;
+    if let Some(first) = census.refused.first() {
+        if format == Format::Text {
+            print_census(&census);
+        }
+        let (bad, all) = (census.refused.len(), census.refused.len() + census.cases);
+        let message = format!("{bad} of {all} images would be refused, the first: {first}");
+        return Err(Failure::invalid("data_refused", message));
+    }
+    print(format, &census, || print_census(&census));
+    Ok(())
+}
+
+fn print_census(census: &Census) {
+    println!("{}: {} images of {} patients", census.source, census.cases, census.patients);
+    let mut table = table(&["class", "images", "patients"]);
+    for class in &census.classes {
+        table.add_row([&class.class, &class.cases.to_string(), &class.patients.to_string()]);
+    }
+    if census.without_class > 0 {
+        table.add_row(["(none)", &census.without_class.to_string(), ""]);
+    }
+    println!("{table}");
+    let mut sizes: Vec<_> = census.sizes.iter().collect();
+    sizes.sort_by_key(|size| std::cmp::Reverse(size.cases));
+    for size in sizes.iter().take(8) {
+        println!("  {} x {} pixels: {} images", size.width, size.height, size.cases);
+    }
+    if sizes.len() > 8 {
+        println!("  and {} other sizes", sizes.len() - 8);
+    }
+    for line in &census.refused {
+        println!("  refused: {line}");
+    }
+}
+
+fn synthesise(args: SynthArgs, format: Format) -> Result<(), Failure> {
+    let spec = SynthSpec {
+        modality: args.modality,
+        sites: args.sites,
+        patients: args.patients,
+        images_per_patient: args.images_per_patient,
+        seed: args.seed,
+        size: args.size,
+        label_skew: args.label_skew,
+        site_shift: args.site_shift,
+    };
+    // indicatif draws nothing when the error stream is no terminal.
+    let pictures = spec.sites.saturating_mul(spec.patients).saturating_mul(spec.images_per_patient);
+    let bar = ProgressBar::new(pictures as u64);
+    let card = synth::write(&spec, &args.out, &|| bar.inc(1))?;
+    bar.finish_and_clear();
+    print(format, &card, || print_card(&card, &args.out));
+    Ok(())
+}
+
+fn print_card(card: &Card, out: &Path) {
+    let mut head = vec!["site", "patients", "images"];
+    head.extend(card.classes.iter().map(String::as_str));
+    head.push("oracle AUROC");
+    let mut table = table(&head);
+    for site in &card.sites {
+        let mut row = vec![site.site.clone(), site.patients.to_string(), site.images.to_string()];
+        row.extend(site.images_per_class.iter().map(usize::to_string));
+        row.push(shown(site.oracle_auroc));
+        table.add_row(row);
+    }
+    println!("{table}");
+    println!("oracle AUROC over all sites: {}", shown(card.oracle_auroc));
+    println!("{}", card.statement);
+    println!("written to {}", out.display());
+}
+
+fn shown(auroc: Option<f64>) -> String {
+    auroc.map_or_else(|| "-".to_owned(), |auroc| format!("{auroc:.3}"))
+}
+
+fn split(args: &SplitArgs, format: Format) -> Result<(), Failure> {
+    let source = DataSource::detect(&args.path)?;
+    let task = args.labels.task(&source)?;
+    let spec = DivideSpec { sites: args.sites, label_skew: args.label_skew, seed: args.seed };
+    let card = divide::write(&source, &task, &spec, &args.out)?;
+    print(format, &card, || print_divided(&card, &args.out));
+    Ok(())
+}
+
+fn print_divided(card: &DividedCard, out: &Path) {
+    let mut head = vec!["site", "patients", "images"];
+    head.extend(card.task.classes().iter().map(String::as_str));
+    let mut table = table(&head);
+    for site in &card.sites {
+        let mut row = vec![site.site.clone(), site.patients.to_string(), site.images.to_string()];
+        row.extend(site.images_per_class.iter().map(usize::to_string));
+        table.add_row(row);
+    }
+    println!("{table}");
+    println!("written to {}", out.display());
+}
+
+fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(head);
+    table
+}
+
+impl LabelArgs {
+    fn task(&self, source: &DataSource) -> Result<Task, Failure> {
+        if let Some(path) = &self.run {
+            return task_of_run(path);
+        }
+        if self.classes.is_empty() {
+            return Ok(source.infer_task()?);
+        }
+        Ok(task_of(self.classes.clone(), self.multi_label))
+    }
+}
+
+fn task_of_run(path: &Path) -> Result<Task, Failure> {
+    let failure =
+        |error: String| Failure::invalid("bad_manifest", format!("{}: {error}", path.display()));
+    let metadata = std::fs::metadata(path).map_err(|error| failure(error.to_string()))?;
+    if metadata.len() > MANIFEST_BYTES_MAX as u64 {
+        return Err(failure(format!("more than {MANIFEST_BYTES_MAX} bytes")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| failure(error.to_string()))?;
+    let manifest = RunManifest::from_toml(&text).map_err(|error| failure(chain(&error)))?;
+    Ok(manifest.task)
+}

@@ -1,0 +1,262 @@
+//! `doctor`: everything that taking part needs, one line each, with what mends it.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use tributary_proto::channel::{Identity, certified};
+use tributary_shared::digest::{Digest, Hasher};
+use tributary_shared::outcome::{Failure, chain};
+
+use super::{ConfigArgs, printable, runtime};
+use crate::cli::{Format, print};
+use crate::clock;
+use crate::config::policy::{Backbones, Policy};
+use crate::config::site::SiteConfig;
+use crate::data::{Dataset, InputSpec};
+use crate::site::directory::{identity_of, is_held};
+use crate::site::source;
+use crate::transport::Coordinator;
+
+/// A certificate that ends sooner is worth renewing.
+const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Clock differences above this make certificates and deadlines go wrong.
+const SKEW_MAX_MS: u64 = 60_000;
+/// Room for a few large adapters and deltas.
+const DISK_FREE_MIN: u64 = 1 << 30;
+
+/// One thing that taking part needs.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    ok: bool,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mend: Option<String>,
+}
+
+/// What was found, or what is wrong.
+type Found = Result<String, Failure>;
+
+pub(super) fn run(args: &ConfigArgs, format: Format) -> Result<(), Failure> {
+    let config = args.load();
+    let mut findings = vec![("configuration", config.as_ref().map(told).map_err(copied))];
+    if let Ok(config) = &config {
+        let identity = Identity::load(&identity_of(&config.directory))
+            .map_err(|e| Failure::invalid("identity", chain(&e)));
+        findings.push(("policy", policy(config)));
+        findings.push(("directory", directory(&config.directory)));
+        findings.push(("identity", identity.as_ref().map_err(copied).and_then(valid_until)));
+        if let Ok(identity) = &identity {
+            findings.push(("coordinator", coordinator(config, identity)));
+        }
+        findings.push(("backbone", backbone(config)));
+        findings.push(("data", data(config)));
+    }
+    let exit = findings.iter().find_map(|(_, found)| found.as_ref().err().map(|f| f.exit));
+    let checks: Vec<Check> = findings.into_iter().map(check).collect();
+    print(format, &checks, || checks.iter().for_each(tell));
+    match exit {
+        None => Ok(()),
+        Some(exit) => {
+            let failed = checks.iter().filter(|c| !c.ok).count();
+            let message = format!("{failed} of {} checks failed", checks.len());
+            Err(Failure { exit, code: "doctor", message, hint: None })
+        }
+    }
+}
+
+fn check((name, found): (&'static str, Found)) -> Check {
+    match found {
+        Ok(detail) => Check { name, ok: true, detail, mend: None },
+        Err(failure) => {
+            let Failure { message, hint, .. } = failure;
+            Check { name, ok: false, detail: printable(&message), mend: hint }
+        }
+    }
+}
+
+fn tell(check: &Check) {
+    let verdict = if check.ok { "ok  " } else { "FAIL" };
+    println!("{verdict} {:<13} {}", check.name, check.detail);
+    if let Some(mend) = &check.mend {
+        println!("     {:<13} -> {mend}", "");
+    }
+}
+
+fn copied(failure: &Failure) -> Failure {
+    let Failure { exit, code, message, hint } = failure;
+    Failure { exit: *exit, code, message: message.clone(), hint: hint.clone() }
+}
+
+fn told(config: &SiteConfig) -> String {
+    format!("{} parses", config.file.display())
+}
+
+fn policy(config: &SiteConfig) -> Found {
+    let policy = Policy::load(&config.policy)?;
+    let backbones = match &policy.backbones {
+        Backbones::Any => "any backbone".to_owned(),
+        Backbones::Listed(listed) if listed.is_empty() && !policy.allow_rehearsal => {
+            let message = format!("{}: no backbone and no rehearsal", config.policy.display());
+            return Err(Failure::invalid("policy", message)
+                .hint("it would decline every round; list the backbone's digest in `backbones`"));
+        }
+        Backbones::Listed(listed) => format!("{} backbones", listed.len()),
+    };
+    let (cohort, rounds) = (policy.cohort_min, policy.rounds_max);
+    Ok(format!("{backbones}, cohorts of {cohort} or more, up to {rounds} rounds"))
+}
+
+fn directory(directory: &Path) -> Found {
+    let failed = |e: String| {
+        Failure::invalid("directory", format!("{}: {e}", directory.display()))
+            .hint("site.toml's `directory` must be a folder that this user may write")
+    };
+    if is_held(directory) {
+        return Ok(format!("{} is in use by a running client", directory.display()));
+    }
+    let probe = directory.join("doctor.part");
+    File::create(&probe)
+        .and_then(|_| std::fs::remove_file(&probe))
+        .map_err(|e| failed(e.to_string()))?;
+    let Some(free) = free_bytes(directory) else {
+        return Ok(format!("{} can be written", directory.display()));
+    };
+    let free_gb = free as f64 / 1e9;
+    if free < DISK_FREE_MIN {
+        let message = format!("{}: {free_gb:.2} GB free", directory.display());
+        return Err(Failure::invalid("disk", message).hint("make room for adapters and deltas"));
+    }
+    Ok(format!("{} can be written, {free_gb:.1} GB free", directory.display()))
+}
+
+/// Free bytes for this user on the disk of `folder`; `None` where it cannot be asked.
+fn free_bytes(folder: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let disk = rustix::fs::statvfs(folder).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        None
+    }
+}
+
+fn valid_until(identity: &Identity) -> Found {
+    let certified = certified(&identity.certificate)
+        .map_err(|e| Failure::invalid("identity", e.to_string()))?;
+    let left = certified.expires.since(clock::now());
+    let (member, expires) = (&identity.member, certified.expires);
+    if left < EXPIRY_WARNING {
+        let message = format!("{member}: the certificate ends at {expires}");
+        return Err(Failure::invalid("identity", message)
+            .hint("ask the operator for a new kit and run `enroll KIT --renew`"));
+    }
+    Ok(format!("{member} of {}, good until {expires}", identity.consortium))
+}
+
+fn coordinator(config: &SiteConfig, identity: &Identity) -> Found {
+    let address = config.address.as_deref().unwrap_or(&identity.address);
+    let asked = runtime()?.block_on(async {
+        let connected = Coordinator::connect(address, identity, config.proxy.as_deref()).await?;
+        connected.hello().await
+    });
+    let reply = asked.map_err(|e| copied(e.failure()))?;
+    if reply.log_verifier_key != identity.log_verifier_key {
+        let message = format!("{address}: its log has another key than at enrolment");
+        return Err(Failure::refused("log_key", message).hint("call the consortium"));
+    }
+    if reply.suspended {
+        let message = "this site is suspended".to_owned();
+        return Err(Failure::refused("suspended", message).hint("ask the operator"));
+    }
+    let skew = (clock::now().as_millis() - reply.now_ms).unsigned_abs();
+    let skew_s = skew as f64 / 1e3;
+    if skew > SKEW_MAX_MS {
+        let message = format!("{address}: its clock and this machine's differ by {skew_s:.0} s");
+        return Err(Failure::invalid("clock", message).hint("set the clock, best by NTP"));
+    }
+    let version = printable(&reply.coordinator_version);
+    Ok(format!("{address} answers, version {version}, clocks differ by {skew_s:.1} s"))
+}
+
+fn backbone(config: &SiteConfig) -> Found {
+    let Some(path) = &config.backbone else {
+        return Ok("none configured; enough for rehearsals".to_owned());
+    };
+    let digest = digest_of(path).map_err(|e| {
+        Failure::invalid("backbone", format!("{}: {e}", path.display()))
+            .hint("copy the run's backbone file there, or correct [backbone] path in site.toml")
+    })?;
+    if let Ok(Policy { backbones: Backbones::Listed(listed), .. }) = Policy::load(&config.policy)
+        && !listed.contains(&digest)
+    {
+        let message = format!("{}: {digest} is not among the policy's backbones", path.display());
+        let mend = format!("to train on it, add \"{digest}\" to `backbones` in policy.toml");
+        return Err(Failure::refused("backbone", message).hint(mend));
+    }
+    Ok(format!("{} is {digest}", path.display()))
+}
+
+fn digest_of(path: &Path) -> std::io::Result<Digest> {
+    let mut file = File::open(path)?;
+    let mut hasher = Hasher::new();
+    let mut block = vec![0; 64 * 1024];
+    loop {
+        match std::io::Read::read(&mut file, &mut block)? {
+            0 => return Ok(hasher.finish()),
+            read => hasher.update(&block[..read]),
+        }
+    }
+}
+
+fn data(config: &SiteConfig) -> Found {
+    let Some(place) = &config.data else {
+        return Ok("none configured; enough for rehearsals".to_owned());
+    };
+    // The smallest input: what matters is that every image decodes.
+    let input = InputSpec { image_size: 8, channels: 3, mean: vec![0.0; 3], std: vec![1.0; 3] };
+    let dataset = source(place)
+        .and_then(|source| Dataset::open_unlabelled(&source, &input))
+        .map_err(|e| {
+            Failure::invalid("data", chain(&e))
+                .hint("`tributary-client data inspect` lists everything that would be refused")
+        })?;
+    let patients: std::collections::BTreeSet<_> =
+        dataset.cases().iter().map(|case| &case.patient).collect();
+    let (path, cases) = (place.path.display(), dataset.len());
+    Ok(format!("{path} holds {cases} images of {} patients", patients.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tributary_shared::outcome::ExitCode;
+
+    use super::*;
+
+    #[test]
+    fn a_missing_backbone_says_where_and_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("site.toml");
+        let text = "directory = \".\"\npolicy = \"p.toml\"\n[backbone]\npath = \"b.safetensors\"";
+        let mut config = SiteConfig::from_toml(&file, text, &[]).unwrap();
+        let failure = backbone(&config).unwrap_err();
+        assert!(failure.message.contains("b.safetensors"), "{failure}");
+        assert_eq!(failure.exit, ExitCode::Invalid);
+
+        std::fs::write(folder.path().join("b.safetensors"), b"abc").unwrap();
+        std::fs::write(folder.path().join("p.toml"), "backbones = []\nstrategies = []").unwrap();
+        let failure = backbone(&config).unwrap_err();
+        let digest = Digest::of(b"abc").to_string();
+        assert!(failure.hint.unwrap().contains(&digest));
+        std::fs::write(folder.path().join("p.toml"), "backbones = \"any\"\nstrategies = []")
+            .unwrap();
+        assert!(backbone(&config).unwrap().contains(&digest));
+        config.backbone = None;
+        assert!(backbone(&config).is_ok());
+    }
+}

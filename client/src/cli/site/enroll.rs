@@ -1,0 +1,102 @@
+//! `enroll`: the kit becomes an identity, and two commented files say what to do next.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tributary_proto::channel::{
+    ConnectOptions, EnrollOptions, Identity, Role, StartupKit, certified, enroll, write_durably,
+};
+use tributary_shared::outcome::{Failure, chain};
+
+use super::runtime;
+use crate::cli::{Format, print};
+use crate::site::directory::identity_of;
+
+/// The commented samples, as they lie in the repository and are parsed in tests.
+const SITE: &str = include_str!("../../../../deploy/site.toml");
+const POLICY: &str = include_str!("../../../../deploy/policy.toml");
+
+/// How to enrol.
+#[derive(Debug, clap::Args)]
+pub struct EnrollArgs {
+    /// The startup kit from the operator.
+    kit: PathBuf,
+    /// The folder for identity, ledger and outbox; site.toml and policy.toml are written there.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    directory: PathBuf,
+    /// Renew the certificate of the same site with a new kit, keeping its key.
+    #[arg(long)]
+    renew: bool,
+    /// A proxy that allows CONNECT, http://host:port [default: what HTTPS_PROXY says]
+    #[arg(long, value_name = "URL")]
+    proxy: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Enrolled {
+    member: String,
+    consortium: String,
+    coordinator: String,
+    certificate_expires: String,
+    directory: PathBuf,
+    written: Vec<PathBuf>,
+}
+
+pub(super) fn run(args: &EnrollArgs, format: Format) -> Result<(), Failure> {
+    let kit = StartupKit::load(&args.kit).map_err(|e| {
+        Failure::invalid("kit", chain(&e)).hint("use the file that the operator sent, unchanged")
+    })?;
+    if kit.member.role != Role::Site {
+        let message = format!("the kit is for {}, not for a site", kit.member);
+        return Err(Failure::invalid("kit", message).hint("enrol it with `tributary enroll`"));
+    }
+    let connect = ConnectOptions { proxy: args.proxy.clone(), ..Default::default() };
+    let options = EnrollOptions { renew: args.renew, connect };
+    let folder = identity_of(&args.directory);
+    let identity = runtime()?.block_on(enroll(&kit, &folder, &options)).map_err(|e| e.failure())?;
+    let written = samples(&args.directory)?;
+    let enrolled = summary(&identity, &args.directory, written);
+    print(format, &enrolled, || tell(&enrolled));
+    Ok(())
+}
+
+/// Writes the samples that are not there yet.
+fn samples(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let mut written = Vec::new();
+    for (name, text) in [("site.toml", SITE), ("policy.toml", POLICY)] {
+        let path = directory.join(name);
+        if !path.exists() {
+            write_durably(&path, text.as_bytes(), 0o644)
+                .map_err(|e| Failure::invalid("directory", format!("{}: {e}", path.display())))?;
+            written.push(path);
+        }
+    }
+    Ok(written)
+}
+
+fn summary(identity: &Identity, directory: &Path, written: Vec<PathBuf>) -> Enrolled {
+    let expires = certified(&identity.certificate).map(|c| c.expires.to_string());
+    Enrolled {
+        member: identity.member.to_string(),
+        consortium: identity.consortium.to_string(),
+        coordinator: identity.address.clone(),
+        certificate_expires: expires.unwrap_or_default(),
+        directory: directory.to_owned(),
+        written,
+    }
+}
+
+fn tell(enrolled: &Enrolled) {
+    let Enrolled { member, consortium, coordinator, certificate_expires, directory, written } =
+        enrolled;
+    println!("Enrolled as {member} of {consortium} at {coordinator}.");
+    println!("The certificate is good until {certificate_expires}.");
+    for path in written {
+        println!("Wrote {}", path.display());
+    }
+    let site = directory.join("site.toml");
+    println!("Next: name your data and backbone in {}, allow the backbone", site.display());
+    println!("in {}, then", directory.join("policy.toml").display());
+    println!("  tributary-client doctor --config {}", site.display());
+    println!("  tributary-client run --config {}", site.display());
+}

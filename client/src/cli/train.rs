@@ -1,0 +1,117 @@
+//! Training without a federation: pretrain a backbone, train, evaluate, export, probe.
+
+mod backbone;
+mod evaluate;
+mod export;
+mod local;
+mod pretrain;
+mod progress;
+
+use std::path::{Path, PathBuf};
+
+use tributary_shared::manifest::{MANIFEST_BYTES_MAX, RunManifest, Task};
+use tributary_shared::outcome::{Failure, chain};
+
+use super::Format;
+use crate::data::{DataSource, Dataset, InputSpec};
+use crate::model::{Backbone, set_threads};
+
+/// Commands that compute at this site alone.
+#[derive(Debug, clap::Subcommand)]
+pub enum TrainCommand {
+    /// Make a backbone from unlabelled images by masked autoencoding.
+    Pretrain(pretrain::PretrainArgs),
+    /// Train a run's adapter on local images alone, without a federation.
+    Train(local::TrainArgs),
+    /// Say how good an adapter is on local images.
+    Evaluate(evaluate::EvaluateArgs),
+    /// Write an adapter as a directory that Python's `peft` loads.
+    Export(export::ExportArgs),
+    /// Compare a backbone's features with an untrained one's by a linear probe.
+    Probe(backbone::ProbeArgs),
+    /// Look at a backbone file.
+    #[command(subcommand)]
+    Backbone(backbone::BackboneCommand),
+}
+
+/// Runs one command.
+pub fn run(command: &TrainCommand, format: Format) -> Result<(), Failure> {
+    match command {
+        TrainCommand::Pretrain(args) => pretrain::run(args, format),
+        TrainCommand::Train(args) => local::run(args, format),
+        TrainCommand::Evaluate(args) => evaluate::run(args, format),
+        TrainCommand::Export(args) => export::run(args, format),
+        TrainCommand::Probe(args) => backbone::probe(args, format),
+        TrainCommand::Backbone(command) => backbone::run(command, format),
+    }
+}
+
+/// How many threads compute.
+#[derive(Debug, clap::Args)]
+struct Threads {
+    /// Threads that compute [default: one a core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+impl Threads {
+    fn set(&self) -> Result<(), Failure> {
+        match self.threads {
+            None => Ok(()),
+            Some(0) => Err(Failure::invalid("threads", "--threads 0: at least one is needed")),
+            Some(threads) => {
+                set_threads(threads).map_err(|e| Failure::invalid("threads", chain(&e)))
+            }
+        }
+    }
+}
+
+fn read_manifest(path: &Path) -> Result<RunManifest, Failure> {
+    let invalid =
+        |problem: String| Failure::invalid("manifest", format!("{}: {problem}", path.display()));
+    let bytes = std::fs::metadata(path).map_err(|e| invalid(e.to_string()))?.len();
+    if bytes > MANIFEST_BYTES_MAX as u64 {
+        return Err(invalid(format!("{bytes} bytes; a manifest has at most {MANIFEST_BYTES_MAX}")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| invalid(e.to_string()))?;
+    let manifest = RunManifest::from_toml(&text).map_err(|e| invalid(e.to_string()))?;
+    if let Task::Rehearsal { .. } = manifest.task {
+        return Err(invalid("a rehearsal trains no model".to_owned()));
+    }
+    Ok(manifest)
+}
+
+/// The run's backbone, which must be the very file that the manifest names.
+fn read_backbone(path: &Path, manifest: &RunManifest) -> Result<Backbone, Failure> {
+    let asked = manifest.backbone.as_ref().ok_or_else(|| {
+        Failure::invalid("manifest", "the run has no [backbone]; a rehearsal trains no model")
+    })?;
+    Backbone::open_for_run(path, asked).map_err(|e| Failure::invalid("backbone", chain(&e)))
+}
+
+/// The images at `paths` as one data set, labelled for the run's task.
+fn read_data(paths: &[PathBuf], manifest: &RunManifest) -> Result<Dataset, Failure> {
+    let asked = manifest.backbone.as_ref();
+    let asked = asked.ok_or_else(|| Failure::invalid("manifest", "the run has no [backbone]"))?;
+    let input = InputSpec {
+        image_size: asked.architecture.image_size,
+        channels: asked.architecture.channels,
+        mean: asked.mean.clone(),
+        std: asked.std.clone(),
+    };
+    open_all(paths, |source| Dataset::open(source, &manifest.task, &input))
+}
+
+fn open_all(
+    paths: &[PathBuf],
+    open: impl Fn(&DataSource) -> Result<Dataset, crate::data::DataError>,
+) -> Result<Dataset, Failure> {
+    let opened = paths.iter().map(|path| open(&DataSource::detect(path)?)).collect();
+    let all = |datasets| Dataset::concat(datasets);
+    Result::and_then(opened, all).map_err(|e| Failure::invalid("data", chain(&e)))
+}
+
+/// A number as tables show it.
+fn shown(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |v| format!("{v:.4}"))
+}

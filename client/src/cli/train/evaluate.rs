@@ -1,0 +1,189 @@
+//! `evaluate`: an adapter on local images.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tributary_shared::initial::{adapter_header, initial_adapter};
+use tributary_shared::manifest::{RunManifest, Task};
+use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::tensors::{Header, Subject, decode};
+
+use super::local::train_head_alone;
+use super::progress::Display;
+use super::{Threads, read_backbone, read_data, read_manifest, shown};
+use crate::cli::{Format, print};
+use crate::data::{Dataset, Label};
+use crate::model::{Compute, Values, write_whole};
+use crate::trainer::{Control, Evaluation, Inference};
+
+/// Which cases to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Side {
+    /// Patients that training never sees.
+    Holdout,
+    /// Patients that training sees.
+    Train,
+    /// All patients.
+    All,
+}
+
+/// Arguments of `evaluate`.
+#[derive(Debug, clap::Args)]
+pub struct EvaluateArgs {
+    /// The run's manifest
+    #[arg(long, value_name = "run.toml")]
+    run: PathBuf,
+    /// The run's backbone
+    #[arg(long, value_name = "FILE")]
+    backbone: PathBuf,
+    /// The adapter in canonical bytes, or `initial`
+    #[arg(long, value_name = "FILE|initial")]
+    adapter: PathBuf,
+    /// Images: a folder with `labels.csv` or an `.npz`; several are pooled
+    #[arg(long, required = true, value_name = "DIR|NPZ")]
+    data: Vec<PathBuf>,
+    /// Which patients
+    #[arg(long, value_enum, default_value_t = Side::Holdout)]
+    split: Side,
+    /// The adapter was trained with `train --head-only`
+    #[arg(long)]
+    head_only: bool,
+    /// Write each case's probabilities to this CSV; it stays at the site
+    #[arg(long, value_name = "FILE")]
+    predictions: Option<PathBuf>,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+pub(super) fn run(args: &EvaluateArgs, format: Format) -> Result<(), Failure> {
+    args.threads.set()?;
+    let mut manifest = read_manifest(&args.run)?;
+    if args.head_only {
+        train_head_alone(&mut manifest);
+    }
+    let backbone = read_backbone(&args.backbone, &manifest)?;
+    let values = read_adapter(&args.adapter, &manifest)?;
+    let dataset = read_data(&args.data, &manifest)?;
+    let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
+    let split = dataset.split(holdout);
+    let indices = match args.split {
+        Side::Holdout => split.holdout,
+        Side::Train => split.train,
+        Side::All => (0..dataset.len()).collect(),
+    };
+    let compute = Compute::cpu();
+    let inference = Inference {
+        backbone: &backbone,
+        manifest: &manifest,
+        values: &values,
+        dataset: &dataset,
+        compute: &compute,
+    };
+    let mut display = Display::new();
+    let evaluation = inference
+        .evaluate(&indices, &Control::default(), &mut |progress| display.show(progress))
+        .map_err(|e| Failure::invalid("evaluation", chain(&e)))?;
+    drop(display);
+    if let Some(path) = &args.predictions {
+        write_predictions(path, &evaluation, &dataset, &manifest.task)?;
+    }
+    report(&evaluation, format);
+    Ok(())
+}
+
+fn report(evaluation: &Evaluation, format: Format) {
+    let data = json!({
+        "cases": evaluation.cases,
+        "loss": evaluation.loss,
+        "auroc": evaluation.auroc,
+        "balanced_accuracy": evaluation.balanced_accuracy,
+    });
+    print(format, data, || {
+        println!("cases              {}", evaluation.cases);
+        println!("loss               {}", shown(evaluation.loss));
+        println!("AUROC              {}", shown(evaluation.auroc));
+        println!("balanced accuracy  {}", shown(evaluation.balanced_accuracy));
+    });
+}
+
+/// Reads an adapter of any version of the run; the word `initial` stands for version 0, which
+/// everybody can compute.
+pub(super) fn read_adapter(path: &Path, manifest: &RunManifest) -> Result<Values, Failure> {
+    let contract = manifest.contract().expect("a checked manifest has a contract");
+    let invalid = |problem: String| {
+        Failure::invalid("adapter", format!("adapter {}: {problem}", path.display()))
+    };
+    let initial = path == Path::new("initial") && !path.exists();
+    let bytes = if initial {
+        initial_adapter(manifest)
+    } else {
+        let size = std::fs::metadata(path).map_err(|e| invalid(e.to_string()))?.len();
+        // Versions differ in their digits only.
+        let expected = adapter_header(&manifest.name, u32::MAX, &contract).total_bytes();
+        if size > expected {
+            return Err(invalid(format!("{size} bytes; the contract allows {expected}")));
+        }
+        std::fs::read(path).map_err(|e| invalid(e.to_string()))?
+    };
+    let header = adapter_header(&manifest.name, version_of(&bytes), &contract);
+    decode(&bytes, &header).map_err(|refusal| {
+        invalid(refusal.to_string())
+            .hint("give an adapter of this run, and --head-only if it was trained with --head-only")
+    })
+}
+
+/// The version that the bytes say they are; whatever else they are, `decode` judges.
+fn version_of(bytes: &[u8]) -> u32 {
+    let header = || -> Option<Header> {
+        let length = bytes.get(8..12)?.try_into().map(u32::from_le_bytes).ok()?;
+        serde_json::from_slice(bytes.get(12..12 + usize::try_from(length).ok()?)?).ok()
+    };
+    match header().map(|header| header.subject) {
+        Some(Subject::Adapter { version, .. }) => version,
+        Some(Subject::Delta { .. }) | None => 0,
+    }
+}
+
+fn write_predictions(
+    path: &Path,
+    evaluation: &Evaluation,
+    dataset: &Dataset,
+    task: &Task,
+) -> Result<(), Failure> {
+    let failed =
+        |problem: String| Failure::invalid("output", format!("{}: {problem}", path.display()));
+    let classes = match task {
+        Task::Binary { classes } => &classes[1..],
+        Task::MultiClass { classes } | Task::MultiLabel { classes } => &classes[..],
+        Task::Rehearsal { .. } => &[],
+    };
+    let mut table = csv::Writer::from_writer(Vec::new());
+    let columns = ["case", "patient", "label"].into_iter().map(str::to_owned);
+    let header: Vec<String> =
+        columns.chain(classes.iter().map(|class| format!("p({class})"))).collect();
+    let mut rows = vec![header];
+    for (index, probabilities) in &evaluation.predictions {
+        let case = &dataset.cases()[*index];
+        let label = label_text(&case.label, task.classes());
+        let numbers = probabilities.iter().map(f32::to_string);
+        rows.push(
+            [case.id.clone(), case.patient.clone(), label].into_iter().chain(numbers).collect(),
+        );
+    }
+    for row in rows {
+        table.write_record(&row).map_err(|e| failed(e.to_string()))?;
+    }
+    let bytes = table.into_inner().map_err(|e| failed(e.to_string()))?;
+    write_whole(path, &bytes).map_err(|e| failed(e.to_string()))
+}
+
+fn label_text(label: &Label, classes: &[String]) -> String {
+    match label {
+        Label::Class(class) => classes.get(*class).cloned().unwrap_or_default(),
+        Label::Many(marks) => {
+            let marked = classes.iter().zip(marks).filter(|(_, mark)| **mark);
+            marked.map(|(class, _)| class.as_str()).collect::<Vec<_>>().join(";")
+        }
+        Label::Unlabelled => String::new(),
+    }
+}

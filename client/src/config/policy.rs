@@ -1,0 +1,382 @@
+//! `policy.toml`: what the site will never agree to. It belongs to the site alone; the coordinator
+//! reads the reason of a refusal and can change nothing.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+
+use serde::Deserialize;
+use tributary_shared::digest::Digest;
+use tributary_shared::manifest::{RunManifest, Task};
+use tributary_shared::outcome::Failure;
+use tributary_shared::terms::Terms;
+use tributary_shared::timestamp::Timestamp;
+
+use super::hours::{Window, utc_offset};
+use super::{invalid, parse, read_text};
+
+/// Where every key of the file is explained.
+const SAMPLE: &str = "deploy/policy.toml";
+
+/// `policy.toml` as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyFile {
+    backbones: BackbonesText,
+    strategies: Vec<String>,
+    #[serde(default = "cohort_min")]
+    cohort_min: u32,
+    #[serde(default = "rounds_max")]
+    rounds_max: u32,
+    #[serde(default = "epochs_max")]
+    epochs_max: u32,
+    #[serde(default = "delta_norm_max")]
+    delta_norm_max: f64,
+    #[serde(default = "adapter_bytes_max")]
+    adapter_bytes_max: u64,
+    #[serde(default)]
+    allow_rehearsal: bool,
+    #[serde(default)]
+    hours: Vec<String>,
+    utc_offset: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum BackbonesText {
+    Word(String),
+    Digests(Vec<String>),
+}
+
+fn cohort_min() -> u32 {
+    2
+}
+
+fn rounds_max() -> u32 {
+    1_000
+}
+
+fn epochs_max() -> u32 {
+    100
+}
+
+fn delta_norm_max() -> f64 {
+    1_000.0
+}
+
+fn adapter_bytes_max() -> u64 {
+    256 << 20
+}
+
+/// Which backbones the site trains on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backbones {
+    /// Whatever the coordinator names, as long as the site holds the file.
+    Any,
+    /// These alone; none when empty.
+    Listed(BTreeSet<Digest>),
+}
+
+/// What the site agrees to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Which backbones it trains on.
+    pub backbones: Backbones,
+    /// Strategies it lets its deltas into, by name.
+    pub strategies: BTreeSet<String>,
+    /// Fewest sites in a cohort: in a small one, an aggregate says much of each site.
+    pub cohort_min: u32,
+    /// Most rounds of one run.
+    pub rounds_max: u32,
+    /// Most passes over the local cases per round.
+    pub epochs_max: u32,
+    /// Largest L2 norm of a delta that leaves, and the largest bound a run may declare.
+    pub delta_norm_max: f64,
+    /// Largest adapter, bytes of tensors.
+    pub adapter_bytes_max: u64,
+    /// Whether it takes part in rehearsals, which read no image.
+    pub allow_rehearsal: bool,
+    hours: Vec<Window>,
+    utc_offset_minutes: i64,
+}
+
+/// Why the policy says no: every reason, each one short line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct PolicyRefusal(Vec<String>);
+
+impl fmt::Display for PolicyRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}
+
+impl Policy {
+    /// Reads and checks `policy.toml`.
+    pub fn load(file: &Path) -> Result<Self, Failure> {
+        let text = read_text(file, "site.toml's `policy` names this file; `enroll` writes one")?;
+        Self::from_toml(file, &text)
+    }
+
+    /// Checks the text of `file`.
+    pub fn from_toml(file: &Path, text: &str) -> Result<Self, Failure> {
+        let written: PolicyFile = parse(file, text, SAMPLE)?;
+        let bad = |key: &str, problem: &str, mend: &str| invalid(file, key, problem, mend);
+        let backbones =
+            match written.backbones {
+                BackbonesText::Word(word) if word == "any" => Backbones::Any,
+                BackbonesText::Word(word) => {
+                    let problem = format!("`{word}` is neither \"any\" nor a list of digests");
+                    return Err(bad("backbones", &problem, "write \"any\" or [\"sha256:...\"]"));
+                }
+                BackbonesText::Digests(digests) => Backbones::Listed(
+                    digests.iter().map(|d| d.parse::<Digest>()).collect::<Result<_, _>>().map_err(
+                        |e| bad("backbones", &e.to_string(), "see `backbone` for digests"),
+                    )?,
+                ),
+            };
+        let norm = written.delta_norm_max;
+        if !(norm.is_finite() && norm > 0.0) {
+            return Err(bad("delta_norm_max", &format!("{norm}"), "write a number above 0"));
+        }
+        let hours = written.hours.iter().map(|h| h.parse()).collect::<Result<Vec<Window>, _>>();
+        let hours = hours.map_err(|e| bad("hours", &e, "times are HH:MM-HH:MM"))?;
+        let offset = written.utc_offset.as_deref().map_or(Ok(0), utc_offset);
+        let utc_offset_minutes =
+            offset.map_err(|e| bad("utc_offset", &e, "it shifts `hours` from UTC"))?;
+        Ok(Self {
+            backbones,
+            strategies: written.strategies.into_iter().collect(),
+            cohort_min: written.cohort_min,
+            rounds_max: written.rounds_max,
+            epochs_max: written.epochs_max,
+            delta_norm_max: norm,
+            adapter_bytes_max: written.adapter_bytes_max,
+            allow_rehearsal: written.allow_rehearsal,
+            hours,
+            utc_offset_minutes,
+        })
+    }
+
+    /// Whether the site agrees to a round of `manifest` on `terms` at `now`.
+    pub fn judge(
+        &self,
+        manifest: &RunManifest,
+        terms: &Terms,
+        now: Timestamp,
+    ) -> Result<(), PolicyRefusal> {
+        let mut reasons = Vec::new();
+        self.judge_work(manifest, &mut reasons);
+        let strategy = manifest.strategy.as_str();
+        if !self.strategies.contains(strategy) {
+            reasons.push(format!("strategy {strategy} is not among `strategies`"));
+        }
+        if terms.cohort_size < self.cohort_min {
+            let (size, min) = (terms.cohort_size, self.cohort_min);
+            reasons.push(format!("a cohort of {size} is below cohort_min = {min}"));
+        }
+        above("rounds", manifest.rounds.count, "rounds_max", self.rounds_max, &mut reasons);
+        let norm = manifest.limits.delta_norm_max;
+        if norm > self.delta_norm_max {
+            let max = self.delta_norm_max;
+            reasons.push(format!("delta norms up to {norm} are above delta_norm_max = {max}"));
+        }
+        let bytes = manifest.contract().map_or(u64::MAX, |c| c.layout.payload_bytes());
+        above("adapter bytes", bytes, "adapter_bytes_max", self.adapter_bytes_max, &mut reasons);
+        let offset = self.utc_offset_minutes;
+        if !self.hours.is_empty() && !self.hours.iter().any(|window| window.holds(now, offset)) {
+            reasons.push("outside the site's training `hours`".to_owned());
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(PolicyRefusal(reasons)) }
+    }
+
+    fn judge_work(&self, manifest: &RunManifest, reasons: &mut Vec<String>) {
+        if matches!(manifest.task, Task::Rehearsal { .. }) {
+            if !self.allow_rehearsal {
+                reasons.push("rehearsals are not allowed (allow_rehearsal)".to_owned());
+            }
+            return;
+        }
+        if let (Backbones::Listed(allowed), Some(backbone)) = (&self.backbones, &manifest.backbone)
+            && !allowed.contains(&backbone.digest)
+        {
+            reasons.push(format!("backbone {} is not among `backbones`", backbone.digest));
+        }
+        let epochs = manifest.training.as_ref().map_or(0, |t| t.epochs);
+        above("epochs per round", epochs, "epochs_max", self.epochs_max, reasons);
+    }
+}
+
+fn above<N: PartialOrd + fmt::Display>(
+    what: &str,
+    value: N,
+    key: &str,
+    max: N,
+    reasons: &mut Vec<String>,
+) {
+    if value > max {
+        reasons.push(format!("{value} {what} are above {key} = {max}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OPEN: &str = "backbones = \"any\"\nstrategies = [\"fedavg\"]\nallow_rehearsal = true\n";
+
+    fn policy(more: &str) -> Policy {
+        Policy::from_toml(Path::new("policy.toml"), &format!("{OPEN}{more}")).unwrap()
+    }
+
+    fn manifest() -> RunManifest {
+        RunManifest::from_toml(&format!(
+            r#"
+            schema_version = 1
+            name = "r"
+            task = {{ kind = "binary", classes = ["no", "yes"] }}
+            quorum = {{ sites = 2 }}
+            rounds = {{ count = 10, round_deadline_s = 60, stall_timeout_s = 60 }}
+            limits = {{ delta_norm_max = 5.0 }}
+            adapter = {{ rank = 0, alpha = 1.0, targets = [] }}
+            [training]
+            epochs = 3
+            batch_size = 4
+            learning_rate = 0.1
+            holdout = 0.2
+            seed = 1
+            [backbone]
+            digest = "{}"
+            mean = [0.5]
+            std = [0.5]
+            architecture = {{ image_size = 16, patch_size = 8, channels = 1, width = 12, depth = 1, heads = 3, mlp_width = 20 }}
+            "#,
+            Digest::of(b"backbone")
+        ))
+        .unwrap()
+    }
+
+    fn rehearsal() -> RunManifest {
+        RunManifest::from_toml(
+            r#"
+            schema_version = 1
+            name = "r"
+            task = { kind = "rehearsal", payload_bytes = 4096 }
+            quorum = { sites = 2 }
+            rounds = { count = 10, round_deadline_s = 60, stall_timeout_s = 60 }
+            "#,
+        )
+        .unwrap()
+    }
+
+    fn terms(cohort_size: u32) -> Terms {
+        Terms {
+            run: "r".parse().unwrap(),
+            round: 1,
+            manifest: Digest::of(b"m"),
+            base: Digest::of(b"b"),
+            cohort_size,
+            deadline: Timestamp::from_millis(0),
+        }
+    }
+
+    /// The refusal of noon, 1970-01-01 UTC, as one line; empty when it agrees.
+    fn judged(policy: &Policy, manifest: &RunManifest) -> String {
+        let noon = Timestamp::from_millis(12 * 3_600_000);
+        policy.judge(manifest, &terms(3), noon).map_or_else(|e| e.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn each_rule_refuses_just_above_its_bound_and_names_itself() {
+        let cases = [
+            ("cohort_min = 3", "cohort_min = 4", "a cohort of 3 is below cohort_min = 4"),
+            ("rounds_max = 10", "rounds_max = 9", "10 rounds are above rounds_max = 9"),
+            ("epochs_max = 3", "epochs_max = 2", "3 epochs per round are above epochs_max = 2"),
+            (
+                "delta_norm_max = 5.0",
+                "delta_norm_max = 4.99",
+                "delta norms up to 5 are above delta_norm_max = 4.99",
+            ),
+            (
+                "adapter_bytes_max = 52",
+                "adapter_bytes_max = 51",
+                "52 adapter bytes are above adapter_bytes_max = 51",
+            ),
+            (
+                "hours = [\"11:00-13:00\"]",
+                "hours = [\"13:00-11:00\"]",
+                "outside the site's training `hours`",
+            ),
+            (
+                "hours = [\"14:00-14:01\"]\nutc_offset = \"+02:00\"",
+                "hours = [\"14:00-14:01\"]\nutc_offset = \"+01:00\"",
+                "outside the site's training `hours`",
+            ),
+        ];
+        for (agrees, refuses, reason) in cases {
+            assert_eq!(judged(&policy(agrees), &manifest()), "", "{agrees}");
+            assert_eq!(judged(&policy(refuses), &manifest()), reason, "{refuses}");
+        }
+    }
+
+    #[test]
+    fn only_listed_backbones_and_strategies_are_trained() {
+        let read = |backbones: &str, strategies: &str| {
+            let text = format!("backbones = {backbones}\nstrategies = {strategies}");
+            Policy::from_toml(Path::new("policy.toml"), &text).unwrap()
+        };
+        let digest = Digest::of(b"backbone");
+        assert_eq!(judged(&read(&format!("[\"{digest}\"]"), "[\"fedavg\"]"), &manifest()), "");
+        assert_eq!(
+            judged(&read("[]", "[]"), &manifest()),
+            format!(
+                "backbone {digest} is not among `backbones`; \
+                 strategy fedavg is not among `strategies`"
+            )
+        );
+    }
+
+    #[test]
+    fn a_rehearsal_needs_its_own_yes() {
+        assert_eq!(judged(&policy(""), &rehearsal()), "");
+        let text = "backbones = \"any\"\nstrategies = [\"fedavg\"]";
+        let closed = Policy::from_toml(Path::new("policy.toml"), text).unwrap();
+        assert_eq!(judged(&closed, &rehearsal()), "rehearsals are not allowed (allow_rehearsal)");
+    }
+
+    #[test]
+    fn a_policy_that_says_nothing_clear_is_refused() {
+        for (text, part) in [
+            ("strategies = []", "missing field `backbones`"),
+            ("backbones = \"all\"\nstrategies = []", "neither \"any\""),
+            ("backbones = [\"abc\"]\nstrategies = []", "not a digest"),
+            ("backbones = []\nstrategies = []\nhours = [\"night\"]", "not a window"),
+            ("backbones = []\nstrategies = []\ndelta_norm_max = nan", "above 0"),
+            ("backbones = []\nstrategies = []\ncohort_max = 1", "unknown field `cohort_max`"),
+        ] {
+            let error = Policy::from_toml(Path::new("p.toml"), text).unwrap_err().to_string();
+            assert!(error.starts_with("p.toml:") && error.contains(part), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn tightening_never_turns_a_no_into_a_yes(
+            cohort in 0u32..6, rounds in 0u32..20, epochs in 0u32..6, tighter in 0u32..4,
+        ) {
+            let read = |cohort: u32, rounds: u32, epochs: u32| policy(&format!(
+                "cohort_min = {cohort}\nrounds_max = {rounds}\nepochs_max = {epochs}"
+            ));
+            let loose = read(cohort, rounds, epochs);
+            let tight = read(
+                cohort + tighter,
+                rounds.saturating_sub(tighter),
+                epochs.saturating_sub(tighter),
+            );
+            if judged(&tight, &manifest()).is_empty() {
+                prop_assert_eq!(judged(&loose, &manifest()), "");
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Images on disk to batches: the only room that sees patients.
+//!
+//! A [`Dataset`] is neither `Serialize` nor `Debug`: nothing can print or send pixels by
+//! accident. Everything is decoded and checked when it is opened, so that a bad file is one line
+//! at the start and not a surprise in the middle of a round.
+
+pub mod census;
+pub mod divide;
+mod folder;
+mod image_file;
+mod npz;
+mod pixels;
+mod problem;
+mod source;
+mod split;
+pub mod staging;
+pub mod synth;
+
+pub use problem::{DataError, ImageProblem, ManifestProblem, NpzProblem, RowProblem};
+pub use source::{DataSource, task_of};
+pub use split::Split;
+
+use tributary_shared::manifest::Task;
+
+use self::pixels::{Kept, PixelStore};
+
+/// Resized pixels that one dataset keeps in memory, bytes; above it, images in a folder are
+/// decoded again each time they are asked for.
+pub const KEPT_BYTES_MAX: u64 = 2 << 30;
+
+/// What the backbone expects of an image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputSpec {
+    /// Side of the square input, pixels. Images of another shape are stretched to it.
+    pub image_size: usize,
+    /// 1 (grey) or 3 (RGB).
+    pub channels: usize,
+    /// Subtracted per channel from pixels in [0, 1].
+    pub mean: Vec<f64>,
+    /// Divided by per channel.
+    pub std: Vec<f64>,
+}
+
+impl InputSpec {
+    /// Numbers in one image's input, `channels * image_size * image_size`.
+    pub fn numbers(&self) -> usize {
+        self.channels * self.image_size * self.image_size
+    }
+
+    fn check(&self) -> Result<(), DataError> {
+        let fits = matches!(self.channels, 1 | 3)
+            && (1..=4096).contains(&self.image_size)
+            && self.mean.len() == self.channels
+            && self.std.len() == self.channels
+            && self.mean.iter().all(|mean| mean.is_finite())
+            && self.std.iter().all(|std| std.is_finite() && *std > 0.0);
+        if fits { Ok(()) } else { Err(DataError::Input) }
+    }
+}
+
+/// What is known about one image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Label {
+    /// The index of its one class.
+    Class(usize),
+    /// For each class, whether it applies.
+    Many(Vec<bool>),
+    /// Opened for pretraining: labels were not read.
+    Unlabelled,
+}
+
+/// One image.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Case {
+    /// The file's path as the manifest writes it, or `split/index` in an npz.
+    pub id: String,
+    /// Whom it shows; all images of a patient fall on one side of a split.
+    pub patient: String,
+    /// What it shows.
+    pub label: Label,
+}
+
+/// A site's images, checked and ready to be batched.
+pub struct Dataset {
+    input: InputSpec,
+    cases: Vec<Case>,
+    // One store a source, with the index of its first case.
+    stores: Vec<(usize, PixelStore)>,
+}
+
+impl Dataset {
+    /// Reads and checks every image and label of `source`.
+    pub fn open(source: &DataSource, task: &Task, input: &InputSpec) -> Result<Self, DataError> {
+        if let Task::Rehearsal { .. } = task {
+            return Err(DataError::Rehearsal);
+        }
+        Self::open_keeping(source, Some(task), input, KEPT_BYTES_MAX)
+    }
+
+    /// Reads and checks every image of `source` and no label, for pretraining.
+    pub fn open_unlabelled(source: &DataSource, input: &InputSpec) -> Result<Self, DataError> {
+        Self::open_keeping(source, None, input, KEPT_BYTES_MAX)
+    }
+
+    fn open_keeping(
+        source: &DataSource,
+        task: Option<&Task>,
+        input: &InputSpec,
+        kept_bytes_max: u64,
+    ) -> Result<Self, DataError> {
+        input.check()?;
+        let kept = Kept::new(input, kept_bytes_max);
+        let (cases, store) = match source {
+            DataSource::Npz(path) => npz::read(path, task, kept)?,
+            DataSource::Folder { root, manifest } => folder::read(root, manifest, task, kept)?,
+        };
+        if cases.is_empty() {
+            return Err(DataError::Empty { path: source.path().display().to_string() });
+        }
+        Ok(Self { input: input.clone(), cases, stores: vec![(0, store)] })
+    }
+
+    /// The cases of all `datasets` one after another, as if one site held them. Patients keep
+    /// their ids, so each falls on the same side of [`Self::split`] as at its own site.
+    pub fn concat(datasets: Vec<Self>) -> Result<Self, DataError> {
+        let mut datasets = datasets.into_iter();
+        let mut all = datasets.next().ok_or(DataError::NothingToConcat)?;
+        for other in datasets {
+            if other.input != all.input {
+                return Err(DataError::InputsDiffer);
+            }
+            let offset = all.cases.len();
+            all.cases.extend(other.cases);
+            all.stores.extend(other.stores.into_iter().map(|(first, s)| (offset + first, s)));
+        }
+        Ok(all)
+    }
+
+    /// How many cases it holds.
+    pub fn len(&self) -> usize {
+        self.cases.len()
+    }
+
+    /// Never true of an opened dataset; an empty source is refused.
+    pub fn is_empty(&self) -> bool {
+        self.cases.is_empty()
+    }
+
+    /// The cases, in the order of the manifest or the npz.
+    pub fn cases(&self) -> &[Case] {
+        &self.cases
+    }
+
+    /// The input the pixels were prepared for.
+    pub fn input(&self) -> &InputSpec {
+        &self.input
+    }
+
+    /// Writes the normalised pixels of one case, `[channels, image_size, image_size]`.
+    ///
+    /// # Panics
+    /// When `index` is not below [`Self::len`] or `out` is not [`InputSpec::numbers`] long.
+    pub fn pixels(&self, index: usize, out: &mut [f32]) -> Result<(), DataError> {
+        assert_eq!(out.len(), self.input.numbers(), "one image's numbers");
+        let at = self.stores.partition_point(|(first, _)| *first <= index) - 1;
+        let (first, store) = &self.stores[at];
+        store.with(index - first, &self.input, |bytes| pixels::normalise(bytes, &self.input, out))
+    }
+
+    /// Divides the cases by patient: `holdout` is the share of patients held out. The side is a
+    /// function of the patient's id alone, so it never depends on order or on other patients.
+    pub fn split(&self, holdout: f64) -> Split {
+        split::by_patient(self.cases.iter().map(|case| case.patient.as_str()), holdout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{GrayImage, Luma};
+    use tributary_shared::manifest::Task;
+
+    use super::*;
+
+    #[test]
+    fn above_the_cap_a_folder_is_decoded_again_and_an_npz_refused() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let ramp = GrayImage::from_fn(9, 7, |x, y| Luma([(20 * x + y) as u8]));
+        ramp.save(folder.path().join("a.png")).expect("saved");
+        std::fs::write(folder.path().join("labels.csv"), "file,patient\na.png,p\n").expect("saved");
+        let input = InputSpec { image_size: 4, channels: 3, mean: vec![0.1; 3], std: vec![0.3; 3] };
+        let source = DataSource::detect(folder.path()).expect("a folder");
+        let pixels = |kept_bytes_max| {
+            let opened = Dataset::open_keeping(&source, None, &input, kept_bytes_max);
+            let mut out = vec![0.0; 48];
+            opened.expect("opens").pixels(0, &mut out).expect("decodes");
+            out
+        };
+        assert_eq!(pixels(48), pixels(47));
+
+        let npz = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data/plain.npz");
+        let task = Task::MultiClass { classes: ["a", "b", "c"].map(str::to_owned).to_vec() };
+        let npz = DataSource::Npz(npz.into());
+        let opened = Dataset::open_keeping(&npz, Some(&task), &input, 9 * 48 - 1);
+        assert_eq!(
+            opened.err().map(|error| error.to_string()).as_deref(),
+            Some("432 bytes of resized images; at most 431 are kept of an npz, so save a folder")
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! Decoded pixels to the backbone's input: colour, size, normalisation.
+
+use std::path::PathBuf;
+
+use image::imageops::{self, FilterType};
+use image::{DynamicImage, GrayImage, RgbImage};
+
+use super::{DataError, InputSpec, image_file};
+
+/// An 8-bit picture as decoded.
+pub(super) enum Picture {
+    Grey(GrayImage),
+    Rgb(RgbImage),
+}
+
+impl Picture {
+    pub(super) fn dimensions(&self) -> (u32, u32) {
+        match self {
+            Self::Grey(grey) => grey.dimensions(),
+            Self::Rgb(rgb) => rgb.dimensions(),
+        }
+    }
+
+    /// Colours as the backbone asks (grey is repeated, RGB becomes Rec. 709 luma), stretched to
+    /// the square input. The triangle filter widens with the scale, so shrinking does not alias.
+    pub(super) fn fit(self, input: &InputSpec) -> Vec<u8> {
+        let side = input.image_size as u32;
+        match (self, input.channels) {
+            (Self::Rgb(rgb), 3) => {
+                if rgb.dimensions() == (side, side) {
+                    return rgb.into_raw();
+                }
+                imageops::resize(&rgb, side, side, FilterType::Triangle).into_raw()
+            }
+            (Self::Rgb(rgb), _) => fit_grey(imageops::grayscale(&rgb), side),
+            (Self::Grey(grey), 3) => {
+                fit_grey(grey, side).into_iter().flat_map(|level| [level; 3]).collect()
+            }
+            (Self::Grey(grey), _) => fit_grey(grey, side),
+        }
+    }
+}
+
+impl From<Picture> for DynamicImage {
+    fn from(picture: Picture) -> Self {
+        match picture {
+            Picture::Grey(grey) => Self::ImageLuma8(grey),
+            Picture::Rgb(rgb) => Self::ImageRgb8(rgb),
+        }
+    }
+}
+
+fn fit_grey(grey: GrayImage, side: u32) -> Vec<u8> {
+    if grey.dimensions() == (side, side) {
+        return grey.into_raw();
+    }
+    imageops::resize(&grey, side, side, FilterType::Triangle).into_raw()
+}
+
+/// `(x / 255 - mean) / std`, from pixels beside each other to channel planes.
+pub(super) fn normalise(bytes: &[u8], input: &InputSpec, out: &mut [f32]) {
+    let plane = input.image_size * input.image_size;
+    for (channel, out) in out.chunks_exact_mut(plane).enumerate() {
+        let scale = (1.0 / (255.0 * input.std[channel])) as f32;
+        let shift = (-input.mean[channel] / input.std[channel]) as f32;
+        let levels = bytes.iter().skip(channel).step_by(input.channels);
+        for (out, level) in out.iter_mut().zip(levels) {
+            *out = f32::from(*level).mul_add(scale, shift);
+        }
+    }
+}
+
+/// Collects fitted images until they would take too much memory.
+pub(super) struct Kept {
+    pub(super) input: InputSpec,
+    pub(super) bytes_max: u64,
+    bytes: Vec<u8>,
+}
+
+impl Kept {
+    pub(super) fn new(input: &InputSpec, bytes_max: u64) -> Self {
+        Self { input: input.clone(), bytes_max, bytes: Vec::new() }
+    }
+
+    /// Bytes that `images` fitted images take.
+    pub(super) fn bytes_of(&self, images: usize) -> u64 {
+        images as u64 * self.input.numbers() as u64
+    }
+
+    pub(super) fn fits(&self, images: usize) -> bool {
+        self.bytes_of(images) <= self.bytes_max
+    }
+
+    pub(super) fn push(&mut self, picture: Picture) {
+        self.bytes.extend_from_slice(&picture.fit(&self.input));
+    }
+
+    pub(super) fn store(self) -> PixelStore {
+        PixelStore::Kept(self.bytes)
+    }
+}
+
+/// Where the fitted pixels of a source's cases come from.
+pub(super) enum PixelStore {
+    /// One fitted image after another.
+    Kept(Vec<u8>),
+    /// Too large to keep: decoded again each time.
+    Files(Vec<PathBuf>),
+}
+
+impl PixelStore {
+    pub(super) fn with(
+        &self,
+        index: usize,
+        input: &InputSpec,
+        take: impl FnOnce(&[u8]),
+    ) -> Result<(), DataError> {
+        match self {
+            Self::Kept(bytes) => {
+                let size = input.numbers();
+                take(&bytes[index * size..][..size]);
+            }
+            Self::Files(paths) => take(&image_file::decode(&paths[index])?.fit(input)),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,394 @@
+//! Everything that can be wrong with a site's data, each one clear line.
+
+use tributary_shared::outcome::{Failure, chain};
+
+/// Why a data source was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The file system said no.
+    #[error("{path} cannot be read")]
+    Read {
+        /// The file or folder.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Writing failed.
+    #[error("{path} cannot be written")]
+    Write {
+        /// The file or folder.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Neither a folder, a CSV nor an npz.
+    #[error("{path} is no data source; give a folder with labels.csv, a .csv or an .npz file")]
+    UnknownSource {
+        /// The file.
+        path: String,
+    },
+    /// No case at all.
+    #[error("{path} holds no cases")]
+    Empty {
+        /// The source.
+        path: String,
+    },
+    /// One image file.
+    #[error("{path}: {problem}")]
+    Image {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: ImageProblem,
+    },
+    /// The CSV manifest as a whole.
+    #[error("{path}: {problem}")]
+    Manifest {
+        /// The manifest.
+        path: String,
+        /// What is wrong with it.
+        problem: ManifestProblem,
+    },
+    /// One row of the CSV manifest.
+    #[error("{path}, line {line}: {problem}")]
+    Row {
+        /// The manifest.
+        path: String,
+        /// Where the row begins, from 1.
+        line: u64,
+        /// What is wrong with it.
+        problem: RowProblem,
+    },
+    /// An npz file.
+    #[error("{path}: {problem}")]
+    Npz {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: NpzProblem,
+    },
+    /// More than is kept in memory, where nothing can be read twice.
+    #[error("{bytes} bytes of resized images; at most {max} are kept of an npz, so save a folder")]
+    TooLargeToKeep {
+        /// What it would take.
+        bytes: u64,
+        /// The bound.
+        max: u64,
+    },
+    /// The file changed between two readings.
+    #[error("the data changed while they were read; run the command again")]
+    SourceChanged,
+    /// A rehearsal has no classes.
+    #[error("a rehearsal reads no images; give a task with classes")]
+    Rehearsal,
+    /// An input that no image can be made for.
+    #[error("the input needs 1 or 3 channels, a size of 1 to 4096 and one mean and std a channel")]
+    Input,
+    /// Pooling datasets that were prepared for different backbones.
+    #[error("datasets prepared for different inputs cannot be pooled")]
+    InputsDiffer,
+    /// Pooling nothing.
+    #[error("there is no dataset to pool")]
+    NothingToConcat,
+    /// Never overwrite somebody's files.
+    #[error("{path} exists and is not empty; name a new folder or empty it first")]
+    NotEmpty {
+        /// The folder.
+        path: String,
+    },
+    /// Arguments that make no sense.
+    #[error("{argument}: {problem}")]
+    Argument {
+        /// The command line's flag.
+        argument: &'static str,
+        /// What is wrong and what would fit.
+        problem: String,
+    },
+}
+
+/// What is wrong with an image file.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ImageProblem {
+    /// Zero bytes.
+    #[error("the file is empty (0 bytes)")]
+    Empty,
+    /// Too many bytes.
+    #[error("{bytes} bytes or more; an image file has at most {max}")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+        /// The bound.
+        max: u64,
+    },
+    /// A picture too large to decode safely.
+    #[error("too large to decode; at most {side} pixels a side and {alloc_mib} MiB decoded")]
+    Limits {
+        /// Most pixels a side.
+        side: u32,
+        /// Most memory, MiB.
+        alloc_mib: u64,
+    },
+    /// Not one of the three formats.
+    #[error("not a PNG, JPEG or TIFF image")]
+    Format,
+    /// The data ends before the picture does.
+    #[error("truncated: the data ends before the picture does; copy the file again")]
+    Truncated,
+    /// Broken in another way.
+    #[error("damaged: {detail}")]
+    Damaged {
+        /// What the decoder said.
+        detail: String,
+    },
+    /// A sound file that uses what we do not read.
+    #[error("not readable here: {detail}; save it as PNG")]
+    Unsupported {
+        /// What the decoder said.
+        detail: String,
+    },
+    /// CMYK.
+    #[error("CMYK colours; save it as 8-bit grey or RGB")]
+    Cmyk,
+    /// More than 8 bits a sample.
+    #[error("16 bits or more a sample; save it as 8-bit grey or RGB")]
+    Depth,
+    /// Transparency.
+    #[error("has an alpha channel; save it as 8-bit grey or RGB")]
+    Alpha,
+    /// Any other sample layout.
+    #[error("has the colour type {found}; save it as 8-bit grey or RGB")]
+    Colour {
+        /// What the decoder said.
+        found: String,
+    },
+}
+
+/// What is wrong with a CSV manifest.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestProblem {
+    /// Too many bytes.
+    #[error("{bytes} bytes; a manifest has at most {max}")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+        /// The bound.
+        max: u64,
+    },
+    /// A needed column is not there.
+    #[error("the column `{column}` is missing; the first line names file,patient,label")]
+    MissingColumn {
+        /// The column.
+        column: &'static str,
+    },
+    /// A column is there twice.
+    #[error("the column `{column}` is there twice")]
+    DuplicateColumn {
+        /// The column.
+        column: &'static str,
+    },
+}
+
+/// What is wrong with a row of a CSV manifest.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowProblem {
+    /// Bytes that are no text.
+    #[error("not UTF-8; save the manifest as UTF-8")]
+    NotUtf8,
+    /// More or fewer fields than the first line.
+    #[error("{found} fields; the first line has {expected}")]
+    Fields {
+        /// Fields in the first line.
+        expected: u64,
+        /// Fields here.
+        found: u64,
+    },
+    /// Not CSV.
+    #[error("not CSV: {detail}")]
+    Csv {
+        /// What the parser said.
+        detail: String,
+    },
+    /// No text where one is needed.
+    #[error("`{column}` is empty")]
+    EmptyField {
+        /// The column.
+        column: &'static str,
+    },
+    /// A label outside the task's classes.
+    #[error("`{label}` is not a class of this run; its classes are {classes}")]
+    UnknownLabel {
+        /// The label.
+        label: String,
+        /// All classes.
+        classes: String,
+    },
+    /// The same label twice in a row.
+    #[error("the label `{label}` is there twice")]
+    RepeatedLabel {
+        /// The label.
+        label: String,
+    },
+    /// The same file twice.
+    #[error("`{file}` is already on line {first}")]
+    Duplicate {
+        /// The file.
+        file: String,
+        /// Where it came first.
+        first: u64,
+    },
+    /// No such file.
+    #[error("`{file}` does not exist in the folder")]
+    MissingFile {
+        /// The file.
+        file: String,
+    },
+    /// A path that is not plainly inside the folder.
+    #[error("`{file}` leaves the folder; name files relative to it, without `..`")]
+    Escapes {
+        /// The file.
+        file: String,
+    },
+    /// A link to somewhere else.
+    #[error("`{file}` is a link out of the folder; copy the file into it")]
+    LinkOut {
+        /// The file.
+        file: String,
+    },
+    /// A folder, a pipe, a device.
+    #[error("`{file}` is not a file")]
+    NotAFile {
+        /// The file.
+        file: String,
+    },
+}
+
+/// What is wrong with an npz file.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NpzProblem {
+    /// Not a zip archive.
+    #[error("not an npz file: {detail}")]
+    NotZip {
+        /// What the reader said.
+        detail: String,
+    },
+    /// None of the three splits.
+    #[error("holds none of train_images, val_images, test_images (the MedMNIST layout)")]
+    NoSplit,
+    /// Images without labels or the other way round.
+    #[error("the array `{array}` is missing, but `{present}` is there")]
+    MissingArray {
+        /// The array.
+        array: String,
+        /// Its companion.
+        present: String,
+    },
+    /// Not an npy array.
+    #[error("the array `{array}` is damaged: {detail}")]
+    Damaged {
+        /// The array.
+        array: String,
+        /// What the reader said.
+        detail: String,
+    },
+    /// Fewer bytes than its header says.
+    #[error("the array `{array}` is truncated")]
+    Truncated {
+        /// The array.
+        array: String,
+    },
+    /// The wrong element type.
+    #[error("the array `{array}` has dtype {found}; it must be {expected}")]
+    Dtype {
+        /// The array.
+        array: String,
+        /// Its dtype, as numpy writes it.
+        found: String,
+        /// What fits.
+        expected: &'static str,
+    },
+    /// The wrong shape.
+    #[error("the array `{array}` has shape {found}; it must be {expected}")]
+    Shape {
+        /// The array.
+        array: String,
+        /// Its shape.
+        found: String,
+        /// What fits.
+        expected: String,
+    },
+    /// Column-major.
+    #[error("the array `{array}` is in Fortran order; save np.ascontiguousarray of it")]
+    FortranOrder {
+        /// The array.
+        array: String,
+    },
+    /// As many labels as images.
+    #[error("`{images}` holds {image_count} images and `{array}` {count} rows")]
+    Lengths {
+        /// The array of images.
+        images: String,
+        /// How many.
+        image_count: usize,
+        /// The array beside it.
+        array: String,
+        /// How many.
+        count: usize,
+    },
+    /// A label outside the task's classes.
+    #[error("`{array}`[{row}] is {label}; the run has {classes} classes, so labels 0 to {}", classes - 1)]
+    UnknownLabel {
+        /// The array.
+        array: String,
+        /// Which case.
+        row: usize,
+        /// The label.
+        label: i64,
+        /// How many classes.
+        classes: usize,
+    },
+    /// A multi-label mark that is neither 0 nor 1.
+    #[error("`{array}`[{row}] holds {label}; a label of several is 0 or 1")]
+    NotBinary {
+        /// The array.
+        array: String,
+        /// Which case.
+        row: usize,
+        /// The mark.
+        label: i64,
+    },
+    /// A patient id that is no text.
+    #[error("`{array}`[{row}] is not a patient id; it must be printable and not empty")]
+    Patient {
+        /// The array.
+        array: String,
+        /// Which case.
+        row: usize,
+    },
+}
+
+impl DataError {
+    /// A stable code for machines.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "unreadable",
+            Self::Write { .. } => "unwritable",
+            Self::UnknownSource { .. } => "unknown_source",
+            Self::Empty { .. } => "no_cases",
+            Self::Image { .. } => "bad_image",
+            Self::Manifest { .. } => "bad_labels",
+            Self::Row { .. } => "bad_row",
+            Self::Npz { .. } => "bad_npz",
+            Self::Rehearsal | Self::Input | Self::InputsDiffer | Self::NothingToConcat => "bad_use",
+            Self::TooLargeToKeep { .. } => "too_large",
+            Self::SourceChanged => "changed",
+            Self::NotEmpty { .. } => "not_empty",
+            Self::Argument { .. } => "bad_argument",
+        }
+    }
+}
+
+impl From<DataError> for Failure {
+    fn from(error: DataError) -> Self {
+        Self::invalid(error.code(), chain(&error))
+    }
+}

@@ -1,0 +1,80 @@
+//! Where a site's images are.
+
+use std::path::{Path, PathBuf};
+
+use tributary_shared::manifest::Task;
+
+use super::{DataError, folder, npz};
+
+/// The manifest's name in a folder when none is given.
+pub(super) const MANIFEST_NAME: &str = "labels.csv";
+
+/// Where a site's images are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataSource {
+    /// An `.npz` file in the MedMNIST layout: `{train,val,test}_images` uint8 `[N,H,W]` or
+    /// `[N,H,W,3]`, `{..}_labels` `[N,1]` or `[N,L]`, optionally `{..}_patients` `[N]`. All
+    /// splits that are present are pooled; class i is label i.
+    Npz(PathBuf),
+    /// A folder of PNG, JPEG or TIFF files with a CSV manifest: columns `file`, `patient`,
+    /// `label` (several labels separated by `;`).
+    Folder {
+        /// No file outside it is ever read.
+        root: PathBuf,
+        /// The manifest, absolute or relative to the root.
+        manifest: PathBuf,
+    },
+}
+
+impl DataSource {
+    /// A folder is read by its `labels.csv`, a CSV by the folder it lies in, an `.npz` as itself.
+    pub fn detect(path: &Path) -> Result<Self, DataError> {
+        let shown = || path.display().to_string();
+        let metadata =
+            std::fs::metadata(path).map_err(|source| DataError::Read { path: shown(), source })?;
+        if metadata.is_dir() {
+            return Ok(Self::Folder { root: path.to_owned(), manifest: MANIFEST_NAME.into() });
+        }
+        let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+        match extension.as_deref() {
+            Some("npz") => Ok(Self::Npz(path.to_owned())),
+            Some("csv") => {
+                let root = path.parent().filter(|p| !p.as_os_str().is_empty());
+                let manifest = path.file_name().unwrap_or_default();
+                Ok(Self::Folder {
+                    root: root.unwrap_or(Path::new(".")).to_owned(),
+                    manifest: manifest.into(),
+                })
+            }
+            Some(_) | None => Err(DataError::UnknownSource { path: shown() }),
+        }
+    }
+
+    /// The task that the labels themselves imply: classes in alphabetical order, or by number
+    /// in an npz.
+    pub fn infer_task(&self) -> Result<Task, DataError> {
+        match self {
+            Self::Npz(path) => npz::infer_task(path),
+            Self::Folder { root, manifest } => folder::infer_task(root, manifest),
+        }
+    }
+
+    /// The file or folder, for messages.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Npz(path) => path,
+            Self::Folder { root, .. } => root,
+        }
+    }
+}
+
+/// The task with these classes.
+pub fn task_of(classes: Vec<String>, many: bool) -> Task {
+    if many {
+        Task::MultiLabel { classes }
+    } else if classes.len() == 2 {
+        Task::Binary { classes }
+    } else {
+        Task::MultiClass { classes }
+    }
+}

@@ -1,0 +1,125 @@
+//! What the ledger's lines say, and what they add up to for one round.
+
+use serde::{Deserialize, Serialize};
+use tributary_shared::digest::Digest;
+use tributary_shared::name::RunName;
+use tributary_shared::refusal::Refusal;
+use tributary_shared::terms::SiteMetrics;
+use tributary_shared::timestamp::Timestamp;
+
+/// One line of the ledger.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When, by the site's clock.
+    pub at: Timestamp,
+    /// The run.
+    pub run: RunName,
+    /// The round.
+    pub round: u32,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened in a round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Event {
+    /// The site agreed to the terms; it told how many cases it holds.
+    Agreed {
+        /// The manifest it agreed to.
+        manifest: Digest,
+        /// The adapter to start from.
+        base: Digest,
+        /// Sites asked.
+        cohort_size: u32,
+        /// Training cases declared.
+        cases: u64,
+    },
+    /// The site said no, by policy or because it could not train.
+    Declined {
+        /// The manifest it refused; absent when what came was none.
+        manifest: Option<Digest>,
+        /// What it told the coordinator.
+        reason: Refusal,
+    },
+    /// The coordinator ended the work before there was a delta.
+    Stopped {
+        /// The coordinator's words.
+        reason: String,
+    },
+    /// The delta lies in the outbox. Nothing has left.
+    Trained(Trained),
+    /// The delta begins to leave the building.
+    Released {
+        /// The delta.
+        digest: Digest,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The coordinator's verdict.
+    Answered {
+        /// The delta.
+        digest: Digest,
+        /// Absent when it is counted.
+        refusal: Option<Refusal>,
+    },
+}
+
+/// A delta, and all that is said of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trained {
+    /// The adapter it changes.
+    pub base: Digest,
+    /// The delta.
+    pub digest: Digest,
+    /// Its size.
+    pub bytes: u64,
+    /// Its L2 norm.
+    pub norm: f64,
+    /// Training cases behind it.
+    pub cases: u64,
+    /// The counts and sums that are sent with it.
+    pub metrics: SiteMetrics,
+}
+
+/// Where the site stands in a round: the fold of the round's entries.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Standing {
+    /// Agreed, not trained: a restart trains again, for nothing has left.
+    Agreed,
+    /// Declined; asked again, it gives the same answer.
+    Declined(Refusal),
+    /// Stopped by the coordinator before there was a delta; asked again, it trains.
+    Stopped,
+    /// Trained, without an answer: the delta in the outbox is owed. Never trained again.
+    Owed {
+        /// The delta.
+        trained: Trained,
+        /// Whether it began to leave the building.
+        released: bool,
+    },
+    /// Over: the coordinator has answered.
+    Answered {
+        /// The delta it answered for.
+        digest: Digest,
+    },
+}
+
+impl Standing {
+    /// The standing after one more entry.
+    pub(super) fn after(before: Option<Self>, event: &Event) -> Self {
+        match event {
+            Event::Agreed { .. } => Self::Agreed,
+            Event::Declined { reason, .. } => Self::Declined(reason.clone()),
+            Event::Stopped { .. } => Self::Stopped,
+            Event::Trained(trained) => Self::Owed { trained: trained.clone(), released: false },
+            Event::Released { .. } => match before {
+                Some(Self::Owed { trained, .. }) => Self::Owed { trained, released: true },
+                Some(other) => other,
+                None => Self::Stopped,
+            },
+            Event::Answered { digest, .. } => Self::Answered { digest: *digest },
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The site's own durable record: what was agreed, refused, trained, and what left the building.
+//!
+//! One JSON object a line in `ledger.jsonl`, each made durable before the site acts on it. The
+//! round loop folds it at start to know what it still owes; `tributary-client ledger` prints it.
+
+mod entry;
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use tributary_shared::digest::Digest;
+use tributary_shared::name::RunName;
+
+pub use entry::{Entry, Event, Standing, Trained};
+
+/// The file's name inside the site's directory.
+pub const FILE_NAME: &str = "ledger.jsonl";
+/// Longest line read, bytes; the longest written holds a refusal of at most 64 KiB.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+
+/// Why a ledger cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The disk said no.
+    #[error("{}: cannot {what}", file.display())]
+    Io {
+        /// The ledger.
+        file: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// The disk's words.
+        #[source]
+        source: io::Error,
+    },
+    /// A line inside the file is not one that this program wrote.
+    #[error("{}:{line}: not a ledger entry; restore the file from a backup, or move it away and keep it", file.display())]
+    Damaged {
+        /// The ledger.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// Why it does not parse.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The ledger, open for writing by the one program that holds the site's directory.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    file: File,
+    /// Bytes of whole lines; whatever lies behind them was never acted upon.
+    length: u64,
+    standings: BTreeMap<(RunName, u32), Standing>,
+    manifests: BTreeMap<RunName, Digest>,
+    torn_bytes: u64,
+}
+
+impl Ledger {
+    /// Opens or begins the ledger; a last line cut off by a crash is removed, and reported by
+    /// [`Self::torn_bytes`].
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        let failed =
+            |what| move |source| LedgerError::Io { file: path.to_path_buf(), what, source };
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).read(true).write(true);
+        let file = options.open(path).map_err(failed("open"))?;
+        crate::durable::sync_folder_of(path).map_err(failed("open"))?;
+        let mut ledger = Self {
+            path: path.to_path_buf(),
+            file,
+            length: 0,
+            standings: BTreeMap::new(),
+            manifests: BTreeMap::new(),
+            torn_bytes: 0,
+        };
+        let reading = ledger.file.try_clone().map_err(failed("open"))?;
+        let read = scan(path, &reading, |entry| ledger.fold(&entry))?;
+        (ledger.length, ledger.torn_bytes) = (read.whole_bytes, read.torn_bytes);
+        if read.torn_bytes > 0 {
+            ledger.cut_back().map_err(failed("remove its torn last line"))?;
+        }
+        Ok(ledger)
+    }
+
+    /// Bytes of a last line that a crash had cut off when the ledger was opened.
+    pub fn torn_bytes(&self) -> u64 {
+        self.torn_bytes
+    }
+
+    /// Makes `entry` durable; after an error the ledger is as it was.
+    pub fn append(&mut self, entry: &Entry) -> Result<(), LedgerError> {
+        let mut line = serde_json::to_vec(entry).expect("an entry is plain data");
+        line.push(b'\n');
+        let written = self
+            .file
+            .seek(SeekFrom::Start(self.length))
+            .and_then(|_| self.file.write_all(&line))
+            .and_then(|()| self.file.sync_data());
+        if let Err(source) = written {
+            // Best effort: a line that stays torn is removed by the next open.
+            let _ = self.cut_back();
+            return Err(LedgerError::Io { file: self.path.clone(), what: "append", source });
+        }
+        self.length += line.len() as u64;
+        self.fold(entry);
+        Ok(())
+    }
+
+    /// Where the site stands in a round; `None` when it has never heard of it.
+    pub fn standing(&self, run: &RunName, round: u32) -> Option<&Standing> {
+        self.standings.get(&(run.clone(), round))
+    }
+
+    /// The manifest that the site agreed to for `run`, if it ever did.
+    pub fn manifest_of(&self, run: &RunName) -> Option<Digest> {
+        self.manifests.get(run).copied()
+    }
+
+    /// Rounds that were trained and have no answer yet, in the order of runs and rounds.
+    pub fn owed(&self) -> Vec<(RunName, u32)> {
+        let pending = |((run, round), standing): (&(RunName, u32), &Standing)| match standing {
+            Standing::Owed { .. } => Some((run.clone(), *round)),
+            Standing::Agreed
+            | Standing::Declined(_)
+            | Standing::Stopped
+            | Standing::Answered { .. } => None,
+        };
+        self.standings.iter().filter_map(pending).collect()
+    }
+
+    fn fold(&mut self, entry: &Entry) {
+        if let Event::Agreed { manifest, .. } = &entry.event {
+            self.manifests.entry(entry.run.clone()).or_insert(*manifest);
+        }
+        let key = (entry.run.clone(), entry.round);
+        let before = self.standings.remove(&key);
+        self.standings.insert(key, Standing::after(before, &entry.event));
+    }
+
+    fn cut_back(&self) -> io::Result<()> {
+        self.file.set_len(self.length)?;
+        self.file.sync_all()
+    }
+}
+
+/// Every entry of the ledger at `path`, for printing; none when there is no file. A torn last line
+/// is left out: the program that writes it may be alive.
+pub fn read(path: &Path) -> Result<Vec<Entry>, LedgerError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(LedgerError::Io { file: path.to_path_buf(), what: "open", source });
+        }
+    };
+    let mut entries = Vec::new();
+    scan(path, &file, |entry| entries.push(entry))?;
+    Ok(entries)
+}
+
+struct Scanned {
+    whole_bytes: u64,
+    torn_bytes: u64,
+}
+
+fn scan(path: &Path, file: &File, mut each: impl FnMut(Entry)) -> Result<Scanned, LedgerError> {
+    let failed = |source| LedgerError::Io { file: path.to_path_buf(), what: "read", source };
+    let mut reader = BufReader::new(file);
+    let mut whole_bytes = 0;
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        let limited = &mut io::Read::take(&mut reader, LINE_BYTES_MAX);
+        let read = limited.read_until(b'\n', &mut line).map_err(failed)?;
+        if line.last() != Some(&b'\n') && (read as u64) < LINE_BYTES_MAX {
+            return Ok(Scanned { whole_bytes, torn_bytes: read as u64 });
+        }
+        let entry = serde_json::from_slice(&line).map_err(|source| LedgerError::Damaged {
+            file: path.to_path_buf(),
+            line: number,
+            source,
+        })?;
+        each(entry);
+        whole_bytes += read as u64;
+    }
+    unreachable!("the loop ends with the file")
+}
+
+#[cfg(test)]
+mod tests {
+    use tributary_shared::refusal::Refusal;
+    use tributary_shared::timestamp::Timestamp;
+
+    use super::*;
+
+    fn entry(round: u32, event: Event) -> Entry {
+        Entry { at: Timestamp::from_millis(1), run: "run".parse().unwrap(), round, event }
+    }
+
+    fn trained(round: u32) -> Entry {
+        let trained = Trained {
+            base: Digest::of(b"base"),
+            digest: Digest::of(&[u8::try_from(round).unwrap()]),
+            bytes: 9,
+            norm: 0.1,
+            cases: u64::MAX,
+            metrics: tributary_shared::terms::SiteMetrics {
+                train_loss: Some(0.1 + 0.2),
+                ..Default::default()
+            },
+        };
+        entry(round, Event::Trained(trained))
+    }
+
+    fn counted(round: u32) -> Entry {
+        let digest = Digest::of(&[u8::try_from(round).unwrap()]);
+        entry(round, Event::Answered { digest, refusal: None })
+    }
+
+    #[test]
+    fn what_was_appended_is_known_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let all = [
+            trained(1),
+            counted(1),
+            trained(2),
+            entry(3, Event::Declined { manifest: None, reason: Refusal::Suspended }),
+        ];
+        let mut ledger = Ledger::open(&path).unwrap();
+        for entry in &all {
+            ledger.append(entry).unwrap();
+        }
+        drop(ledger);
+        assert_eq!(read(&path).unwrap(), all);
+        let ledger = Ledger::open(&path).unwrap();
+        let run = "run".parse().unwrap();
+        assert_eq!(ledger.standing(&run, 3), Some(&Standing::Declined(Refusal::Suspended)));
+        assert_eq!(ledger.owed(), [("run".parse().unwrap(), 2)]);
+    }
+
+    #[test]
+    fn a_line_cut_off_anywhere_is_dropped_and_reported_and_writing_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let mut whole = Ledger::open(&path).unwrap();
+        whole.append(&trained(1)).unwrap();
+        let kept = std::fs::read(&path).unwrap();
+        whole.append(&counted(1)).unwrap();
+        drop(whole);
+        let bytes = std::fs::read(&path).unwrap();
+        for cut in kept.len()..bytes.len() {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            assert_eq!(read(&path).unwrap(), [trained(1)], "cut at {cut}");
+            let mut ledger = Ledger::open(&path).unwrap();
+            assert_eq!(ledger.torn_bytes(), (cut - kept.len()) as u64);
+            assert_eq!(ledger.owed().len(), 1);
+            ledger.append(&counted(1)).unwrap();
+            drop(ledger);
+            assert_eq!(read(&path).unwrap(), [trained(1), counted(1)], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_inside_stops_with_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        std::fs::write(&path, "{}\n{}\n").unwrap();
+        let error = Ledger::open(&path).unwrap_err();
+        assert!(error.to_string().contains("ledger.jsonl:1: not a ledger entry"), "{error}");
+        std::fs::write(&path, vec![b'x'; 3 << 20]).unwrap();
+        assert!(matches!(Ledger::open(&path), Err(LedgerError::Damaged { line: 1, .. })));
+    }
+}

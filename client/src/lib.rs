@@ -1,0 +1,16 @@
+//! The site's side of a federation: enrolment, local data, training, release.
+//!
+//! Modules stand in the order data travels; a module uses only those of lower floors
+//! (ARCHITECTURE.md has the table).
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod data;
+pub mod durable;
+pub mod ledger;
+pub mod metrics;
+pub mod model;
+pub mod site;
+pub mod trainer;
+pub mod transport;

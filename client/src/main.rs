@@ -1,0 +1,100 @@
+//! The site's program.
+
+use std::io::{IsTerminal, stderr};
+use std::process;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+use tributary_client::cli::data::DataCommand;
+use tributary_client::cli::site::SiteCommand;
+use tributary_client::cli::train::TrainCommand;
+use tributary_client::cli::{Format, data, site, train};
+use tributary_client::site::progress::Display;
+use tributary_shared::outcome::{ExitCode, Failure, error_envelope};
+
+/// Adapts a frozen imaging model together with other hospitals; the images stay here.
+#[derive(Debug, Parser)]
+#[command(name = "tributary-client", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    format: Format,
+    /// How log lines are written to standard error; RUST_LOG chooses which.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Site(SiteCommand),
+    /// Look at images, divide them over sites, or draw synthetic ones.
+    #[command(subcommand)]
+    Data(DataCommand),
+    #[command(flatten)]
+    Train(TrainCommand),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn main() -> process::ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error),
+    };
+    let display = Display::new(arguments.log_format == LogFormat::Json);
+    log(&arguments, display.clone());
+    let format = arguments.format;
+    let ended = match arguments.command {
+        Command::Site(command) => site::run(&command, format, display),
+        Command::Data(command) => data::run(command, format),
+        Command::Train(command) => train::run(&command, format),
+    };
+    match ended {
+        Ok(()) => exit(ExitCode::Ok),
+        Err(failure) => report(format, &failure),
+    }
+}
+
+fn usage(error: &clap::Error) -> process::ExitCode {
+    // When the terminal is gone there is nobody to tell.
+    let _ = error.print();
+    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    exit(if asked { ExitCode::Ok } else { ExitCode::Invalid })
+}
+
+fn log(arguments: &Arguments, display: Display) {
+    let level = if matches!(arguments.command, Command::Site(SiteCommand::Run(_))) {
+        "info"
+    } else {
+        "warn"
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(display);
+    match arguments.log_format {
+        LogFormat::Text => subscriber.with_target(false).with_ansi(stderr().is_terminal()).init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+}
+
+fn report(format: Format, failure: &Failure) -> process::ExitCode {
+    match format {
+        Format::Json => println!("{}", error_envelope(failure)),
+        Format::Text => eprintln!("error: {failure}"),
+    }
+    exit(failure.exit)
+}
+
+fn exit(code: ExitCode) -> process::ExitCode {
+    process::ExitCode::from(code as u8)
+}

@@ -1,0 +1,24 @@
+//! The vision transformer in burn: frozen backbone, LoRA factors, linear head.
+//!
+//! Values stay flat `Vec<f32>` at every border, in the order of a [`Layout`]; burn's types do not
+//! leave `model` and `trainer`.
+//!
+//! [`Layout`]: tributary_shared::layout::Layout
+
+mod adapted;
+mod adapter;
+mod backbone;
+mod compute;
+mod untrained;
+mod vit;
+
+pub use adapted::{AdaptedVit, Gradient, Values};
+pub use backbone::{Backbone, BackboneError, backbone_layout};
+pub use compute::{Compute, ThreadsError, set_threads};
+pub use untrained::random_backbone;
+
+pub(crate) use adapted::{Input, Leaves, download};
+pub(crate) use adapter::Dropout;
+pub(crate) use backbone::write_whole;
+pub(crate) use untrained::{positions, untrained};
+pub(crate) use vit::{Linear, Trunk, Vit, linear_of, patchify};

@@ -1,0 +1,125 @@
+//! From the outbox to the coordinator's verdict. The same delta may be sent any number of times,
+//! before and after restarts of either side; the answer is the same.
+
+use tributary_proto::convert::verdict;
+use tributary_proto::v1;
+use tributary_shared::outcome::Failure;
+use tributary_shared::refusal::Refusal;
+
+use super::activity::{Phase, RoundId};
+use super::{Halt, Site};
+use crate::ledger::{Event, Standing, Trained};
+use crate::transport::{CallError, Upload};
+
+/// Times that a delta is sent again because it arrived damaged.
+const DAMAGED_MAX: u32 = 3;
+
+impl Site {
+    /// Delivers every delta that an earlier start or a broken connection left in the outbox.
+    pub(super) async fn deliver_owed(&mut self) -> Result<(), Halt> {
+        for (run, round) in self.ledger.owed() {
+            let id = RoundId { run, round };
+            let Some(Standing::Owed { trained, .. }) = self.standing(&id) else { continue };
+            let holds = || self.outbox.holds(&id.run, id.round, trained.digest, trained.bytes);
+            if tokio::task::block_in_place(holds) {
+                tracing::info!(run = %id.run, round, "sending the delta that waits in the outbox");
+                self.deliver(&id).await?;
+            } else {
+                // Without the bytes there is nothing to send, and training again is not allowed.
+                let reason = "the trained delta was lost from the outbox before it was counted";
+                self.decline(&id, None, reason_failed(reason)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the delta of a round and records the verdict.
+    pub(super) async fn deliver(&mut self, id: &RoundId) -> Result<(), Halt> {
+        let Some(Standing::Owed { trained, released }) = self.standing(id) else {
+            return Ok(());
+        };
+        if !released {
+            let event = Event::Released { digest: trained.digest, bytes: trained.bytes };
+            self.record(id, event)?;
+        }
+        self.activity.send_modify(|a| {
+            a.round = Some(id.clone());
+            a.enter(Phase::Uploading, trained.bytes);
+        });
+        let refusal = self.send(id, &trained).await?.err();
+        match &refusal {
+            None => tracing::info!(run = %id.run, round = id.round, "the delta is counted"),
+            Some(refusal) => {
+                tracing::warn!(run = %id.run, round = id.round, "the delta is refused: {refusal}");
+            }
+        }
+        self.record(id, Event::Answered { digest: trained.digest, refusal })?;
+        self.outbox.remove(&id.run, id.round).map_err(|e| Halt::disk("the outbox", &e))?;
+        self.activity.send_modify(super::activity::Activity::rest);
+        Ok(())
+    }
+
+    /// Sends what the coordinator still needs of a delta and asks for it to be counted. The inner
+    /// result is the verdict.
+    async fn send(&self, id: &RoundId, trained: &Trained) -> Result<Result<(), Refusal>, Halt> {
+        let coordinator = self.coordinator()?;
+        let subject = v1::UploadStatusRequest {
+            run: id.run.to_string(),
+            round: id.round,
+            digest: trained.digest.as_bytes().to_vec().into(),
+            cases: trained.cases,
+            bytes: trained.bytes,
+        };
+        let file = self.outbox.path(&id.run, id.round);
+        let mut damaged = 0;
+        loop {
+            let status = coordinator.upload_status(subject.clone()).await?;
+            if let Err(refusal) = verdict(status.refusal) {
+                return Ok(Err(refusal));
+            }
+            if status.durable_offset == trained.bytes {
+                match self.submit(id, trained).await {
+                    // Cut off between the last byte and its admission: a stream without bytes
+                    // makes the coordinator finish.
+                    Err(Halt::Call(CallError::Rejected(_))) => {}
+                    ended => return ended,
+                }
+            }
+            if status.durable_offset > trained.bytes {
+                let text = "the coordinator says that it holds more bytes than the delta has";
+                return Err(CallError::Rejected(Failure::refused("offset", text)).into());
+            }
+            let upload =
+                Upload { subject: subject.clone(), file: &file, offset: status.durable_offset };
+            let sent = |bytes| self.activity.send_modify(|a| a.step = bytes);
+            let reply = coordinator.upload(upload, sent).await;
+            let reply = reply.map_err(|e| Halt::disk("the outbox", &e))??;
+            match verdict(reply.refusal) {
+                Ok(()) if reply.durable_offset == trained.bytes => {
+                    return self.submit(id, trained).await;
+                }
+                Ok(()) => return Err(CallError::broken_off("not every byte arrived").into()),
+                Err(Refusal::Digest { .. }) if damaged < DAMAGED_MAX => damaged += 1,
+                Err(refusal) => return Ok(Err(refusal)),
+            }
+        }
+    }
+
+    async fn submit(&self, id: &RoundId, trained: &Trained) -> Result<Result<(), Refusal>, Halt> {
+        self.activity.send_modify(|a| a.enter(Phase::Submitting, 0));
+        let request = v1::SubmitRequest {
+            run: id.run.to_string(),
+            round: id.round,
+            digest: trained.digest.as_bytes().to_vec().into(),
+            cases: trained.cases,
+            metrics_json: serde_json::to_string(&trained.metrics).expect("metrics are plain data"),
+        };
+        let reply = self.coordinator()?.submit(request).await?;
+        Ok(verdict(reply.refusal))
+    }
+}
+
+/// A no because the site could not.
+pub(super) fn reason_failed(reason: impl Into<String>) -> Refusal {
+    Refusal::SiteFailed { reason: reason.into() }
+}

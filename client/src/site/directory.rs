@@ -1,0 +1,134 @@
+//! The site's directory: identity, ledger, outbox, adapters, status. One program at a time.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tributary_shared::outcome::Failure;
+
+use crate::ledger;
+
+/// Where `enroll` puts the identity.
+pub fn identity_of(directory: &Path) -> PathBuf {
+    directory.join("identity")
+}
+
+/// Where `run` tells how it is.
+pub fn status_of(directory: &Path) -> PathBuf {
+    directory.join("status.json")
+}
+
+/// Where the ledger is.
+pub fn ledger_of(directory: &Path) -> PathBuf {
+    directory.join(ledger::FILE_NAME)
+}
+
+/// Whether a program holds the directory right now.
+pub fn is_held(directory: &Path) -> bool {
+    let lock = File::options().write(true).open(directory.join(LOCK));
+    lock.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+const LOCK: &str = "lock";
+/// Pause between two tries for the lock.
+const LOCK_RETRY: Duration = Duration::from_millis(50);
+
+/// The site's directory, held until this value is dropped or the process ends.
+#[derive(Debug)]
+pub(super) struct SiteDirectory {
+    root: PathBuf,
+    _lock: File,
+}
+
+impl SiteDirectory {
+    /// Makes what is missing and takes the lock; waits up to `patience` for another program to let
+    /// go of it, for one that was just killed takes a moment to be gone.
+    pub(super) fn open(root: &Path, patience: Duration) -> Result<Self, Failure> {
+        let failed = |path: &Path, e: io::Error| {
+            Failure::invalid("directory", format!("{}: {e}", path.display()))
+                .hint("site.toml's `directory` must be a folder that this user may write")
+        };
+        let directory = |path: &Path| private_folder(path).map_err(|e| failed(path, e));
+        directory(root)?;
+        let lock_path = root.join(LOCK);
+        let mut options = File::options();
+        let opened = options.create(true).truncate(false).write(true).open(&lock_path);
+        let lock = opened.map_err(|e| failed(&lock_path, e))?;
+        take(&lock, patience).map_err(|e| match e {
+            TryLockError::WouldBlock => {
+                let message = format!("{}: another tributary-client uses it", root.display());
+                Failure::invalid("directory", message).hint("stop that one first")
+            }
+            TryLockError::Error(e) => failed(&lock_path, e),
+        })?;
+        let held = Self { root: root.to_path_buf(), _lock: lock };
+        directory(&held.outbox())?;
+        directory(&held.adapters())?;
+        Ok(held)
+    }
+
+    pub(super) fn ledger(&self) -> PathBuf {
+        ledger_of(&self.root)
+    }
+
+    pub(super) fn outbox(&self) -> PathBuf {
+        self.root.join("outbox")
+    }
+
+    pub(super) fn adapters(&self) -> PathBuf {
+        self.root.join("adapters")
+    }
+
+    pub(super) fn witness(&self) -> PathBuf {
+        self.root.join("witness.json")
+    }
+
+    pub(super) fn status(&self) -> PathBuf {
+        status_of(&self.root)
+    }
+}
+
+fn take(lock: &File, patience: Duration) -> Result<(), TryLockError> {
+    let began = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if began.elapsed() < patience => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            taken => return taken,
+        }
+    }
+}
+
+fn private_folder(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_serves_one_program_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("a/b");
+        let first = SiteDirectory::open(&root, Duration::ZERO).unwrap();
+        assert!(is_held(&root));
+        let error = SiteDirectory::open(&root, Duration::ZERO).unwrap_err();
+        assert!(error.to_string().contains("another tributary-client"), "{error}");
+        // One that goes away within the patience is waited for.
+        let waiting = {
+            let root = root.clone();
+            std::thread::spawn(move || SiteDirectory::open(&root, Duration::from_secs(60)).is_ok())
+        };
+        drop(first);
+        assert!(waiting.join().unwrap());
+        assert!(!is_held(&root));
+        assert!(SiteDirectory::open(&root, Duration::ZERO).is_ok());
+    }
+}

@@ -1,0 +1,374 @@
+//! The site's loop: ask for a round, work on it, answer, ask again; for as long as the program
+//! runs, whatever the coordinator and the network do.
+//!
+//! Crash-only: starting after `kill -9` is the same as starting. What is owed is in the ledger and
+//! the outbox, never in memory alone.
+
+pub mod activity;
+mod adapters;
+mod deliver;
+pub mod directory;
+mod lease;
+mod outbox;
+pub mod progress;
+mod round;
+pub mod status;
+mod terms;
+mod witness;
+mod work;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tributary_proto::channel::{Identity, Role};
+use tributary_shared::digest::Digest;
+use tributary_shared::name::SiteName;
+use tributary_shared::outcome::{Failure, chain};
+
+use self::activity::{Activity, Phase, RoundId};
+use self::directory::SiteDirectory;
+use self::outbox::Outbox;
+use self::progress::Display;
+use self::status::Reporter;
+use self::witness::Keeper;
+use self::work::Work;
+use crate::clock;
+use crate::config::site::SiteConfig;
+use crate::ledger::{Entry, Event, Ledger, LedgerError, Standing};
+use crate::transport::{Backoff, CallError, Coordinator};
+
+pub use work::source;
+
+/// How long the coordinator holds a question for the next round.
+const POLL: Duration = Duration::from_secs(20);
+/// Empty answers, one a [`POLL`], after which images and backbone are given back.
+const IDLE_POLLS: u32 = 15;
+/// How long a program that was killed may take to let go of the directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// Difference between the site's clock and the coordinator's that is worth a warning.
+const SKEW_MAX: Duration = Duration::from_secs(60);
+
+/// Why the loop was cut off.
+#[derive(Debug)]
+enum Halt {
+    /// A call gave no answer.
+    Call(CallError),
+    /// The site's own machine said no; it may be mended while the program waits.
+    Local(Failure),
+    /// Going on would be wrong.
+    Stop(Failure),
+}
+
+impl From<CallError> for Halt {
+    fn from(error: CallError) -> Self {
+        Self::Call(error)
+    }
+}
+
+impl From<LedgerError> for Halt {
+    fn from(error: LedgerError) -> Self {
+        Self::Local(Failure::invalid("ledger", chain(&error)))
+    }
+}
+
+/// Takes part until `shutdown`, or until going on is no use or would be wrong.
+pub async fn run(
+    config: SiteConfig,
+    display: Display,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
+    let mut site = Site::open(config)?;
+    let reporter = Reporter::new(&site.directory, &site.identity, &site.address());
+    let mut beside = JoinSet::new();
+    beside.spawn(reporter.clone().keep(site.activity.subscribe()));
+    beside.spawn(display.show(site.activity.subscribe()));
+    let ended = tokio::select! {
+        ended = site.serve() => ended,
+        () = shutdown.cancelled() => Ok(()),
+    };
+    beside.shutdown().await;
+    reporter.leave();
+    tracing::info!("left; what is owed is in the ledger and the outbox");
+    ended
+}
+
+/// One site, taking part.
+struct Site {
+    config: SiteConfig,
+    identity: Identity,
+    name: SiteName,
+    directory: SiteDirectory,
+    ledger: Ledger,
+    keeper: Keeper,
+    outbox: Outbox,
+    activity: watch::Sender<Activity>,
+    coordinator: Option<Coordinator>,
+    /// Whether the coordinator knows us since the last trouble.
+    greeted: bool,
+    /// Images and backbone of the run that was last worked on, by its manifest.
+    prepared: Option<(Digest, Arc<Work>)>,
+    idle_polls: u32,
+}
+
+impl Site {
+    /// Everything that needs no coordinator; a failure is one of configuration.
+    fn open(config: SiteConfig) -> Result<Self, Failure> {
+        let identity = Identity::load(&directory::identity_of(&config.directory))
+            .map_err(|e| Failure::invalid("identity", chain(&e)))?;
+        if identity.member.role != Role::Site {
+            let message =
+                format!("{} is no site; only a site's kit enrols a client", identity.member);
+            return Err(Failure::invalid("identity", message));
+        }
+        let directory = SiteDirectory::open(&config.directory, LOCK_PATIENCE)?;
+        let damaged = |e: LedgerError| Failure::invalid("ledger", chain(&e));
+        let ledger = Ledger::open(&directory.ledger()).map_err(damaged)?;
+        if ledger.torn_bytes() > 0 {
+            let torn = ledger.torn_bytes();
+            tracing::warn!("the ledger's last line was cut off by a crash: {torn} bytes removed");
+        }
+        let outbox = Outbox::new(directory.outbox());
+        let swept = take_stock(&ledger, &outbox).map_err(|e| {
+            Failure::invalid("outbox", format!("{}: {e}", directory.outbox().display()))
+        })?;
+        if swept > 0 {
+            tracing::info!("the outbox held {swept} unfinished or answered deltas; removed");
+        }
+        let keeper = Keeper::open(&directory.witness(), &identity.log_verifier_key)?;
+        if let Some(threads) = config.device.threads {
+            crate::model::set_threads(threads)
+                .map_err(|e| Failure::invalid("device.threads", chain(&e)))?;
+        }
+        Ok(Self {
+            name: identity.member.name.clone(),
+            config,
+            identity,
+            directory,
+            ledger,
+            keeper,
+            outbox,
+            activity: watch::Sender::new(Activity::default()),
+            coordinator: None,
+            greeted: false,
+            prepared: None,
+            idle_polls: 0,
+        })
+    }
+
+    fn address(&self) -> String {
+        self.config.address.clone().unwrap_or_else(|| self.identity.address.clone())
+    }
+
+    /// One step after the other; after trouble, a wait and the next.
+    async fn serve(&mut self) -> Result<(), Failure> {
+        let mut seed = [0; 32];
+        // Jitter without randomness is still a backoff.
+        let _ = SystemRandom::new().fill(&mut seed);
+        let mut backoff = Backoff::new(seed);
+        loop {
+            let trouble = match self.step().await {
+                Ok(()) => {
+                    backoff.reset();
+                    continue;
+                }
+                Err(Halt::Stop(failure) | Halt::Call(CallError::Fatal(failure))) => {
+                    return Err(failure);
+                }
+                Err(
+                    Halt::Local(failure)
+                    | Halt::Call(CallError::Unreachable(failure) | CallError::Rejected(failure)),
+                ) => failure.to_string(),
+            };
+            self.greeted = false;
+            let wait = backoff.next_wait();
+            let known = self.activity.borrow().trouble == trouble;
+            if known {
+                tracing::debug!("{trouble}; trying again in {:.1} s", wait.as_secs_f64());
+            } else {
+                tracing::warn!("{trouble}; trying again in {:.1} s", wait.as_secs_f64());
+            }
+            self.activity.send_modify(|a| {
+                let phase = if a.phase == Phase::Suspended { a.phase } else { Phase::Connecting };
+                *a = Activity { phase, trouble, ..Activity::default() };
+            });
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), Halt> {
+        if !self.greeted {
+            self.greet().await?;
+        }
+        self.deliver_owed().await?;
+        self.witness().await?;
+        self.activity.send_if_modified(|a| {
+            let changed = a.phase != Phase::Waiting;
+            a.rest();
+            changed
+        });
+        match self.coordinator()?.next_assignment(POLL).await? {
+            Some(assignment) => {
+                self.idle_polls = 0;
+                self.round(&assignment).await
+            }
+            None => {
+                self.idle_polls += 1;
+                if self.idle_polls >= IDLE_POLLS {
+                    self.prepared = None;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Connects if need be and says hello.
+    async fn greet(&mut self) -> Result<(), Halt> {
+        let address = self.address();
+        if self.coordinator.is_none() {
+            let proxy = self.config.proxy.as_deref();
+            let connected = Coordinator::connect(&address, &self.identity, proxy).await?;
+            self.coordinator = Some(connected);
+        }
+        let reply = self.coordinator()?.hello().await?;
+        if reply.log_verifier_key != self.identity.log_verifier_key {
+            let message = "the coordinator's log has another key than at enrolment";
+            return Err(Halt::Stop(Failure::refused("log_key", message).hint(
+                "its history was begun anew or it is another coordinator: call the consortium",
+            )));
+        }
+        if reply.suspended {
+            self.activity.send_modify(|a| a.phase = Phase::Suspended);
+            let message = "this site is suspended; ask the operator of the consortium";
+            return Err(CallError::Rejected(Failure::refused("suspended", message)).into());
+        }
+        let skew = (clock::now().as_millis() - reply.now_ms).unsigned_abs();
+        if Duration::from_millis(skew) > SKEW_MAX {
+            let skew_s = skew / 1000;
+            tracing::warn!("this machine's clock and the coordinator's differ by {skew_s} s");
+        }
+        let member = &self.identity.member;
+        tracing::info!(%member, %address, "connected");
+        self.greeted = true;
+        Ok(())
+    }
+
+    /// Follows the coordinator's history, or stops before one that was rewritten.
+    async fn witness(&mut self) -> Result<(), Halt> {
+        let reply = self.coordinator()?.checkpoint(self.keeper.size()).await?;
+        tokio::task::block_in_place(|| self.keeper.follow(&reply)).map_err(Halt::Stop)
+    }
+
+    fn coordinator(&self) -> Result<&Coordinator, Halt> {
+        self.coordinator.as_ref().ok_or_else(|| {
+            CallError::Unreachable(Failure::connection("not connected to the coordinator")).into()
+        })
+    }
+
+    fn standing(&self, id: &RoundId) -> Option<Standing> {
+        self.ledger.standing(&id.run, id.round).cloned()
+    }
+
+    /// Makes an entry of the ledger durable.
+    fn record(&mut self, id: &RoundId, event: Event) -> Result<(), Halt> {
+        let entry = Entry { at: clock::now(), run: id.run.clone(), round: id.round, event };
+        Ok(tokio::task::block_in_place(|| self.ledger.append(&entry))?)
+    }
+}
+
+/// Leaves in the outbox what the ledger says is owed, and nothing else: a half-written delta and
+/// one that the ledger never took up are trained again, an answered one has no use any more.
+fn take_stock(ledger: &Ledger, outbox: &Outbox) -> std::io::Result<usize> {
+    let owed: Vec<_> = ledger.owed().iter().map(|(run, round)| outbox.path(run, *round)).collect();
+    outbox.sweep(&owed)
+}
+
+#[cfg(test)]
+mod tests {
+    use tributary_shared::terms::SiteMetrics;
+    use tributary_shared::timestamp::Timestamp;
+
+    use super::*;
+    use crate::durable::part_of;
+    use crate::ledger::Trained;
+
+    const DELTA: &[u8] = b"a delta";
+
+    /// What a crash leaves after each step of a round, in the order of the steps.
+    #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+    enum Step {
+        Agreed,
+        HalfWritten,
+        Written,
+        Recorded,
+        Released,
+        Answered,
+        Removed,
+    }
+
+    fn crashed_after(step: Step, folder: &std::path::Path) -> (Ledger, Outbox) {
+        let outbox = Outbox::new(folder.join("outbox"));
+        std::fs::create_dir(folder.join("outbox")).unwrap();
+        let mut ledger = Ledger::open(&folder.join("ledger.jsonl")).unwrap();
+        let run: tributary_shared::name::RunName = "run".parse().unwrap();
+        let digest = Digest::of(DELTA);
+        let trained = Trained {
+            base: Digest::of(b"base"),
+            digest,
+            bytes: DELTA.len() as u64,
+            norm: 1.0,
+            cases: 7,
+            metrics: SiteMetrics::default(),
+        };
+        let agreed = Event::Agreed { manifest: digest, base: digest, cohort_size: 1, cases: 7 };
+        let events = [
+            (Step::Agreed, agreed),
+            (Step::Recorded, Event::Trained(trained)),
+            (Step::Released, Event::Released { digest, bytes: DELTA.len() as u64 }),
+            (Step::Answered, Event::Answered { digest, refusal: None }),
+        ];
+        for (_, event) in events.into_iter().filter(|(at, _)| *at <= step) {
+            let (at, run) = (Timestamp::from_millis(0), run.clone());
+            ledger.append(&Entry { at, run, round: 3, event }).unwrap();
+        }
+        let path = outbox.path(&run, 3);
+        match step {
+            Step::Agreed | Step::Removed => {}
+            Step::HalfWritten => std::fs::write(part_of(&path), &DELTA[..3]).unwrap(),
+            Step::Written | Step::Recorded | Step::Released | Step::Answered => {
+                std::fs::write(&path, DELTA).unwrap();
+            }
+        }
+        // The restart reads the ledger anew.
+        drop(ledger);
+        (Ledger::open(&folder.join("ledger.jsonl")).unwrap(), outbox)
+    }
+
+    #[test]
+    fn a_restart_after_any_step_trains_sends_or_rests_as_the_ledger_says() {
+        for (step, swept, trains, sends) in [
+            (Step::Agreed, 0, true, false),
+            (Step::HalfWritten, 1, true, false),
+            (Step::Written, 1, true, false),
+            (Step::Recorded, 0, false, true),
+            (Step::Released, 0, false, true),
+            (Step::Answered, 1, false, false),
+            (Step::Removed, 0, false, false),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let (ledger, outbox) = crashed_after(step, folder.path());
+            assert_eq!(take_stock(&ledger, &outbox).unwrap(), swept, "{step:?}");
+            let run = "run".parse().unwrap();
+            let standing = ledger.standing(&run, 3).unwrap();
+            assert_eq!(*standing == Standing::Agreed, trains, "{step:?}");
+            let owed = !ledger.owed().is_empty();
+            assert_eq!(owed, sends, "{step:?}");
+            // Exactly what is owed is still there, byte for byte.
+            let holds = outbox.holds(&run, 3, Digest::of(DELTA), DELTA.len() as u64);
+            assert_eq!(holds, sends, "{step:?}");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! One round from the site's side: judge, agree, fetch, train, record, send. It may be cut off
+//! anywhere; the ledger says where the next attempt begins.
+
+use std::sync::Arc;
+
+use tributary_proto::convert::verdict;
+use tributary_proto::v1;
+use tributary_shared::digest::Digest;
+use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::refusal::Refusal;
+
+use super::activity::{Activity, Phase, RoundId};
+use super::adapters::{self, FetchError};
+use super::deliver::reason_failed;
+use super::lease::Lease;
+use super::terms::{self, Asked};
+use super::work::{Finished, Job, Running, Trouble, Unfinished, Work};
+use super::{Halt, Site};
+use crate::clock;
+use crate::config::policy::Policy;
+use crate::ledger::{Event, Standing, Trained};
+use crate::transport::CallError;
+
+/// Why there is no delta of a round.
+enum NoDelta {
+    /// The coordinator needs none any more.
+    Stopped(String),
+    /// The site could not make one.
+    Failed(Trouble),
+}
+
+impl Site {
+    /// Takes up an assignment.
+    pub(super) async fn round(&mut self, assignment: &v1::Assignment) -> Result<(), Halt> {
+        let Some(id) = terms::round_of(assignment) else {
+            let text = "the coordinator offers a round without a name or number";
+            return Err(CallError::Rejected(Failure::refused("malformed", text)).into());
+        };
+        match self.standing(&id) {
+            Some(Standing::Declined(reason)) => return self.repeat_decline(&id, &reason).await,
+            Some(Standing::Answered { digest }) => {
+                let reason = format!("this site's delta {digest} was already answered");
+                return self.repeat_decline(&id, &reason_failed(reason)).await;
+            }
+            Some(Standing::Owed { .. }) => return self.deliver(&id).await,
+            Some(Standing::Agreed | Standing::Stopped) | None => {}
+        }
+        let round = Some(id.clone());
+        self.activity.send_replace(Activity {
+            phase: Phase::Preparing,
+            round,
+            ..Activity::default()
+        });
+        let asked = match terms::check(&id, assignment, self.ledger.manifest_of(&id.run)) {
+            Ok(asked) => asked,
+            Err(refusal) => {
+                tracing::error!(run = %id.run, round = id.round, "not a round to train: {refusal}");
+                return self.decline(&id, None, reason_failed(refusal.to_string())).await;
+            }
+        };
+        let manifest = Some(asked.terms.manifest);
+        match self.judge(&asked).await {
+            Ok((policy, work)) => self.train_and_deliver(&id, asked, &policy, work).await,
+            Err(refusal) => {
+                tracing::warn!(run = %id.run, round = id.round, "declined: {refusal}");
+                self.decline(&id, manifest, refusal).await
+            }
+        }
+    }
+
+    /// The policy's yes and everything that the work needs, or the no.
+    async fn judge(&mut self, asked: &Asked) -> Result<(Policy, Arc<Work>), Refusal> {
+        let policy = Policy::load(&self.config.policy).map_err(|e| {
+            tracing::error!("{e}");
+            Refusal::Policy { reason: "the site's policy file cannot be read".to_owned() }
+        })?;
+        let judged = policy.judge(&asked.manifest, &asked.terms, clock::now());
+        judged.map_err(|e| Refusal::Policy { reason: e.to_string() })?;
+        let checked = tokio::task::block_in_place(|| asked.check_initial());
+        checked.map_err(|e| reason_failed(e.to_string()))?;
+        let work = self.prepare(asked).await.map_err(|trouble| {
+            tracing::error!("{}", trouble.detail);
+            reason_failed(trouble.told)
+        })?;
+        let (cases, cases_max) = (work.cases(), asked.manifest.limits.cases_max);
+        if cases == 0 || cases > cases_max {
+            let reason = format!("{cases} training cases; the run takes 1 to {cases_max}");
+            return Err(reason_failed(reason));
+        }
+        Ok((policy, work))
+    }
+
+    /// Images and backbone are read once a run, not once a round.
+    async fn prepare(&mut self, asked: &Asked) -> Result<Arc<Work>, Trouble> {
+        let key = asked.terms.manifest;
+        if let Some((prepared, work)) = &self.prepared
+            && *prepared == key
+        {
+            return Ok(Arc::clone(work));
+        }
+        self.prepared = None;
+        let (config, manifest) = (self.config.clone(), asked.manifest.clone());
+        let reading = tokio::task::spawn_blocking(move || Work::prepare(&config, &manifest));
+        let work = reading.await.unwrap_or_else(|_| {
+            let detail = "reading the data panicked; this is a bug, its message stands above";
+            let told = "a bug of the client; see its log".to_owned();
+            Err(Trouble { told, detail: detail.to_owned() })
+        })?;
+        let work = Arc::new(work);
+        self.prepared = Some((key, Arc::clone(&work)));
+        Ok(work)
+    }
+
+    async fn train_and_deliver(
+        &mut self,
+        id: &RoundId,
+        asked: Asked,
+        policy: &Policy,
+        work: Arc<Work>,
+    ) -> Result<(), Halt> {
+        let (terms, cases) = (asked.terms.clone(), work.cases());
+        self.agree(id, &asked, cases).await?;
+        let lease_every = asked.manifest.rounds.lease();
+        let coordinator = self.coordinator()?.clone();
+        let mut lease =
+            Lease::begin(coordinator, id.clone(), lease_every, self.activity.subscribe());
+        let norm_max = policy.delta_norm_max.min(asked.manifest.limits.delta_norm_max);
+        match self.make_delta(asked, work, norm_max, &mut lease).await? {
+            Ok(finished) => {
+                let Finished { checked, bytes, metrics } = finished;
+                let base = terms.base;
+                let (digest, norm) = (checked.digest, checked.norm);
+                let trained = Trained { base, digest, bytes, norm, cases, metrics };
+                self.record(id, Event::Trained(trained))?;
+                self.deliver(id).await
+            }
+            Err(NoDelta::Stopped(reason)) => {
+                tracing::info!(run = %id.run, round = id.round, "stopped: {reason}");
+                self.activity.send_modify(Activity::rest);
+                self.record(id, Event::Stopped { reason })
+            }
+            Err(NoDelta::Failed(trouble)) => {
+                tracing::error!(run = %id.run, round = id.round, "no delta: {}", trouble.detail);
+                self.decline(id, Some(terms.manifest), reason_failed(trouble.told)).await
+            }
+        }
+    }
+
+    async fn agree(&mut self, id: &RoundId, asked: &Asked, cases: u64) -> Result<(), Halt> {
+        let terms = &asked.terms;
+        if self.standing(id) != Some(Standing::Agreed) {
+            let (manifest, base, cohort_size) = (terms.manifest, terms.base, terms.cohort_size);
+            self.record(id, Event::Agreed { manifest, base, cohort_size, cases })?;
+        }
+        let request = v1::AcceptTermsRequest {
+            run: id.run.to_string(),
+            round: id.round,
+            manifest_digest: terms.manifest.as_bytes().to_vec().into(),
+            base_digest: terms.base.as_bytes().to_vec().into(),
+            cases,
+        };
+        let reply = self.coordinator()?.accept_terms(request).await?;
+        if let Err(refusal) = verdict(reply.refusal) {
+            self.record(id, Event::Stopped { reason: refusal.to_string() })?;
+            return Err(CallError::Rejected(Failure::refused(
+                refusal.code(),
+                format!("the coordinator withdrew round {} of {}: {refusal}", id.round, id.run),
+            ))
+            .into());
+        }
+        tracing::info!(run = %id.run, round = id.round, cases, "agreed to the round's terms");
+        Ok(())
+    }
+
+    async fn make_delta(
+        &self,
+        asked: Asked,
+        work: Arc<Work>,
+        norm_max: f64,
+        lease: &mut Lease,
+    ) -> Result<Result<Finished, NoDelta>, Halt> {
+        let base = tokio::select! {
+            fetched = self.fetch(&asked) => match fetched? {
+                Ok(path) => path,
+                Err(trouble) => return Ok(Err(NoDelta::Failed(trouble))),
+            },
+            reason = lease.stopped() => return Ok(Err(NoDelta::Stopped(reason))),
+        };
+        self.activity.send_modify(|a| a.enter(Phase::Training, 0));
+        let site = self.name.clone();
+        let job = Job { work, asked, site, base, outbox: self.outbox.clone(), norm_max };
+        let mut running = Running::begin(job, self.activity.clone())
+            .map_err(|e| Halt::disk("starting the training thread", &e))?;
+        let ended = tokio::select! {
+            ended = running.finished() => ended,
+            reason = lease.stopped() => {
+                running.stop();
+                // The next round must find the processor free.
+                match running.finished().await {
+                    Ok(_) | Err(Unfinished::Stopped) => {
+                        return Ok(Err(NoDelta::Stopped(reason)));
+                    }
+                    Err(failed) => Err(failed),
+                }
+            }
+        };
+        Ok(ended.map_err(|unfinished| match unfinished {
+            Unfinished::Stopped => NoDelta::Stopped("stopped".to_owned()),
+            Unfinished::Failed(trouble) => NoDelta::Failed(trouble),
+        }))
+    }
+
+    async fn fetch(&self, asked: &Asked) -> Result<Result<std::path::PathBuf, Trouble>, Halt> {
+        self.activity.send_modify(|a| a.enter(Phase::Fetching, asked.base_bytes));
+        let folder = self.directory.adapters();
+        let disk = |e: &std::io::Error| Halt::disk("the adapters' folder", e);
+        adapters::sweep(&folder, Some(asked.terms.base)).map_err(|e| disk(&e))?;
+        let received = |bytes| self.activity.send_modify(|a| a.step = bytes);
+        match adapters::obtain(self.coordinator()?, &folder, asked, received).await {
+            Ok(path) => Ok(Ok(path)),
+            Err(FetchError::Call(error)) => Err(error.into()),
+            Err(FetchError::Disk(error)) => Err(disk(&error)),
+            Err(FetchError::Refused(refusal)) => {
+                let told = format!("the base adapter is not what the terms name: {refusal}");
+                Ok(Err(Trouble { detail: told.clone(), told }))
+            }
+        }
+    }
+
+    /// Records a no, then says it.
+    pub(super) async fn decline(
+        &mut self,
+        id: &RoundId,
+        manifest: Option<Digest>,
+        reason: Refusal,
+    ) -> Result<(), Halt> {
+        self.record(id, Event::Declined { manifest, reason: reason.clone() })?;
+        self.say_no(id, &reason).await
+    }
+
+    /// Says a recorded no again. The coordinator has not heard it, or does not hear it: either
+    /// way there is no hurry to ask for the next round.
+    async fn repeat_decline(&self, id: &RoundId, reason: &Refusal) -> Result<(), Halt> {
+        self.say_no(id, reason).await?;
+        let text = format!("round {} of {} was offered again: {reason}", id.round, id.run);
+        Err(CallError::Rejected(Failure::refused("declined", text)).into())
+    }
+
+    async fn say_no(&self, id: &RoundId, reason: &Refusal) -> Result<(), Halt> {
+        self.activity.send_modify(Activity::rest);
+        let request = v1::DeclineRequest {
+            run: id.run.to_string(),
+            round: id.round,
+            reason: Some(reason.into()),
+        };
+        let reply = self.coordinator()?.decline(request).await?;
+        if let Err(refusal) = verdict(reply.refusal) {
+            tracing::info!(run = %id.run, round = id.round, "declining was too late: {refusal}");
+        }
+        Ok(())
+    }
+}
+
+impl Halt {
+    /// The site's own disk said no; trying again later may help.
+    pub(super) fn disk(what: &str, error: &std::io::Error) -> Self {
+        Self::Local(Failure::invalid("disk", format!("{what}: {}", chain(error))))
+    }
+}

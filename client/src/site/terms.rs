@@ -1,0 +1,185 @@
+//! An assignment as it came, believed in nothing: bytes to a checked manifest and terms.
+
+use tributary_proto::v1;
+use tributary_shared::contract::AdapterContract;
+use tributary_shared::digest::Digest;
+use tributary_shared::initial::{adapter_header, initial_digest};
+use tributary_shared::manifest::RunManifest;
+use tributary_shared::refusal::Refusal;
+use tributary_shared::terms::Terms;
+use tributary_shared::timestamp::Timestamp;
+
+use super::activity::RoundId;
+
+/// A round that the site was asked to train, checked.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    /// The run's manifest.
+    pub(super) manifest: RunManifest,
+    /// What this round demands.
+    pub(super) terms: Terms,
+    /// The contract that the manifest implies.
+    pub(super) contract: AdapterContract,
+    /// Size of the round's base adapter.
+    pub(super) base_bytes: u64,
+}
+
+impl Asked {
+    /// The first round starts from the initial adapter, which everybody can compute and nobody
+    /// needs to trust. Hashes as many bytes as the adapter has: after the policy has said yes.
+    pub(super) fn check_initial(&self) -> Result<(), Refusal> {
+        if self.terms.round > 1 {
+            return Ok(());
+        }
+        let initial = initial_digest(&self.manifest);
+        if self.terms.base == initial {
+            Ok(())
+        } else {
+            Err(wrong("base", initial, self.terms.base))
+        }
+    }
+}
+
+/// The run and round of an assignment; `None` when it does not even name one.
+pub(super) fn round_of(assignment: &v1::Assignment) -> Option<RoundId> {
+    let run = assignment.run.parse().ok()?;
+    (assignment.round > 0).then_some(RoundId { run, round: assignment.round })
+}
+
+/// Checks an assignment of `id` against its own manifest. `known` is the manifest that this site
+/// agreed to for the run before: it can't change under way.
+pub(super) fn check(
+    id: &RoundId,
+    assignment: &v1::Assignment,
+    known: Option<Digest>,
+) -> Result<Asked, Refusal> {
+    let malformed = |detail: String| Refusal::Malformed { detail };
+    let manifest = RunManifest::from_json(&assignment.manifest_json)
+        .map_err(|e| malformed(format!("manifest: {e}")))?;
+    if manifest.to_json() != assignment.manifest_json {
+        return Err(malformed("manifest: not in canonical form".to_owned()));
+    }
+    let digest = manifest.digest();
+    if let Some(known) = known.filter(|known| *known != digest) {
+        return Err(wrong("manifest", known, digest));
+    }
+    if manifest.name != id.run {
+        return Err(wrong("run", &manifest.name, &id.run));
+    }
+    // A round that ended below quorum is followed by another, so that there may be more rounds
+    // than adapter versions.
+    let rounds_max =
+        manifest.rounds.count.saturating_mul(manifest.rounds.void_max.saturating_add(1));
+    if id.round > rounds_max {
+        return Err(wrong("round", format!("at most {rounds_max}"), id.round));
+    }
+    let base = Digest::try_from(&assignment.base_digest[..])
+        .map_err(|e| malformed(format!("base digest: {e}")))?;
+    let contract = manifest.contract().expect("a checked manifest has a contract");
+    // Which version the base is shows in its header; here only its digits count.
+    let size = |version| adapter_header(&id.run, version, &contract).total_bytes();
+    let base_bytes = assignment.base_bytes;
+    if !(size(0)..=size(id.round - 1)).contains(&base_bytes) {
+        return Err(Refusal::Size { expected: size(id.round - 1), found: base_bytes });
+    }
+    let terms = Terms {
+        run: id.run.clone(),
+        round: id.round,
+        manifest: digest,
+        base,
+        cohort_size: assignment.cohort_size,
+        deadline: Timestamp::from_millis(assignment.deadline_ms),
+    };
+    Ok(Asked { manifest, terms, contract, base_bytes })
+}
+
+fn wrong(field: &str, expected: impl ToString, found: impl ToString) -> Refusal {
+    Refusal::Wrong {
+        field: field.to_owned(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> RunManifest {
+        RunManifest::from_toml(
+            r#"
+            schema_version = 1
+            name = "r"
+            task = { kind = "rehearsal", payload_bytes = 40 }
+            quorum = { sites = 1 }
+            rounds = { count = 2, round_deadline_s = 60, stall_timeout_s = 60 }
+            "#,
+        )
+        .unwrap()
+    }
+
+    fn assignment(round: u32) -> v1::Assignment {
+        let manifest = manifest();
+        let header = adapter_header(&manifest.name, round - 1, &manifest.contract().unwrap());
+        v1::Assignment {
+            run: "r".to_owned(),
+            round,
+            manifest_json: manifest.to_json().into(),
+            base_digest: initial_digest(&manifest).as_bytes().to_vec().into(),
+            base_bytes: header.total_bytes(),
+            cohort_size: 1,
+            deadline_ms: 0,
+        }
+    }
+
+    fn checked(assignment: &v1::Assignment) -> Result<Asked, Refusal> {
+        let asked = check(&round_of(assignment).unwrap(), assignment, None)?;
+        asked.check_initial().map(|()| asked)
+    }
+
+    /// The refused field or code.
+    fn refused(change: impl FnOnce(&mut v1::Assignment)) -> String {
+        let mut changed = assignment(1);
+        change(&mut changed);
+        let refusal = checked(&changed).unwrap_err();
+        if let Refusal::Wrong { field, .. } = refusal { field } else { refusal.code().to_owned() }
+    }
+
+    #[test]
+    fn a_true_assignment_passes() {
+        let asked = checked(&assignment(1)).unwrap();
+        assert_eq!(asked.terms.manifest, manifest().digest());
+        // The base of a later round is whatever came out of the one before.
+        let mut second = assignment(2);
+        second.base_digest = vec![7; 32].into();
+        assert!(checked(&second).is_ok());
+    }
+
+    #[test]
+    fn what_does_not_fit_its_manifest_is_refused() {
+        assert_eq!(refused(|a| a.manifest_json = b"{}"[..].to_vec().into()), "malformed");
+        assert_eq!(
+            refused(|a| {
+                let mut spaced = a.manifest_json.to_vec();
+                spaced.push(b' ');
+                a.manifest_json = spaced.into();
+            }),
+            "malformed"
+        );
+        assert_eq!(refused(|a| a.run = "other".to_owned()), "run");
+        assert_eq!(refused(|a| a.round = 7), "round");
+        assert_eq!(refused(|a| a.base_digest = vec![7; 32].into()), "base");
+        assert_eq!(refused(|a| a.base_digest = vec![7; 31].into()), "malformed");
+        assert_eq!(refused(|a| a.base_bytes += 1), "size");
+        assert!(round_of(&v1::Assignment { run: "../x".to_owned(), ..assignment(1) }).is_none());
+        assert!(round_of(&v1::Assignment { round: 0, ..assignment(1) }).is_none());
+    }
+
+    #[test]
+    fn a_run_keeps_the_manifest_it_began_with() {
+        let id = RoundId { run: "r".parse().unwrap(), round: 1 };
+        assert!(check(&id, &assignment(1), Some(manifest().digest())).is_ok());
+        let refusal = check(&id, &assignment(1), Some(Digest::of(b"before"))).unwrap_err();
+        assert!(matches!(refusal, Refusal::Wrong { field, .. } if field == "manifest"));
+    }
+}

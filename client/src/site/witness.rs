@@ -1,0 +1,88 @@
+//! The site as a witness of the coordinator's history: it remembers the last head it saw and stops
+//! before a log that does not continue it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tributary_proto::channel::write_durably;
+use tributary_proto::v1;
+use tributary_shared::digest::Digest;
+use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::tlog::witness::{Witness, WitnessRefusal};
+
+/// Largest witness file and checkpoint read, bytes.
+const NOTE_BYTES_MAX: usize = 16 * 1024;
+/// Most hashes of a consistency proof: a log of 2^64 leaves needs no more.
+const PROOF_HASHES_MAX: usize = 130;
+
+/// The witness and its file.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    path: PathBuf,
+    witness: Witness,
+}
+
+impl Keeper {
+    /// Reads the witness file, or begins one for the log of `verifier_key`.
+    pub(super) fn open(path: &Path, verifier_key: &str) -> Result<Self, Failure> {
+        let key = verifier_key.parse().map_err(|e| {
+            let message = format!("the identity's log key: {}", chain(&e));
+            Failure::invalid("identity", message).hint("enrol again with a new startup kit")
+        })?;
+        let refused = |problem: String| {
+            Failure::invalid("witness", format!("{}: {problem}", path.display()))
+                .hint("restore the file from a backup; it is this site's memory of the history")
+        };
+        let witness = match std::fs::read_to_string(path) {
+            Ok(text) => Witness::from_json(&text).map_err(|e| refused(chain(&e)))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Witness::new(key),
+            Err(e) => return Err(refused(e.to_string())),
+        };
+        if witness.key().to_string() != verifier_key {
+            return Err(refused("it is of another log than the identity's".to_owned()));
+        }
+        Ok(Self { path: path.to_path_buf(), witness })
+    }
+
+    /// Leaves of the last head seen.
+    pub(super) fn size(&self) -> u64 {
+        self.witness.size()
+    }
+
+    /// Follows the log to the head in `reply`, durably. A failure is the end: the head held and
+    /// the head offered are both in it, and the file keeps the former as evidence.
+    pub(super) fn follow(&mut self, reply: &v1::CheckpointReply) -> Result<(), Failure> {
+        if reply.note.len() > NOTE_BYTES_MAX || reply.consistency.len() > PROOF_HASHES_MAX {
+            return Err(broken("the coordinator's checkpoint is of excessive length".to_owned()));
+        }
+        let hashes = reply.consistency.iter().map(|hash| Digest::try_from(&hash[..]));
+        let proof = hashes
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| broken(format!("the coordinator's consistency proof: {e}")))?;
+        let before = self.size();
+        match self.witness.advance(&reply.note, &proof) {
+            Ok(head) if head.size == before => Ok(()),
+            Ok(_) => write_durably(&self.path, self.witness.to_json().as_bytes(), 0o600)
+                .map_err(|e| Failure::invalid("witness", format!("{}: {e}", self.path.display()))),
+            Err(refusal) => Err(self.refused(&refusal, &reply.note)),
+        }
+    }
+
+    fn refused(&self, refusal: &WitnessRefusal, offered: &str) -> Failure {
+        let held = self.witness.checkpoint().map_or_else(
+            || "none".to_owned(),
+            |head| format!("size {} root {}", head.size, head.root),
+        );
+        // The signed body alone: three lines of name, size and root.
+        let offered: Vec<&str> = offered.lines().take(3).collect();
+        let offered: String =
+            offered.join(" ").chars().filter(|c| !c.is_control()).take(300).collect();
+        broken(format!("{}; head held: {held}; head offered: {offered}", chain(refusal)))
+    }
+}
+
+fn broken(message: String) -> Failure {
+    Failure::refused("history_not_continued", message).hint(
+        "this site takes no part until it is explained: keep its directory, call the consortium",
+    )
+}

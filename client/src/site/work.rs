@@ -1,0 +1,429 @@
+//! What a round asks of the machine: training, or a rehearsal of it. Runs on a thread of its own,
+//! so that heartbeats go out whatever it does.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use tokio::sync::{oneshot, watch};
+use tributary_shared::manifest::{RunManifest, Task};
+use tributary_shared::name::SiteName;
+use tributary_shared::outcome::chain;
+use tributary_shared::tensors::{Checked, Header, Subject};
+use tributary_shared::terms::SiteMetrics;
+
+use super::activity::{Activity, Phase};
+use super::adapters::{self, FetchError};
+use super::outbox::{BLOCK_VALUES, DeltaError, DeltaWriter, Outbox};
+use super::terms::Asked;
+use crate::config::site::{DataPlace, DeviceKind, Rehearsal, SiteConfig};
+use crate::data::{DataError, DataSource, Dataset, InputSpec, Label, Split};
+use crate::model::{Backbone, BackboneError, Compute};
+use crate::trainer::{self, Control, LocalTraining, Progress, TrainError};
+
+/// Why the site could not do it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// What the coordinator is told: no path, no case, no patient.
+    pub(super) told: String,
+    /// What the site's own log says.
+    pub(super) detail: String,
+}
+
+impl Trouble {
+    fn new(told: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { told: told.into(), detail: detail.into() }
+    }
+
+    fn open(text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self { told: text.clone(), detail: text }
+    }
+}
+
+/// What a run asks of this machine, ready to begin.
+pub(super) enum Work {
+    /// Images, backbone and device.
+    Training(Box<Training>),
+    /// A constant.
+    Rehearsal(Rehearsal),
+}
+
+/// All that training needs and rounds of one run share.
+pub(super) struct Training {
+    backbone: Backbone,
+    dataset: Dataset,
+    split: Split,
+    compute: Compute,
+}
+
+impl Work {
+    /// Reads what `manifest` asks for. Blocks for as long as reading all images takes.
+    pub(super) fn prepare(config: &SiteConfig, manifest: &RunManifest) -> Result<Self, Trouble> {
+        if let Task::Rehearsal { payload_bytes } = manifest.task {
+            let rehearsal = config.rehearsal;
+            let elements = payload_bytes / 4;
+            return match rehearsal.coordinate {
+                Some(at) if at >= elements => {
+                    let text = format!("rehearsal.coordinate {at} is not below {elements}");
+                    Err(Trouble::open(text))
+                }
+                Some(_) | None => Ok(Self::Rehearsal(rehearsal)),
+            };
+        }
+        let asked = manifest.backbone.as_ref().expect("a checked manifest names a backbone");
+        let path = config.backbone.as_ref().ok_or_else(|| {
+            Trouble::new("no backbone file", "site.toml has no [backbone]; a run asks for one")
+        })?;
+        let backbone = Backbone::open_for_run(path, asked).map_err(|e| backbone_trouble(&e))?;
+        let place = config.data.as_ref().ok_or_else(|| {
+            Trouble::new("no local data", "site.toml has no [data]; a run asks for images")
+        })?;
+        let input = InputSpec {
+            image_size: asked.architecture.image_size,
+            channels: asked.architecture.channels,
+            mean: asked.mean.clone(),
+            std: asked.std.clone(),
+        };
+        let dataset = source(place)
+            .and_then(|source| Dataset::open(&source, &manifest.task, &input))
+            .map_err(|e| data_trouble(&e))?;
+        let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
+        let split = dataset.split(holdout);
+        let compute = compute(config.device.kind);
+        Ok(Self::Training(Box::new(Training { backbone, dataset, split, compute })))
+    }
+
+    /// Training cases behind a delta.
+    pub(super) fn cases(&self) -> u64 {
+        match self {
+            Self::Training(training) => {
+                let cases = training.dataset.cases();
+                let labelled = |index: &&usize| cases[**index].label != Label::Unlabelled;
+                training.split.train.iter().filter(labelled).count() as u64
+            }
+            Self::Rehearsal(rehearsal) => rehearsal.cases,
+        }
+    }
+}
+
+/// Where `site.toml` says the images are.
+pub fn source(place: &DataPlace) -> Result<DataSource, DataError> {
+    match &place.manifest {
+        Some(manifest) => {
+            Ok(DataSource::Folder { root: place.path.clone(), manifest: PathBuf::from(manifest) })
+        }
+        None => DataSource::detect(&place.path),
+    }
+}
+
+fn compute(kind: DeviceKind) -> Compute {
+    match kind {
+        // `site.toml` is refused when it names LibTorch to a program without it.
+        DeviceKind::Cpu | DeviceKind::Libtorch => Compute::cpu(),
+        #[cfg(feature = "tch")]
+        DeviceKind::Cuda => Compute::cuda(),
+        #[cfg(not(feature = "tch"))]
+        DeviceKind::Cuda => Compute::cpu(),
+    }
+}
+
+/// One round's work, for its thread.
+pub(super) struct Job {
+    /// Shared by the rounds of a run.
+    pub(super) work: std::sync::Arc<Work>,
+    /// The round.
+    pub(super) asked: Asked,
+    /// This site.
+    pub(super) site: SiteName,
+    /// The base adapter's file.
+    pub(super) base: PathBuf,
+    /// Where the delta goes.
+    pub(super) outbox: Outbox,
+    /// Largest norm that may leave.
+    pub(super) norm_max: f64,
+}
+
+/// A delta in the outbox.
+#[derive(Debug)]
+pub(super) struct Finished {
+    /// Its digest and norm.
+    pub(super) checked: Checked,
+    /// Its size.
+    pub(super) bytes: u64,
+    /// What is said of it.
+    pub(super) metrics: SiteMetrics,
+}
+
+/// How the work ended without a delta.
+#[derive(Debug)]
+pub(super) enum Unfinished {
+    /// It was told to.
+    Stopped,
+    /// It could not.
+    Failed(Trouble),
+}
+
+/// Work under way; dropping it tells the thread to end.
+pub(super) struct Running {
+    control: Control,
+    result: oneshot::Receiver<Result<Finished, Unfinished>>,
+}
+
+impl Running {
+    /// Begins on a new thread.
+    pub(super) fn begin(job: Job, activity: watch::Sender<Activity>) -> std::io::Result<Self> {
+        let control = Control::default();
+        let (send, result) = oneshot::channel();
+        let thread_control = control.clone();
+        std::thread::Builder::new().name("training".to_owned()).spawn(move || {
+            // Nobody listens any more when the program is leaving.
+            let _ = send.send(job.carry_out(&thread_control, &activity));
+        })?;
+        Ok(Self { control, result })
+    }
+
+    /// Tells it to end; [`Self::finished`] tells when it has.
+    pub(super) fn stop(&self) {
+        self.control.stop();
+    }
+
+    /// Waits for the end.
+    pub(super) async fn finished(&mut self) -> Result<Finished, Unfinished> {
+        let crashed = || {
+            let detail = "the training thread panicked; this is a bug, its message stands above";
+            Err(Unfinished::Failed(Trouble::new("a bug of the client; see its log", detail)))
+        };
+        (&mut self.result).await.unwrap_or_else(|_| crashed())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.control.stop();
+    }
+}
+
+impl Job {
+    fn carry_out(
+        &self,
+        control: &Control,
+        activity: &watch::Sender<Activity>,
+    ) -> Result<Finished, Unfinished> {
+        let began = Instant::now();
+        match &*self.work {
+            Work::Rehearsal(rehearsal) => {
+                let mut metrics = SiteMetrics::default();
+                let mut writer = self.begin_delta(rehearsal.cases, activity)?;
+                rehearse(rehearsal, self.elements(), &mut writer, control, activity)
+                    .map_err(delta_unfinished)?;
+                metrics.train_s = began.elapsed().as_secs_f64();
+                self.finish(writer, metrics)
+            }
+            Work::Training(training) => self.train(training, control, activity),
+        }
+    }
+
+    fn train(
+        &self,
+        training: &Training,
+        control: &Control,
+        activity: &watch::Sender<Activity>,
+    ) -> Result<Finished, Unfinished> {
+        let base =
+            adapters::read_values(&self.base, &self.asked).map_err(|e| base_unfinished(&e))?;
+        let local = LocalTraining {
+            backbone: &training.backbone,
+            manifest: &self.asked.manifest,
+            base: &base,
+            dataset: &training.dataset,
+            split: &training.split,
+            round: self.asked.terms.round,
+            site: self.site.as_str(),
+            compute: &training.compute,
+        };
+        let mut tell = |progress: Progress| activity.send_modify(|a| a.follow(&progress));
+        let update =
+            trainer::train(&local, control, &mut tell).map_err(|e| train_unfinished(&e))?;
+        let declared = self.work.cases();
+        if update.cases != declared {
+            let text = format!("trained on {} cases, declared {declared}; a bug", update.cases);
+            return Err(Unfinished::Failed(Trouble::open(text)));
+        }
+        let mut writer = self.begin_delta(declared, activity)?;
+        for (trained, base) in update.values.iter().zip(&base) {
+            let delta: Vec<f32> = trained.iter().zip(base).map(|(t, b)| t - b).collect();
+            writer.push(&delta).map_err(delta_unfinished)?;
+        }
+        self.finish(writer, update.metrics)
+    }
+
+    fn elements(&self) -> u64 {
+        self.asked.contract.layout.payload_bytes() / 4
+    }
+
+    fn begin_delta(
+        &self,
+        cases: u64,
+        activity: &watch::Sender<Activity>,
+    ) -> Result<DeltaWriter, Unfinished> {
+        let Asked { terms, contract, .. } = &self.asked;
+        let subject = Subject::Delta {
+            run: terms.run.clone(),
+            round: terms.round,
+            site: self.site.clone(),
+            base: terms.base,
+            cases,
+        };
+        let header = Header::new(subject, contract.digest(), &contract.layout);
+        activity.send_modify(|a| a.enter(Phase::Writing, header.total_bytes()));
+        let begun = self.outbox.begin(&terms.run, terms.round, &header);
+        begun.map_err(|e| delta_unfinished(DeltaError::Disk(e)))
+    }
+
+    fn finish(&self, writer: DeltaWriter, metrics: SiteMetrics) -> Result<Finished, Unfinished> {
+        let bytes = writer.written_bytes();
+        let checked = writer.finish(self.norm_max).map_err(delta_unfinished)?;
+        Ok(Finished { checked, bytes, metrics })
+    }
+}
+
+/// Writes the constant of a rehearsal, block by block.
+fn rehearse(
+    rehearsal: &Rehearsal,
+    elements: u64,
+    writer: &mut DeltaWriter,
+    control: &Control,
+    activity: &watch::Sender<Activity>,
+) -> Result<(), DeltaError> {
+    const BLOCK: u64 = BLOCK_VALUES as u64;
+    let everywhere = if rehearsal.coordinate.is_some() { 0.0 } else { rehearsal.add };
+    let mut block = vec![everywhere; BLOCK_VALUES];
+    for (index, start) in (0..elements).step_by(BLOCK_VALUES).enumerate() {
+        if control.is_stopped() {
+            return Err(DeltaError::Stopped);
+        }
+        let length = BLOCK.min(elements - start) as usize;
+        let within = rehearsal.coordinate.and_then(|at| at.checked_sub(start));
+        match within.filter(|at| *at < BLOCK) {
+            Some(at) => {
+                block[at as usize] = rehearsal.add;
+                writer.push(&block[..length])?;
+                block[at as usize] = 0.0;
+            }
+            None => writer.push(&block[..length])?,
+        }
+        if index % 64 == 0 {
+            activity.send_modify(|a| a.step = writer.written_bytes());
+        }
+    }
+    Ok(())
+}
+
+fn delta_unfinished(error: DeltaError) -> Unfinished {
+    match error {
+        DeltaError::Stopped => Unfinished::Stopped,
+        DeltaError::Refused(refusal) => Unfinished::Failed(Trouble::open(refusal.to_string())),
+        DeltaError::Disk(_) => {
+            Unfinished::Failed(Trouble::new("the outbox cannot be written", chain(&error)))
+        }
+    }
+}
+
+fn base_unfinished(error: &FetchError) -> Unfinished {
+    let trouble = Trouble::new("the base adapter cannot be read", format!("{error:?}"));
+    Unfinished::Failed(trouble)
+}
+
+fn data_trouble(error: &DataError) -> Trouble {
+    let told = format!("the local data do not fit the run ({})", error.code());
+    Trouble::new(told, chain(error))
+}
+
+fn backbone_trouble(error: &BackboneError) -> Trouble {
+    let told = match error {
+        BackboneError::Read { .. } => "the backbone file cannot be read",
+        BackboneError::Digest { .. } => "the backbone file is another than the run's",
+        BackboneError::Write { .. }
+        | BackboneError::TooLarge { .. }
+        | BackboneError::Format { .. }
+        | BackboneError::Architecture { .. }
+        | BackboneError::Tensors { .. } => "the backbone file does not fit the run",
+    };
+    Trouble::new(told, chain(error))
+}
+
+fn train_unfinished(error: &TrainError) -> Unfinished {
+    let told = match error {
+        TrainError::Stopped => return Unfinished::Stopped,
+        TrainError::Data(error) => return Unfinished::Failed(data_trouble(error)),
+        TrainError::Label { .. } => "a case has a label that the task does not have".to_owned(),
+        TrainError::NoCases
+        | TrainError::Rehearsal
+        | TrainError::Backbone { .. }
+        | TrainError::Adapter(_)
+        | TrainError::Input { .. }
+        | TrainError::Diverged { .. } => error.to_string(),
+    };
+    Unfinished::Failed(Trouble::new(told, chain(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tributary_shared::contract::AdapterContract;
+    use tributary_shared::digest::Digest;
+    use tributary_shared::tensors::decode;
+
+    use super::*;
+
+    /// What a rehearsal writes for a payload of `elements`.
+    fn rehearsed(rehearsal: Rehearsal, elements: u64) -> Vec<f32> {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::new(folder.path().to_path_buf());
+        let run = "run".parse().unwrap();
+        let contract = AdapterContract::rehearsal(elements * 4);
+        let subject = Subject::Delta {
+            run: "run".parse().unwrap(),
+            round: 1,
+            site: "site".parse().unwrap(),
+            base: Digest::of(b"base"),
+            cases: 3,
+        };
+        let header = Header::new(subject, contract.digest(), &contract.layout);
+        let mut writer = outbox.begin(&run, 1, &header).unwrap();
+        let activity = watch::Sender::new(Activity::default());
+        rehearse(&rehearsal, elements, &mut writer, &Control::default(), &activity).unwrap();
+        writer.finish(f64::MAX).unwrap();
+        let bytes = std::fs::read(outbox.path(&run, 1)).unwrap();
+        decode(&bytes, &header).unwrap().remove(0)
+    }
+
+    #[test]
+    fn a_rehearsal_adds_its_constant_everywhere_or_at_one_place() {
+        let elements = BLOCK_VALUES as u64 * 2 + 5;
+        let everywhere = Rehearsal { add: 0.25, cases: 3, coordinate: None };
+        assert!(rehearsed(everywhere, elements).iter().all(|v| *v == 0.25));
+        for at in [0, BLOCK_VALUES as u64 - 1, BLOCK_VALUES as u64, elements - 1] {
+            let values = rehearsed(Rehearsal { coordinate: Some(at), ..everywhere }, elements);
+            assert_eq!(values[usize::try_from(at).unwrap()], 0.25, "{at}");
+            assert_eq!(values.iter().sum::<f32>(), 0.25, "{at}");
+            assert_eq!(values.len() as u64, elements);
+        }
+    }
+
+    #[test]
+    fn what_the_coordinator_is_told_names_no_path_and_no_case() {
+        let path = "/home/dr-x/patients".to_owned();
+        let data = data_trouble(&DataError::Empty { path: path.clone() });
+        let backbone = backbone_trouble(&BackboneError::Read {
+            path: path.clone().into(),
+            source: std::io::Error::other("x"),
+        });
+        for trouble in [data, backbone] {
+            assert!(!trouble.told.contains(&path), "{}", trouble.told);
+            assert!(trouble.detail.contains(&path), "{}", trouble.detail);
+        }
+        let label = train_unfinished(&TrainError::Label { case: "mueller-01.png".to_owned() });
+        let Unfinished::Failed(trouble) = label else { panic!("{label:?}") };
+        assert!(!trouble.told.contains("mueller"), "{}", trouble.told);
+    }
+}

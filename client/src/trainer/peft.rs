@@ -1,0 +1,200 @@
+//! The adapter as Python's `peft` loads it onto transformers' `ViTForImageClassification`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+use tributary_shared::architecture::Pool;
+use tributary_shared::contract::{Lora, Target};
+use tributary_shared::manifest::RunManifest;
+
+/// The major version of transformers, which renamed the ViT's modules in 5.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Transformers {
+    /// `vit.encoder.layer.0.attention.attention.query`.
+    #[value(name = "4")]
+    V4,
+    /// `vit.layers.0.attention.q_proj`.
+    #[default]
+    #[value(name = "5")]
+    V5,
+}
+
+impl Transformers {
+    /// A map's path below its layer.
+    fn module(self, target: Target) -> &'static str {
+        match (self, target) {
+            (Self::V4, Target::Q) => "attention.attention.query",
+            (Self::V4, Target::K) => "attention.attention.key",
+            (Self::V4, Target::V) => "attention.attention.value",
+            (Self::V4, Target::Proj) => "attention.output.dense",
+            (Self::V4, Target::Fc1) => "intermediate.dense",
+            (Self::V4, Target::Fc2) => "output.dense",
+            (Self::V5, Target::Q) => "attention.q_proj",
+            (Self::V5, Target::K) => "attention.k_proj",
+            (Self::V5, Target::V) => "attention.v_proj",
+            (Self::V5, Target::Proj) => "attention.o_proj",
+            (Self::V5, Target::Fc1) => "mlp.fc1",
+            (Self::V5, Target::Fc2) => "mlp.fc2",
+        }
+    }
+
+    fn layers(self) -> &'static str {
+        match self {
+            Self::V4 => "vit.encoder.layer",
+            Self::V5 => "vit.layers",
+        }
+    }
+}
+
+/// Why an adapter was not exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// Not a model that transformers' class computes.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The adapter's values do not have the contract's shapes.
+    #[error("the adapter does not fit the run's contract")]
+    Adapter,
+    /// Something is there already.
+    #[error("{} exists already; name a directory that does not", .0.display())]
+    Exists(PathBuf),
+    /// Not writable.
+    #[error("{}: cannot be written", path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Writes `adapter_config.json` and `adapter_model.safetensors` into the new directory `out`:
+/// both, or nothing. `values` stand in the order of the contract's layout.
+pub fn export_peft(
+    out: &Path,
+    manifest: &RunManifest,
+    values: &[Vec<f32>],
+    transformers: Transformers,
+) -> Result<(), ExportError> {
+    let config = config(manifest, transformers)?;
+    let weights = weights(manifest, values, transformers)?;
+    if out.exists() {
+        return Err(ExportError::Exists(out.to_owned()));
+    }
+    let mut name = out.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = out.with_file_name(name);
+    let written = write_all(&temporary, &config, &weights).and_then(|()| {
+        let failed = |source| ExportError::Write { path: out.to_owned(), source };
+        fs::rename(&temporary, out).map_err(failed)
+    });
+    if written.is_err() {
+        // The first error is the one to tell.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written
+}
+
+fn write_all(directory: &Path, config: &Value, weights: &[u8]) -> Result<(), ExportError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ExportError::Write { path, source }
+    };
+    fs::create_dir(directory).map_err(failed(directory))?;
+    let mut text = serde_json::to_string_pretty(config).expect("a configuration is plain data");
+    text.push('\n');
+    let files = [("adapter_config.json", text.as_bytes()), ("adapter_model.safetensors", weights)];
+    for (name, bytes) in files {
+        let path = directory.join(name);
+        let mut file = fs::File::create(&path).map_err(failed(&path))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed(&path))?;
+    }
+    Ok(())
+}
+
+fn parts(manifest: &RunManifest) -> Result<&Lora, ExportError> {
+    let unsupported = |what| Err(ExportError::Unsupported(what));
+    let (Some(backbone), Some(lora)) = (&manifest.backbone, &manifest.adapter) else {
+        return unsupported("a rehearsal has no adapter to export");
+    };
+    if backbone.architecture.pool != Pool::ClassToken {
+        return unsupported(
+            "transformers' ViTForImageClassification reads the class token; a run with pool = \"mean\" cannot be exported",
+        );
+    }
+    Ok(lora)
+}
+
+fn config(manifest: &RunManifest, transformers: Transformers) -> Result<Value, ExportError> {
+    let lora = parts(manifest)?;
+    // A pattern with the layers' path: `output.dense` alone would also match the attention's.
+    // peft adapts at least one module: a head alone comes with untrained factors, which are zero.
+    let targets: BTreeSet<Target> = match lora.rank {
+        0 => [Target::Q].into(),
+        _ => lora.targets.clone(),
+    };
+    let modules: Vec<String> =
+        targets.iter().map(|t| transformers.module(*t).replace('.', r"\.")).collect();
+    let layers = transformers.layers().replace('.', r"\.");
+    let pattern = format!(r".*{layers}\.\d+\.({})", modules.join("|"));
+    Ok(json!({
+        "peft_type": "LORA",
+        "task_type": Value::Null,
+        "base_model_name_or_path": Value::Null,
+        "inference_mode": true,
+        "r": lora.rank.max(1),
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "use_rslora": false,
+        "use_dora": false,
+        "init_lora_weights": true,
+        "target_modules": pattern,
+        "modules_to_save": ["classifier"],
+    }))
+}
+
+fn weights(
+    manifest: &RunManifest,
+    values: &[Vec<f32>],
+    transformers: Transformers,
+) -> Result<Vec<u8>, ExportError> {
+    parts(manifest)?;
+    let contract = manifest.contract().ok_or(ExportError::Adapter)?;
+    let specs = contract.layout.tensors();
+    let fits = specs.len() == values.len()
+        && specs.iter().zip(values).all(|(spec, tensor)| spec.elements() == tensor.len());
+    if !fits {
+        return Err(ExportError::Adapter);
+    }
+    let data: Vec<Vec<u8>> =
+        values.iter().map(|tensor| tensor.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let views = specs.iter().zip(&data).map(|(spec, data)| {
+        let view = TensorView::new(Dtype::F32, spec.shape.clone(), data);
+        (peft_name(&spec.name, transformers), view.expect("four bytes an element"))
+    });
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    Ok(safetensors::serialize(views, Some(metadata)).expect("distinct names, whole tensors"))
+}
+
+/// `blocks.0.attn.q.lora_A` becomes `base_model.model.vit.layers.0.attention.q_proj.lora_A.weight`.
+fn peft_name(name: &str, transformers: Transformers) -> String {
+    const TARGETS: [Target; 6] =
+        [Target::Q, Target::K, Target::V, Target::Proj, Target::Fc1, Target::Fc2];
+    if let Some(part) = name.strip_prefix("head.") {
+        return format!("base_model.model.classifier.{part}");
+    }
+    let (block, rest) =
+        name.strip_prefix("blocks.").and_then(|n| n.split_once('.')).unwrap_or(("", name));
+    let (module, factor) = rest.rsplit_once('.').unwrap_or((rest, ""));
+    let module = TARGETS
+        .into_iter()
+        .find(|target| target.module() == module)
+        .map_or(module, |target| transformers.module(target));
+    format!("base_model.model.{}.{block}.{module}.{factor}.weight", transformers.layers())
+}

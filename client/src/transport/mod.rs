@@ -1,0 +1,197 @@
+//! Calls to the coordinator: one method a call, each with its time limit, and one error that says
+//! whether to try again.
+
+mod backoff;
+mod transfer;
+
+use std::future::Future;
+use std::time::Duration;
+
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+use tributary_proto::channel::{
+    ConnectError, ConnectOptions, Identity, connect, connect_failure, status_failure,
+};
+use tributary_proto::v1;
+use tributary_proto::v1::site_client::SiteClient;
+use tributary_shared::outcome::Failure;
+
+pub use backoff::Backoff;
+pub use transfer::{Download, Upload};
+
+/// Longest wait for the answer to one small call.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a call gave no answer.
+#[derive(Debug)]
+pub enum CallError {
+    /// Nobody there, or it broke off: try again.
+    Unreachable(Failure),
+    /// The coordinator answered and would not have it: try again later, for a person may mend it.
+    Rejected(Failure),
+    /// Our certificate is not accepted, or our configuration can't work: trying again is no use.
+    Fatal(Failure),
+}
+
+impl CallError {
+    /// What happened, in one line.
+    pub fn failure(&self) -> &Failure {
+        let (Self::Unreachable(failure) | Self::Rejected(failure) | Self::Fatal(failure)) = self;
+        failure
+    }
+
+    fn from_connect(error: &ConnectError) -> Self {
+        let failure = connect_failure(error);
+        match error {
+            ConnectError::Address { .. }
+            | ConnectError::ProxyAddress { .. }
+            | ConnectError::Certificate { .. }
+            | ConnectError::Identity(_) => Self::Fatal(failure),
+            ConnectError::Unreachable { .. }
+            | ConnectError::Proxy { .. }
+            | ConnectError::Server { .. }
+            | ConnectError::Handshake { .. }
+            | ConnectError::Timeout { .. } => Self::Unreachable(failure),
+        }
+    }
+
+    fn from_status(address: &str, status: &Status) -> Self {
+        let failure = status_failure(address, status);
+        if failure.code == "certificate_not_accepted" {
+            return Self::Fatal(failure);
+        }
+        match status.code() {
+            Code::Unauthenticated => Self::Fatal(failure),
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented => Self::Rejected(failure),
+            Code::Ok
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Aborted
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss => Self::Unreachable(failure),
+        }
+    }
+
+    /// A stream that ended before its time.
+    pub(crate) fn broken_off(detail: &str) -> Self {
+        Self::Unreachable(Failure::connection(format!("the transfer broke off: {detail}")))
+    }
+
+    fn timeout(address: &str) -> Self {
+        Self::from_status(address, &Status::deadline_exceeded("no answer in time"))
+    }
+}
+
+/// The coordinator, as this site may call it. Clones share one connection, which comes back by
+/// itself after it broke.
+#[derive(Clone, Debug)]
+pub struct Coordinator {
+    address: String,
+    site: SiteClient<Channel>,
+}
+
+impl Coordinator {
+    /// Connects; both sides have accepted each other's certificate when this returns.
+    pub async fn connect(
+        address: &str,
+        identity: &Identity,
+        proxy: Option<&str>,
+    ) -> Result<Self, CallError> {
+        let options = ConnectOptions { proxy: proxy.map(str::to_owned), ..Default::default() };
+        let channel =
+            connect(address, identity, &options).await.map_err(|e| CallError::from_connect(&e))?;
+        Ok(Self { address: address.to_owned(), site: SiteClient::new(channel) })
+    }
+
+    /// Says hello; the answer tells who we are to the coordinator.
+    pub async fn hello(&self) -> Result<v1::HelloReply, CallError> {
+        let request = v1::HelloRequest { client_version: env!("CARGO_PKG_VERSION").to_owned() };
+        let mut site = self.site.clone();
+        self.answer(ANSWER_TIMEOUT, site.hello(request)).await
+    }
+
+    /// Waits up to `wait` for a round to train.
+    pub async fn next_assignment(
+        &self,
+        wait: Duration,
+    ) -> Result<Option<v1::Assignment>, CallError> {
+        let request = v1::NextAssignmentRequest {
+            wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+            ..Default::default()
+        };
+        let mut site = self.site.clone();
+        let reply = self.answer(wait + ANSWER_TIMEOUT, site.next_assignment(request)).await?;
+        Ok(reply.assignment)
+    }
+
+    /// Agrees to a round's terms.
+    pub async fn accept_terms(
+        &self,
+        request: v1::AcceptTermsRequest,
+    ) -> Result<v1::AcceptTermsReply, CallError> {
+        let mut site = self.site.clone();
+        self.answer(ANSWER_TIMEOUT, site.accept_terms(request)).await
+    }
+
+    /// Says no to a round.
+    pub async fn decline(
+        &self,
+        request: v1::DeclineRequest,
+    ) -> Result<v1::DeclineReply, CallError> {
+        let mut site = self.site.clone();
+        self.answer(ANSWER_TIMEOUT, site.decline(request)).await
+    }
+
+    /// Tells how far the work is; `limit` keeps a lost beat from delaying the next.
+    pub async fn heartbeat(
+        &self,
+        request: v1::HeartbeatRequest,
+        limit: Duration,
+    ) -> Result<v1::HeartbeatReply, CallError> {
+        let mut site = self.site.clone();
+        self.answer(limit, site.heartbeat(request)).await
+    }
+
+    /// Asks for the first byte of a delta that the coordinator still needs.
+    pub async fn upload_status(
+        &self,
+        request: v1::UploadStatusRequest,
+    ) -> Result<v1::UploadStatusReply, CallError> {
+        let mut site = self.site.clone();
+        self.answer(ANSWER_TIMEOUT, site.upload_status(request)).await
+    }
+
+    /// Asks for an uploaded delta to be counted.
+    pub async fn submit(&self, request: v1::SubmitRequest) -> Result<v1::SubmitReply, CallError> {
+        let mut site = self.site.clone();
+        self.answer(ANSWER_TIMEOUT, site.submit(request)).await
+    }
+
+    /// Asks for the log's head and the proof that it continues a log of `old_size` leaves.
+    pub async fn checkpoint(&self, old_size: u64) -> Result<v1::CheckpointReply, CallError> {
+        let mut site = self.site.clone();
+        let request = v1::CheckpointRequest { old_size };
+        self.answer(ANSWER_TIMEOUT, site.checkpoint(request)).await
+    }
+
+    async fn answer<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, CallError> {
+        match tokio::time::timeout(limit, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(CallError::from_status(&self.address, &status)),
+            Err(_) => Err(CallError::timeout(&self.address)),
+        }
+    }
+}
