@@ -17,3 +17,4 @@ pub mod round;
 pub mod rpc;
 pub mod serve;
 pub mod store;
+pub mod unbroken;

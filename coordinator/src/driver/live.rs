@@ -1,5 +1,6 @@
 //! One live run: the fold, its place in the history, and the leases of its open round.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::Mutex;
@@ -13,6 +14,7 @@ use crate::round::lease::{Leases, Progress};
 use crate::round::record::{Event, Stream};
 use crate::round::{Command, CorruptHistory, Phase, Run};
 use crate::store::Store;
+use crate::unbroken::to_the_end;
 
 /// A run that this coordinator owns.
 pub struct LiveRun {
@@ -109,12 +111,21 @@ impl LiveRun {
         self.state.lock().await.leases.touch(site, now);
     }
 
-    /// decide -> commit -> evolve -> act.
-    pub async fn command(&self, driver: &Driver, command: Command) -> Result<(), DriverError> {
-        if self.apply(driver, command).await? {
-            self.act(driver).await?;
-        }
-        Ok(())
+    /// decide -> commit -> evolve -> act, to the end even when whoever asked is gone: a commit
+    /// that is not folded in would make the next one look like another coordinator's.
+    pub async fn command(
+        self: &Arc<Self>,
+        driver: &Driver,
+        command: Command,
+    ) -> Result<(), DriverError> {
+        let (live, driver) = (self.clone(), driver.clone());
+        to_the_end(async move {
+            if live.apply(&driver, command).await? {
+                live.act(&driver).await?;
+            }
+            Ok(())
+        })
+        .await?
     }
 
     /// decide -> commit -> evolve; says whether anything happened.
@@ -182,7 +193,7 @@ impl LiveRun {
     }
 
     /// Loses the sites whose leases have run out, closes what is due.
-    pub(super) async fn tick(&self, driver: &Driver) -> Result<(), DriverError> {
+    pub(super) async fn tick(self: &Arc<Self>, driver: &Driver) -> Result<(), DriverError> {
         let now = clock::now();
         let lapsed = {
             let state = self.state.lock().await;

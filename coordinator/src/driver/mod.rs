@@ -4,6 +4,8 @@
 mod live;
 mod members;
 mod publish;
+#[cfg(test)]
+mod tests;
 mod ticker;
 mod uploads;
 
@@ -33,6 +35,7 @@ use crate::round::record::Event;
 use crate::round::seat::Accepted;
 use crate::round::{Command, CorruptHistory, Run};
 use crate::store::{CommitError, MemberState, StartError, StateError, Store, StoreError};
+use crate::unbroken::{Interrupted, to_the_end};
 
 /// Why a command came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +67,9 @@ pub enum DriverError {
     /// The stored history is impossible.
     #[error(transparent)]
     Corrupt(#[from] CorruptHistory),
+    /// The process is shutting down.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
     /// A file could not be read or written.
     #[error("{what} failed")]
     Io {
@@ -203,6 +209,11 @@ impl Driver {
 
     /// Takes a checked manifest: stores the initial adapter, then the first event, then acts.
     pub async fn start_run(&self, manifest: RunManifest, by: &Member) -> Result<(), DriverError> {
+        let (driver, by) = (self.clone(), by.to_string());
+        to_the_end(async move { driver.begin_run(manifest, &by).await }).await?
+    }
+
+    async fn begin_run(&self, manifest: RunManifest, by: &str) -> Result<(), DriverError> {
         let name = manifest.name.clone();
         let mut runs = self.0.runs.write().await;
         if runs.contains_key(&name) {
@@ -213,7 +224,7 @@ impl Driver {
             .await
             .map_err(|e| DriverError::io("making the initial adapter")(std::io::Error::other(e)))?
             .map_err(DriverError::io("storing the initial adapter"))?;
-        let event = Run::start(manifest, adapter, &by.to_string());
+        let event = Run::start(manifest, adapter, by);
         let at = clock::now();
         let run = Run::open(at, &event)?;
         self.0.store.start_run(at, &name, &[Event::Run(event)]).await?;
@@ -307,7 +318,6 @@ impl Driver {
         let delta = Accepted { digest, cases, norm, bytes, metrics };
         let command = Command::Admit { site: site.clone(), round, delta };
         live.command(self, command).await?;
-        self.0.uploads.forget(site, digest);
         // Admission may itself have refused (cases, norm): the verdict is what was committed.
         match live.read(|run| run.verdict(site, round, digest)).await {
             Some(verdict) => Ok(verdict?),
@@ -346,13 +356,17 @@ impl Driver {
         state: MemberState,
         event: RegistryEvent,
     ) -> Result<(), DriverError> {
-        self.0.store.set_member_state(clock::now(), member, state, event).await?;
-        self.members_changed().await?;
-        if state != MemberState::Active {
-            self.withdraw(&member.name).await?;
-            self.0.members.cut(member);
-        }
-        Ok(())
+        let (driver, member) = (self.clone(), member.clone());
+        to_the_end(async move {
+            driver.0.store.set_member_state(clock::now(), &member, state, event).await?;
+            driver.members_changed().await?;
+            if state != MemberState::Active {
+                driver.withdraw(&member.name).await?;
+                driver.0.members.cut(&member);
+            }
+            Ok(())
+        })
+        .await?
     }
 
     /// Reads the members again and lets waiting runs look for new ones.
@@ -371,7 +385,7 @@ impl Driver {
         digest: Digest,
         header: Header,
     ) -> Result<Admitted, DriverError> {
-        if let Some(admitted) = self.0.uploads.admitted(site, digest) {
+        if let Some(admitted) = self.0.uploads.take_admitted(site, digest) {
             return Ok(admitted);
         }
         let blobs = self.0.blobs.clone();

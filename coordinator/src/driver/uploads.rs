@@ -59,14 +59,9 @@ impl Uploads {
         blobs.spooled(&key).await
     }
 
-    /// What admission learned of a delta that arrived whole.
-    pub(super) fn admitted(&self, site: &SiteName, digest: Digest) -> Option<Admitted> {
-        self.lock().admitted.get(&(site.clone(), digest)).copied()
-    }
-
-    /// Forgets a delta that is counted.
-    pub(super) fn forget(&self, site: &SiteName, digest: Digest) {
-        self.lock().admitted.remove(&(site.clone(), digest));
+    /// What admission learned of a delta that arrived whole; told once, to whoever counts it.
+    pub(super) fn take_admitted(&self, site: &SiteName, digest: Digest) -> Option<Admitted> {
+        self.lock().admitted.remove(&(site.clone(), digest))
     }
 
     /// Cuts an older stream of the same site and run off and takes its place.
@@ -88,9 +83,15 @@ impl Uploads {
 pub struct Upload {
     site: SiteName,
     digest: Digest,
-    /// Absent once the delta is whole.
-    ingest: Option<Ingest>,
+    /// Absent while a thread works on it, and once the delta is whole.
+    writing: Option<Writing>,
     lane: Lane,
+}
+
+/// A part being written and the site's turn, in one: a stream that is cut off while a thread
+/// still writes must not let the next stream in before that thread is done.
+struct Writing {
+    ingest: Ingest,
     _turn: OwnedMutexGuard<()>,
 }
 
@@ -109,11 +110,13 @@ impl Upload {
         let turn = lane.turn.clone().lock_owned().await;
         let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
         let blobs = driver.blobs().clone();
-        let ingest = tokio::task::spawn_blocking(move || Ingest::begin(&blobs, key, header, bytes))
-            .await
-            .map_err(|e| DriverError::io("opening the spool")(std::io::Error::other(e)))??;
-        lane.received.store(ingest.received(), Ordering::Relaxed);
-        Ok(Self { site: site.clone(), digest, ingest: Some(ingest), lane, _turn: turn })
+        let writing = blocking("opening the spool", move || {
+            let ingest = Ingest::begin(&blobs, key, header, bytes)?;
+            Ok::<_, IngestError>(Writing { ingest, _turn: turn })
+        })
+        .await??;
+        lane.received.store(writing.ingest.received(), Ordering::Relaxed);
+        Ok(Self { site: site.clone(), digest, writing: Some(writing), lane })
     }
 
     /// Bytes taken so far, those of earlier streams included.
@@ -128,26 +131,24 @@ impl Upload {
 
     /// Checks and spools the next bytes.
     pub async fn push(&mut self, data: Bytes) -> Result<(), DriverError> {
-        let mut ingest = self.ingest.take().expect("bytes are pushed before the upload ends");
-        let (ingest, pushed) = tokio::task::spawn_blocking(move || {
-            let pushed = ingest.push(&data);
-            (ingest, pushed)
+        let mut writing = self.writing.take().expect("bytes are pushed before the upload ends");
+        let (writing, pushed) = blocking("writing the spool", move || {
+            let pushed = writing.ingest.push(&data);
+            (writing, pushed)
         })
-        .await
-        .map_err(|e| DriverError::io("writing the spool")(std::io::Error::other(e)))?;
-        self.lane.received.store(ingest.received(), Ordering::Relaxed);
-        self.ingest = Some(ingest);
+        .await?;
+        self.lane.received.store(writing.ingest.received(), Ordering::Relaxed);
+        self.writing = Some(writing);
         Ok(pushed?)
     }
 
     /// Makes the bytes durable and gives their number; with the last one, the delta is admitted
     /// as a blob.
     pub async fn finish(mut self, driver: &Driver) -> Result<u64, DriverError> {
-        let ingest = self.ingest.take().expect("an upload ends once");
+        let Writing { ingest, _turn } = self.writing.take().expect("an upload ends once");
         let digest = self.digest;
-        let ended = tokio::task::spawn_blocking(move || ingest.finish(digest))
-            .await
-            .map_err(|e| DriverError::io("finishing the spool")(std::io::Error::other(e)))?;
+        let ended = blocking("finishing the spool", move || (ingest.finish(digest), _turn));
+        let (ended, _turn) = ended.await?;
         let admitted = match ended {
             Ok(admitted) => admitted,
             Err(IngestError::Incomplete { received, .. }) => return Ok(received),
@@ -156,6 +157,15 @@ impl Upload {
         driver.uploads().lock().admitted.insert((self.site, digest), admitted);
         Ok(admitted.bytes)
     }
+}
+
+/// Runs `work` where it may block; `what` names it when it panics.
+async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, DriverError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| DriverError::io(what)(std::io::Error::other(e)))
 }
 
 impl From<IngestError> for DriverError {

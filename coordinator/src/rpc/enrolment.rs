@@ -14,6 +14,7 @@ use crate::driver::DriverError;
 use crate::membership::{self, Admission, CertificateRequest};
 use crate::round::event::RegistryEvent;
 use crate::store::{Certificate, EnrolError};
+use crate::unbroken::to_the_end;
 
 /// Longest token and certificate request read, bytes.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
@@ -44,7 +45,10 @@ impl Enrolment for EnrolmentService {
         }
         let request = CertificateRequest::parse(&csr_der)
             .map_err(|e| Status::invalid_argument(format!("csr_der: {e}")))?;
-        let (certificate, member) = self.0.enrol(&token, &request).await?;
+        // A member that the store has must not stay unknown here because its answer was lost.
+        let services = self.0.clone();
+        let enrolled = to_the_end(async move { services.enrol(&token, &request).await }).await;
+        let (certificate, member) = enrolled.map_err(|e| status(e.into()))??;
         Ok(Response::new(self.0.authority.reply(certificate, &member)))
     }
 }

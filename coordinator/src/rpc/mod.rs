@@ -90,7 +90,7 @@ fn status(error: DriverError) -> Status {
         }
         DriverError::UnknownRun(_) | DriverError::UnknownMember(_) => Code::NotFound,
         DriverError::RunExists(_) => Code::AlreadyExists,
-        DriverError::Superseded => Code::Unavailable,
+        DriverError::Superseded | DriverError::Interrupted(_) => Code::Unavailable,
         DriverError::Store(_) | DriverError::Corrupt(_) | DriverError::Io { .. } => Code::Internal,
     };
     if code == Code::Internal {

@@ -25,6 +25,8 @@ use tributary_proto::channel::Member;
 use tributary_shared::timestamp::Timestamp;
 use tributary_shared::tlog::merkle::ProofError;
 
+use crate::unbroken::{Interrupted, to_the_end};
+
 pub use append::{CommitError, StartError};
 pub use members::{
     Certificate, EnrolError, Invitation, MemberRow, MemberState, StateChange, StateError,
@@ -102,8 +104,8 @@ pub enum StoreError {
     #[error("an event would not be read back as it was written")]
     Unreadable,
     /// The process is shutting down.
-    #[error("shutting down")]
-    Interrupted,
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
 }
 
 impl StoreError {
@@ -145,13 +147,8 @@ impl Store {
         E: From<StoreError> + Send + 'static,
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        match tokio::spawn(work(self.clone())).await {
-            Ok(result) => result,
-            Err(failed) => match failed.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(StoreError::Interrupted.into()),
-            },
-        }
+        let done = to_the_end(work(self.clone())).await;
+        done.unwrap_or_else(|interrupted| Err(StoreError::from(interrupted).into()))
     }
 
     fn seen(&self) -> MutexGuard<'_, BTreeMap<Member, Timestamp>> {
