@@ -2,6 +2,7 @@
 //! blob, then one command. A failure (a full disk) leaves the aggregate owed; the ticker tries
 //! again.
 
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::pin::Pin;
 
@@ -67,6 +68,13 @@ pub(super) fn initial(blobs: &Blobs, manifest: &RunManifest) -> io::Result<Diges
     })
 }
 
+/// Tells the system that a delta will not be read again soon: what the page cache holds of it goes
+/// to the next round's deltas, so that a week of rounds does not push everything else out.
+fn leave_page_cache(delta: &File) {
+    // Advice: a system that does not take it only keeps the pages longer.
+    let _ = rustix::fs::fadvise(delta, 0, None, rustix::fs::Advice::DontNeed);
+}
+
 /// Everything an aggregation needs to know, so that it can run beside the fold.
 struct Plan {
     strategy: tributary_shared::manifest::Strategy,
@@ -107,15 +115,19 @@ impl Plan {
         };
         let (base, base_header) = self.base;
         let base = aggregate::Input { header: base_header, bytes: open(base)?, cases: 0 };
-        let mut deltas = Vec::new();
+        let (mut deltas, mut files) = (Vec::new(), Vec::new());
         for (digest, header, cases) in self.deltas {
-            deltas.push(aggregate::Input { header, bytes: open(digest)?, cases });
+            let file = open(digest)?;
+            files.push(file.try_clone().map_err(DriverError::io("aggregating"))?);
+            deltas.push(aggregate::Input { header, bytes: file, cases });
         }
-        blobs
+        let adapter = blobs
             .put_with(|out| {
                 aggregate::run(&self.strategy, base, deltas, &self.next, out)
                     .map_err(std::io::Error::other)
             })
-            .map_err(DriverError::io("aggregating"))
+            .map_err(DriverError::io("aggregating"))?;
+        files.iter().for_each(leave_page_cache);
+        Ok(adapter)
     }
 }
