@@ -14,6 +14,7 @@ pub mod lines;
 pub mod process;
 pub mod relay;
 pub mod resources;
+pub mod trainer_bench;
 
 // Cargo.toml says why.
 use tributary_coordinator as _;

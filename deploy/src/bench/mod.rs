@@ -26,6 +26,7 @@ use crate::resources::{Usage, mb};
 use floor::Floor;
 
 pub use report::Report;
+pub(crate) use report::median;
 
 /// Longest wait for one event.
 const EVENT_MAX: Duration = Duration::from_secs(600);

@@ -91,7 +91,7 @@ impl Report {
 }
 
 /// The middle of sorted values, or the mean of the two middle ones.
-fn median(sorted: &[f64]) -> f64 {
+pub(crate) fn median(sorted: &[f64]) -> f64 {
     match sorted.len() {
         0 => f64::NAN,
         odd if odd % 2 == 1 => sorted[odd / 2],
