@@ -44,7 +44,8 @@ fn what_would_be_refused_is_exit_code_4_and_the_first_reason() {
     let real = folder.path().canonicalize().expect("there").display().to_string();
     assert_eq!(
         failure.to_string().replace(&real, "DIR"),
-        "2 of 2 images would be refused, the first: DIR/bad.png: the file is empty (0 bytes)"
+        "2 of 2 images would be refused, the first: DIR/labels.csv, line 3: `none.png` does not exist \
+         in the folder"
     );
 }
 

@@ -44,6 +44,8 @@ fn refusal(folder: &Path, path: &Path, task: &Task) -> String {
     let line = failure.to_string();
     assert!(!line.contains('\n'));
     let real = folder.canonicalize().expect("the folder is there");
+    // Above the share that may be refused; the report's first reason follows.
+    let line = line.split_once(" allows; the first: ").map_or(line.as_str(), |(_, first)| first);
     line.replace(&real.display().to_string(), "DIR").replace(&folder.display().to_string(), "DIR")
 }
 

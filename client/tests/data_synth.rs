@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use tempfile::TempDir;
+use tributary_client::config::reading::Reading;
 use tributary_client::data::divide::{self, DivideSpec};
 use tributary_client::data::synth::{self, Card, Modality, SynthSpec};
 use tributary_client::data::{DataSource, Dataset, InputSpec, Label, census};
@@ -129,7 +130,8 @@ fn the_folders_open_and_hold_what_the_card_says() {
             let source = source.expect("a folder");
             let dataset = Dataset::open(&source, &modality.task(), &input).expect("opens");
             assert_eq!(dataset.len(), site.images);
-            let census = census::take(&source, &modality.task()).expect("counts");
+            let census =
+                census::take(&source, &modality.task(), &Reading::default()).expect("counts");
             let counts: Vec<usize> = census.classes.iter().map(|class| class.cases).collect();
             assert_eq!(counts, site.images_per_class);
             assert_eq!(census.patients, site.patients);

@@ -4,6 +4,7 @@
 
 pub mod architecture;
 pub mod contract;
+pub mod dataset;
 pub mod digest;
 pub mod initial;
 pub mod layout;

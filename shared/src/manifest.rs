@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::architecture::Architecture;
 use crate::contract::{AdapterContract, Lora};
+use crate::dataset::DataContract;
 use crate::digest::Digest;
 use crate::name::{RunName, SiteName};
 
@@ -43,6 +44,9 @@ pub struct RunManifest {
     /// How each site trains; required unless the task is a rehearsal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<Training>,
+    /// What every site's images must be; anything, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataContract>,
     /// How many rounds, and how long one may take.
     pub rounds: Rounds,
     /// Who is asked; every active site when absent.
@@ -331,14 +335,21 @@ impl RunManifest {
                 self.check_training()?;
             }
         }
+        if let Some(data) = &self.data {
+            data.check().map_err(|(key, problem)| InvalidManifest::Value {
+                key: key.to_owned(),
+                problem,
+            })?;
+        }
         self.check_rounds()
     }
 
     fn check_rehearsal(&self, payload_bytes: u64) -> Result<(), InvalidManifest> {
         let modelless =
             self.backbone.is_none() && self.adapter.is_none() && self.training.is_none();
-        require(modelless, "task.kind", || {
-            "a rehearsal takes no [backbone], [adapter] or [training]; remove them".to_owned()
+        require(modelless && self.data.is_none(), "task.kind", || {
+            "a rehearsal takes no [backbone], [adapter], [training] or [data]; remove them"
+                .to_owned()
         })?;
         let sized =
             payload_bytes.is_multiple_of(4) && (4..=PAYLOAD_BYTES_MAX).contains(&payload_bytes);

@@ -9,6 +9,8 @@ use tributary_shared::manifest::{MANIFEST_BYTES_MAX, RunManifest, Task};
 use tributary_shared::outcome::{Failure, chain};
 
 use super::{Format, print};
+use crate::config::reading::Reading;
+use crate::config::site::SiteConfig;
 use crate::data::census::{self, Census};
 use crate::data::divide::{self, DivideSpec, DividedCard};
 use crate::data::synth::{self, Card, Modality, SynthSpec};
@@ -33,6 +35,12 @@ pub struct InspectArgs {
     path: PathBuf,
     #[command(flatten)]
     labels: LabelArgs,
+    /// Read files as this site.toml says: window, frames, slices [default: the usual way]
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Refusals up to the share that training would allow are no failure
+    #[arg(long)]
+    lenient: bool,
 }
 
 /// What the labels mean.
@@ -113,12 +121,20 @@ pub fn run(command: DataCommand, format: Format) -> Result<(), Failure> {
 
 fn inspect(args: &InspectArgs, format: Format) -> Result<(), Failure> {
     let source = DataSource::detect(&args.path)?;
-    let census = census::take(&source, &args.labels.task(&source)?)?;
-    if let Some(first) = census.refused.first() {
+    let reading = match &args.config {
+        Some(file) => {
+            let environment: Vec<_> = std::env::vars().collect();
+            SiteConfig::read(file, &environment)?.data.map(|data| data.reading).unwrap_or_default()
+        }
+        None => Reading::default(),
+    };
+    let census = census::take(&source, &args.labels.task(&source)?, &reading)?;
+    let allowed = args.lenient && census.refused_share() <= reading.refused_share_max;
+    if let Some(first) = census.refused.first().filter(|_| !allowed) {
         if format == Format::Text {
             print_census(&census);
         }
-        let (bad, all) = (census.refused.len(), census.refused.len() + census.cases);
+        let (bad, all) = (census.refused_count, census.refused_count + census.cases);
         let message = format!("{bad} of {all} images would be refused, the first: {first}");
         return Err(Failure::invalid("data_refused", message));
     }
@@ -144,8 +160,18 @@ fn print_census(census: &Census) {
     if sizes.len() > 8 {
         println!("  and {} other sizes", sizes.len() - 8);
     }
+    for (what, count) in &census.notes {
+        println!("  note: {count} {what}");
+    }
+    for (why, count) in &census.passed_over {
+        println!("  passed over: {count} files ({why})");
+    }
     for line in &census.refused {
         println!("  refused: {line}");
+    }
+    let unsaid = census.refused_count - census.refused.len();
+    if unsaid > 0 {
+        println!("  refused: {unsaid} more");
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod hours;
 pub mod policy;
+pub mod reading;
 pub mod site;
 
 use std::io::Read;

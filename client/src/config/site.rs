@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tributary_shared::outcome::Failure;
 
 use super::policy::Policy;
+use super::reading::Reading;
 use super::{invalid, parse_overridden, read_text};
 
 /// Where every key of the file is explained.
@@ -34,13 +35,16 @@ struct BackboneFile {
 }
 
 /// Where the local images are.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataPlace {
     /// A `.npz` file, or a folder of images with a CSV manifest.
     pub path: PathBuf,
     /// The manifest's name inside the folder, when it is not the usual one.
     pub manifest: Option<String>,
+    /// How files become pictures.
+    #[serde(default)]
+    pub reading: Reading,
 }
 
 /// What computes.
@@ -158,6 +162,10 @@ impl SiteConfig {
         }
         if !(1..=1 << 40).contains(&written.rehearsal.cases) {
             return bad("rehearsal.cases", "out of range", "write a whole number above 0");
+        }
+        let reading = written.data.as_ref().map_or(Ok(()), |data| data.reading.check());
+        if let Err((key, problem)) = reading {
+            return bad(key, &problem, "see docs/data.md");
         }
         let resolve = |path: PathBuf| folder.join(path);
         Ok(Self {

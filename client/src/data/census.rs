@@ -7,7 +7,9 @@ use tributary_shared::manifest::Task;
 
 use super::npz::Sink;
 use super::pixels::Picture;
-use super::{Case, DataError, DataSource, Label, folder, image_file, npz};
+use super::report::Report;
+use super::{Case, DataError, DataSource, Label, folder, npz};
+use crate::config::reading::Reading;
 
 /// The numbers of one source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -24,8 +26,14 @@ pub struct Census {
     pub without_class: usize,
     /// Each picture size that occurs.
     pub sizes: Vec<SizeCount>,
-    /// What would be refused, one line each.
+    /// How many images would be refused.
+    pub refused_count: usize,
+    /// Why, one line each; at most a thousand.
     pub refused: Vec<String>,
+    /// Files that were never meant to be cases: the reason and how many.
+    pub passed_over: BTreeMap<&'static str, usize>,
+    /// What is worth knowing about the cases, and how often.
+    pub notes: BTreeMap<&'static str, usize>,
 }
 
 /// How often a class occurs.
@@ -50,26 +58,36 @@ pub struct SizeCount {
     pub cases: usize,
 }
 
+impl Census {
+    /// Refusals among all images.
+    pub fn refused_share(&self) -> f64 {
+        self.refused_count as f64 / (self.refused_count + self.cases) as f64
+    }
+}
+
 /// Decodes everything once and counts; an error only where nothing could be counted.
-pub fn take(source: &DataSource, task: &Task) -> Result<Census, DataError> {
+pub fn take(source: &DataSource, task: &Task, reading: &Reading) -> Result<Census, DataError> {
     let mut sizes = Sizes::default();
-    let (mut cases, mut refused) = (Vec::new(), Vec::new());
+    let (mut cases, mut report) = (Vec::new(), Report::default());
     match source {
         DataSource::Npz(path) => cases = npz::read_each(path, Some(task), &mut sizes)?,
         DataSource::Folder { root, manifest } => {
-            for row in folder::scan(root, manifest, Some(task))? {
-                let decoded = row.and_then(|(case, path)| Ok((case, image_file::decode(&path)?)));
+            let listing = folder::list(root, manifest, Some(task), reading)?;
+            report = listing.report;
+            let look = |_: &folder::Entry, picture: Picture| picture.dimensions();
+            folder::each(listing.entries, reading, look, |decoded| {
                 match decoded {
-                    Ok((case, picture)) => {
-                        sizes.count(&picture);
-                        cases.push(case);
+                    Ok((entry, (width, height))) => {
+                        *sizes.0.entry((width, height)).or_default() += 1;
+                        cases.push(entry.case);
                     }
-                    Err(error) => refused.push(tributary_shared::outcome::chain(&error)),
+                    Err(error) => report.refuse(error),
                 }
-            }
+                Ok(())
+            })?;
         }
     }
-    if cases.is_empty() && refused.is_empty() {
+    if cases.is_empty() && report.refused() == 0 {
         return Err(DataError::Empty { path: source.path().display().to_string() });
     }
     Ok(Census {
@@ -79,7 +97,10 @@ pub fn take(source: &DataSource, task: &Task) -> Result<Census, DataError> {
         without_class: cases.iter().filter(|case| is_none(&case.label)).count(),
         cases: cases.len(),
         sizes: sizes.into_counts(),
-        refused,
+        refused_count: report.refused(),
+        refused: report.lines().to_vec(),
+        passed_over: report.passed_over().clone(),
+        notes: report.notes().clone(),
     })
 }
 

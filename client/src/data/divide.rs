@@ -15,7 +15,8 @@ use super::npz::Sink;
 use super::pixels::Picture;
 use super::staging::{Staging, write_error, write_synced};
 use super::synth::{counts, priors};
-use super::{Case, DataError, DataSource, Label, folder, image_file, npz};
+use super::{Case, DataError, DataSource, Label, folder, npz};
+use crate::config::reading::Reading;
 
 /// How to divide.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -121,23 +122,37 @@ fn place_folder(
     spec: &DivideSpec,
     out: &Path,
 ) -> Result<Vec<Placed>, DataError> {
-    let rows = folder::rows(root, manifest, Some(task))?;
-    let sites = assign(rows.iter().map(|(case, _)| case), task, spec)?;
+    let reading = Reading::default();
+    let listing = folder::list(root, manifest, Some(task), &reading)?;
+    listing.report.strict()?;
+    let sites = assign(listing.entries.iter().map(|entry| &entry.case), task, spec)?;
     for site in 0..spec.sites {
         let folder = site_folder(out, site);
         fs::create_dir_all(&folder).map_err(write_error(&folder))?;
     }
     let mut placed = Vec::new();
-    for (case, path) in rows {
-        image_file::decode(&path)?;
-        let site = sites[&case.patient];
-        let target = site_folder(out, site).join(&case.id);
+    // Looked at once: a data set that is handed to sites must be sound.
+    folder::each(
+        listing.entries,
+        &reading,
+        |_, _| (),
+        |decoded| {
+            placed.push(decoded?.0);
+            Ok(())
+        },
+    )?;
+    // Frames and slices travel with their file.
+    placed.dedup_by(|next, first| next.file == first.file);
+    let copied = placed.into_iter().map(|entry| {
+        let site = sites[&entry.case.patient];
+        let file = entry.file.to_string();
+        let target = site_folder(out, site).join(&file);
         let folder = target.parent().unwrap_or(out);
         fs::create_dir_all(folder).map_err(write_error(folder))?;
-        fs::copy(&path, &target).map_err(write_error(&target))?;
-        placed.push(Placed { file: case.id.clone(), case, site });
-    }
-    Ok(placed)
+        fs::copy(&*entry.place.path, &target).map_err(write_error(&target))?;
+        Ok(Placed { file, case: entry.case, site })
+    });
+    copied.collect()
 }
 
 fn place_npz(

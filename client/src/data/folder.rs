@@ -1,210 +1,312 @@
-//! A folder of image files with a CSV manifest.
+//! A folder of image, DICOM and NIfTI files, with a CSV manifest or by what the files say.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
-use std::io::{Read, Take};
+use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-use csv::ByteRecord;
+use rayon::prelude::*;
 use tributary_shared::manifest::Task;
 
-use super::pixels::{Kept, PixelStore};
-use super::source::task_of;
-use super::{Case, DataError, Label, ManifestProblem, RowProblem, image_file};
+use super::labels::{Key, Labels, Row};
+use super::medium::{self, Contents, Facts, Kind, Opened, Part, Place};
+use super::pixels::Picture;
+use super::report::Report;
+use super::walk;
+use super::{Case, DataError, DicomProblem, Label, ManifestProblem, RowProblem};
+use crate::config::reading::Reading;
 
-/// Largest manifest read, bytes.
-const MANIFEST_BYTES_MAX: u64 = 256 << 20;
+/// Most cases of one file that one thread decodes at a time.
+const GROUP_MAX: usize = 256;
 
-pub(super) fn read(
+/// The cases of a folder before their pixels are decoded.
+pub(super) struct Listing {
+    pub(super) entries: Vec<Entry>,
+    pub(super) report: Report,
+}
+
+/// One case and where its picture is.
+pub(super) struct Entry {
+    pub(super) case: Case,
+    /// Its file, as the manifest writes it or relative to the folder.
+    pub(super) file: Arc<str>,
+    pub(super) place: Place,
+    pub(super) facts: Arc<Facts>,
+}
+
+/// Lists the cases. Without a task a manifest may be missing: then every picture is a case.
+pub(super) fn list(
     root: &Path,
     manifest: &Path,
     task: Option<&Task>,
-    mut kept: Kept,
-) -> Result<(Vec<Case>, PixelStore), DataError> {
-    let (cases, paths) = rows(root, manifest, task)?.into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
-    let keep = kept.fits(paths.len());
-    for path in &paths {
-        let picture = image_file::decode(path)?;
-        if keep {
-            kept.push(picture);
+    reading: &Reading,
+) -> Result<Listing, DataError> {
+    let path = root.join(manifest);
+    let real = || root.canonicalize().map_err(unreadable(root));
+    if task.is_none() && !path.exists() {
+        return walked(&real()?, reading, None);
+    }
+    let mut labels = Labels::open(&path, task.is_some())?;
+    let root = real()?;
+    let rows = labels.rows(task);
+    match labels.key {
+        Key::File => named(&root, &labels, rows, reading),
+        Key::Instance | Key::Study | Key::Patient => {
+            walked(&root, reading, Some(Keyed::new(&labels, rows)))
         }
     }
-    Ok((cases, if keep { kept.store() } else { PixelStore::Files(paths) }))
 }
 
-/// The manifest's rows with the files they name; no image is opened.
-pub(super) fn rows(
-    root: &Path,
-    manifest: &Path,
-    task: Option<&Task>,
-) -> Result<Vec<(Case, PathBuf)>, DataError> {
-    scan(root, manifest, task)?.into_iter().collect()
-}
-
-type Row = Result<(Case, PathBuf), DataError>;
-
-/// As [`rows`], each row for itself, so that all that is wrong can be told at once.
-pub(super) fn scan(
-    root: &Path,
-    manifest: &Path,
-    task: Option<&Task>,
-) -> Result<Vec<Row>, DataError> {
-    let mut file = ManifestFile::open(root, manifest)?;
-    let root = root.canonicalize().map_err(unreadable(root))?;
-    let columns = file.columns(task.is_some())?;
-    let mut seen = HashMap::new();
-    let shown = file.shown;
-    let row_error = |(line, problem)| DataError::Row { path: shown.clone(), line, problem };
-    let mut rows = Vec::new();
-    for record in file.reader.byte_records() {
-        let fallback = rows.len() as u64 + 2;
-        let row = record.map_err(|error| csv_error(&error, fallback)).and_then(|record| {
-            let line = record.position().map_or(fallback, csv::Position::line);
-            let row = columns.row(&record, &root, task).map_err(|problem| (line, problem))?;
-            match seen.insert(row.1.clone(), line) {
-                Some(first) => Err((line, RowProblem::Duplicate { file: row.0.id, first })),
-                None => Ok(row),
-            }
-        });
-        rows.push(row.map_err(row_error));
-    }
-    Ok(rows)
-}
-
-/// The classes that the manifest itself names, in alphabetical order.
-pub(super) fn infer_task(root: &Path, manifest: &Path) -> Result<Task, DataError> {
-    let mut file = ManifestFile::open(root, manifest)?;
-    let column = file.columns(true)?.label.unwrap_or_default();
-    let shown = file.shown;
-    let row_error = |(line, problem)| DataError::Row { path: shown.clone(), line, problem };
-    let mut texts = BTreeSet::new();
-    for (index, record) in file.reader.byte_records().enumerate() {
-        let line = index as u64 + 2;
-        let record = record.map_err(|error| row_error(csv_error(&error, line)))?;
-        let text = std::str::from_utf8(record.get(column).unwrap_or_default());
-        texts.insert(text.map_err(|_| row_error((line, RowProblem::NotUtf8)))?.to_owned());
-    }
-    let many = texts.iter().any(|text| text.contains(';') || text.is_empty());
-    let classes: BTreeSet<&str> = match many {
-        true => texts.iter().flat_map(|t| t.split(';').map(str::trim)).collect(),
-        false => texts.iter().map(String::as_str).collect(),
-    };
-    let classes = classes.into_iter().filter(|class| !class.is_empty()).map(str::to_owned);
-    Ok(task_of(classes.collect(), many))
-}
-
-fn unreadable(path: &Path) -> impl Fn(std::io::Error) -> DataError + use<> {
+pub(super) fn unreadable(path: &Path) -> impl Fn(std::io::Error) -> DataError + use<> {
     let path = path.display().to_string();
     move |source| DataError::Read { path: path.clone(), source }
 }
 
-/// An opened manifest.
-struct ManifestFile {
-    shown: String,
-    reader: csv::Reader<Take<File>>,
-}
-
-impl ManifestFile {
-    fn open(root: &Path, manifest: &Path) -> Result<Self, DataError> {
-        let path = root.join(manifest);
-        let shown = path.display().to_string();
-        let file = File::open(&path).map_err(unreadable(&path))?;
-        let bytes = file.metadata().map_err(unreadable(&path))?.len();
-        if bytes > MANIFEST_BYTES_MAX {
-            let problem = ManifestProblem::TooLarge { bytes, max: MANIFEST_BYTES_MAX };
-            return Err(DataError::Manifest { path: shown, problem });
+/// The rows that name files.
+fn named(
+    root: &Path,
+    labels: &Labels,
+    rows: Vec<Result<Row, DataError>>,
+    reading: &Reading,
+) -> Result<Listing, DataError> {
+    let look = |row: &Row| -> Result<(PathBuf, Kind, Contents), DataError> {
+        let path = inside(root, &row.key).map_err(|p| labels.row_error(row.line, p))?;
+        let kind = Kind::of(&path).map_err(unreadable(&path))?;
+        if row.patient.is_none() && kind != Kind::Dicom && labels.names_patients() {
+            let problem = RowProblem::EmptyField { column: "patient" };
+            return Err(labels.row_error(row.line, problem));
         }
-        // The csv crate drops the byte order mark that spreadsheets write.
-        let file = file.take(MANIFEST_BYTES_MAX);
-        let reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(file);
-        Ok(Self { shown, reader })
-    }
-
-    fn columns(&mut self, labelled: bool) -> Result<Columns, DataError> {
-        let path = || self.shown.clone();
-        let header = self.reader.byte_headers().map_err(|error| {
-            let (line, problem) = csv_error(&error, 1);
-            DataError::Row { path: path(), line, problem }
-        })?;
-        Columns::find(header, labelled)
-            .map_err(|problem| DataError::Manifest { path: path(), problem })
-    }
-}
-
-fn csv_error(error: &csv::Error, fallback: u64) -> (u64, RowProblem) {
-    let line = error.position().map_or(fallback, csv::Position::line);
-    let problem = if let csv::ErrorKind::UnequalLengths { expected_len, len, .. } = error.kind() {
-        RowProblem::Fields { expected: *expected_len, found: *len }
-    } else {
-        RowProblem::Csv { detail: error.to_string() }
+        let contents = medium::contents(&path, kind, reading)?;
+        Ok((path, kind, contents))
     };
-    (line, problem)
-}
-
-struct Columns {
-    file: usize,
-    patient: usize,
-    label: Option<usize>,
-}
-
-impl Columns {
-    /// Other columns may be there: sites keep age, scanner and the like in the same file.
-    fn find(header: &ByteRecord, labelled: bool) -> Result<Self, ManifestProblem> {
-        let find = |column: &'static str| {
-            let mut found = header.iter().enumerate().filter(|(_, c)| *c == column.as_bytes());
-            let first = found.next().ok_or(ManifestProblem::MissingColumn { column })?.0;
-            match found.next() {
-                Some(_) => Err(ManifestProblem::DuplicateColumn { column }),
-                None => Ok(first),
+    let found: Vec<_> = rows
+        .into_par_iter()
+        .map(|row| {
+            let row = row?;
+            let looked = look(&row)?;
+            Ok((row, looked))
+        })
+        .collect();
+    let mut listing = Listing { entries: Vec::new(), report: Report::default() };
+    let mut seen = HashMap::new();
+    for found in found {
+        let (row, (path, kind, contents)) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                listing.report.refuse(error);
+                continue;
             }
         };
-        let label = if labelled { Some(find("label")?) } else { None };
-        Ok(Self { file: find("file")?, patient: find("patient")?, label })
+        if row.patient.is_none() && kind != Kind::Dicom {
+            // Only a DICOM file itself says whom it shows.
+            let problem = ManifestProblem::MissingColumn { column: "patient" };
+            return Err(DataError::Manifest { path: labels.shown.clone(), problem });
+        }
+        if let Some(first) = seen.insert(path.clone(), row.line) {
+            let problem = RowProblem::Duplicate { file: row.key, first };
+            listing.report.refuse(labels.row_error(row.line, problem));
+            continue;
+        }
+        listing.add(path, &row.key, row.patient, &row.label, contents);
+    }
+    Ok(listing)
+}
+
+/// Rows that name no file but what a DICOM header says.
+struct Keyed<'a> {
+    labels: &'a Labels,
+    rows: HashMap<String, (Row, bool)>,
+    refused: Vec<DataError>,
+}
+
+impl<'a> Keyed<'a> {
+    fn new(labels: &'a Labels, rows: Vec<Result<Row, DataError>>) -> Self {
+        let mut keyed = Self { labels, rows: HashMap::new(), refused: Vec::new() };
+        for row in rows {
+            match row {
+                Ok(row) => match keyed.rows.get(&row.key) {
+                    Some((first, _)) => {
+                        let (line, first) = (row.line, first.line);
+                        let problem = RowProblem::Duplicate { file: row.key, first };
+                        keyed.refused.push(labels.row_error(line, problem));
+                    }
+                    None => {
+                        keyed.rows.insert(row.key.clone(), (row, false));
+                    }
+                },
+                Err(error) => keyed.refused.push(error),
+            }
+        }
+        keyed
     }
 
-    fn row(
-        &self,
-        record: &ByteRecord,
-        root: &Path,
-        task: Option<&Task>,
-    ) -> Result<(Case, PathBuf), RowProblem> {
-        let field = |index: usize| {
-            let bytes = record.get(index).unwrap_or_default();
-            std::str::from_utf8(bytes).map_err(|_| RowProblem::NotUtf8)
+    fn take(&mut self, header: &super::dicom::Header) -> Option<&Row> {
+        let key = match self.labels.key {
+            Key::File => return None,
+            Key::Instance => &header.instance,
+            Key::Study => &header.study,
+            Key::Patient => &header.patient,
         };
-        let needed = |index: usize, column| match field(index)? {
-            "" => Err(RowProblem::EmptyField { column }),
-            text => Ok(text),
-        };
-        let file = needed(self.file, "file")?;
-        let patient = needed(self.patient, "patient")?;
-        let label = match (task, self.label) {
-            (Some(task), Some(index)) => label(field(index)?, task)?,
-            (Some(_), None) | (None, _) => Label::Unlabelled,
-        };
-        let path = inside(root, file)?;
-        Ok((Case { id: file.to_owned(), patient: patient.to_owned(), label }, path))
+        self.rows.get_mut(key).map(|(row, used)| {
+            *used = true;
+            &*row
+        })
+    }
+
+    fn finish(self, report: &mut Report) {
+        for error in self.refused {
+            report.refuse(error);
+        }
+        let mut unused: Vec<_> =
+            self.rows.into_values().filter(|(_, used)| !used).map(|(row, _)| row).collect();
+        unused.sort_by_key(|row| row.line);
+        for row in unused {
+            let problem = RowProblem::NoSuchKey { key: row.key };
+            report.refuse(self.labels.row_error(row.line, problem));
+        }
     }
 }
 
-fn label(text: &str, task: &Task) -> Result<Label, RowProblem> {
-    let classes = task.classes();
-    let index = |label: &str| {
-        classes.iter().position(|class| class == label).ok_or_else(|| RowProblem::UnknownLabel {
-            label: label.to_owned(),
-            classes: classes.join(", "),
-        })
+/// Every picture under the folder, labelled by `keyed` where that is given.
+fn walked(
+    root: &Path,
+    reading: &Reading,
+    mut keyed: Option<Keyed<'_>>,
+) -> Result<Listing, DataError> {
+    let mut listing = Listing { entries: Vec::new(), report: Report::default() };
+    let files = walk::files(root, &mut listing.report)?;
+    let look = |path: &PathBuf| -> Result<Option<Contents>, DataError> {
+        let kind = Kind::of(path).map_err(unreadable(path))?;
+        if !kind.is_picture(path).map_err(unreadable(path))? {
+            return Ok(None);
+        }
+        medium::contents(path, kind, reading).map(Some)
     };
-    if !matches!(task, Task::MultiLabel { .. }) {
-        return index(text).map(Label::Class);
-    }
-    let mut marks = vec![false; classes.len()];
-    for label in text.split(';').map(str::trim).filter(|label| !label.is_empty()) {
-        if std::mem::replace(&mut marks[index(label)?], true) {
-            return Err(RowProblem::RepeatedLabel { label: label.to_owned() });
+    let found: Vec<_> = files.par_iter().map(look).collect();
+    for (path, found) in files.into_iter().zip(found) {
+        let contents = match found {
+            Ok(Some(contents)) => contents,
+            Ok(None) => {
+                listing.report.pass_over("not a picture");
+                continue;
+            }
+            Err(DataError::Dicom { problem: DicomProblem::NoPicture, .. }) => {
+                listing.report.pass_over("DICOM without a picture (reports, plans, curves)");
+                continue;
+            }
+            Err(error) => {
+                listing.report.refuse(error);
+                continue;
+            }
+        };
+        let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+        let Some(keyed) = &mut keyed else {
+            listing.add(path, &name, None, &Label::Unlabelled, contents);
+            continue;
+        };
+        let row = contents.header.as_ref().and_then(|header| keyed.take(header));
+        match row {
+            Some(row) => {
+                let (patient, label) = (row.patient.clone(), row.label.clone());
+                listing.add(path, &name, patient, &label, contents);
+            }
+            None => listing.report.pass_over("no row of the manifest is about it"),
         }
     }
-    Ok(Label::Many(marks))
+    if let Some(keyed) = keyed {
+        keyed.finish(&mut listing.report);
+    }
+    Ok(listing)
+}
+
+impl Listing {
+    fn add(
+        &mut self,
+        path: PathBuf,
+        name: &str,
+        patient: Option<String>,
+        label: &Label,
+        contents: Contents,
+    ) {
+        let patient = patient.unwrap_or_else(|| match contents.header {
+            Some(header) => {
+                if header.by_study {
+                    self.report.note("files without a PatientID, grouped by StudyInstanceUID");
+                }
+                header.patient
+            }
+            None => {
+                self.report.note("files that nothing names a patient for, each its own patient");
+                name.to_owned()
+            }
+        });
+        let (path, file, facts): (_, Arc<str>, _) =
+            (Arc::new(path), name.into(), Arc::new(contents.facts));
+        let several = contents.parts.len() > 1;
+        for part in contents.parts {
+            let id = match part {
+                Part::Frame(at) | Part::Slice(at) if several => format!("{name}#{at}"),
+                Part::Whole | Part::Frame(_) | Part::Slice(_) => name.to_owned(),
+            };
+            self.entries.push(Entry {
+                case: Case { id, patient: patient.clone(), label: label.clone() },
+                file: Arc::clone(&file),
+                place: Place { path: Arc::clone(&path), part },
+                facts: Arc::clone(&facts),
+            });
+        }
+    }
+}
+
+/// Decodes every entry's picture on all threads, hands it to `look` there, and what that makes of
+/// it to `take`, in the order of the entries. A file that cannot be opened is one error, whatever
+/// the number of its cases. Memory: what `look` returns for a few files a thread.
+pub(super) fn each<T: Send>(
+    entries: Vec<Entry>,
+    reading: &Reading,
+    look: impl Fn(&Entry, Picture) -> T + Sync,
+    mut take: impl FnMut(Result<(Entry, T), DataError>) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let at_once = 2 * rayon::current_num_threads();
+    let mut entries = entries.into_iter().peekable();
+    loop {
+        let mut groups: Vec<Vec<Entry>> = Vec::new();
+        while groups.len() < at_once {
+            let Some(first) = entries.next() else { break };
+            let mut group = vec![first];
+            while group.len() < GROUP_MAX
+                && let Some(next) = entries.next_if(|e| e.place.path == group[0].place.path)
+            {
+                group.push(next);
+            }
+            groups.push(group);
+        }
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let decoded: Vec<Vec<_>> =
+            groups.into_par_iter().map(|group| decode_group(group, reading, &look)).collect();
+        for result in decoded.into_iter().flatten() {
+            take(result)?;
+        }
+    }
+}
+
+fn decode_group<T>(
+    group: Vec<Entry>,
+    reading: &Reading,
+    look: &impl Fn(&Entry, Picture) -> T,
+) -> Vec<Result<(Entry, T), DataError>> {
+    let Place { path, part } = group[0].place.clone();
+    let opened = match Opened::open(&path, part, reading) {
+        Ok(opened) => opened,
+        Err(error) => return vec![Err(error)],
+    };
+    let decode = |entry: Entry| {
+        let picture = opened.picture(&path, entry.place.part, reading)?;
+        let seen = look(&entry, picture);
+        Ok((entry, seen))
+    };
+    group.into_iter().map(decode).collect()
 }
 
 /// The file's real path, which lies under `root` (a real path too).

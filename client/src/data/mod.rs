@@ -2,27 +2,44 @@
 //!
 //! A [`Dataset`] is neither `Serialize` nor `Debug`: nothing can print or send pixels by
 //! accident. Everything is decoded and checked when it is opened, so that a bad file is one line
-//! at the start and not a surprise in the middle of a round.
+//! of the [`Report`] at the start and not a surprise in the middle of a round.
 
 pub mod census;
+mod contract;
+mod dicom;
 pub mod divide;
 mod folder;
 mod image_file;
+mod labels;
+mod medium;
 mod npz;
 mod pixels;
 mod problem;
+
+mod report;
 mod source;
 mod split;
 pub mod staging;
 pub mod synth;
+mod volume;
+mod walk;
+mod window;
 
+pub use contract::Profile;
+pub use dicom::DicomProblem;
 pub use problem::{DataError, ImageProblem, ManifestProblem, NpzProblem, RowProblem};
+
+pub use report::Report;
 pub use source::{DataSource, task_of};
 pub use split::Split;
+pub use volume::VolumeProblem;
 
+use tributary_shared::dataset::DataContract;
 use tributary_shared::manifest::Task;
 
-use self::pixels::{Kept, PixelStore};
+use self::medium::Facts;
+use self::pixels::{Files, Kept, PixelStore};
+use crate::config::reading::Reading;
 
 /// Resized pixels that one dataset keeps in memory, bytes; above it, images in a folder are
 /// decoded again each time they are asked for.
@@ -86,38 +103,124 @@ pub struct Dataset {
     cases: Vec<Case>,
     // One store a source, with the index of its first case.
     stores: Vec<(usize, PixelStore)>,
+    profile: Profile,
+    report: Report,
 }
 
 impl Dataset {
-    /// Reads and checks every image and label of `source`.
+    /// Reads and checks every image and label of `source`, files read in the usual way.
     pub fn open(source: &DataSource, task: &Task, input: &InputSpec) -> Result<Self, DataError> {
+        Self::open_as(source, task, input, &Reading::default())
+    }
+
+    /// Reads and checks every image and label of `source`. What cannot be read is refused, counted
+    /// and named in [`Self::report`]; an error when more is refused than `reading` allows.
+    pub fn open_as(
+        source: &DataSource,
+        task: &Task,
+        input: &InputSpec,
+        reading: &Reading,
+    ) -> Result<Self, DataError> {
         if let Task::Rehearsal { .. } = task {
             return Err(DataError::Rehearsal);
         }
-        Self::open_keeping(source, Some(task), input, KEPT_BYTES_MAX)
+        Self::open_keeping(source, Some(task), input, reading, KEPT_BYTES_MAX)
     }
 
     /// Reads and checks every image of `source` and no label, for pretraining.
     pub fn open_unlabelled(source: &DataSource, input: &InputSpec) -> Result<Self, DataError> {
-        Self::open_keeping(source, None, input, KEPT_BYTES_MAX)
+        Self::open_unlabelled_as(source, input, &Reading::default())
+    }
+
+    /// As [`Self::open_unlabelled`], with the site's choices of how files become pictures.
+    pub fn open_unlabelled_as(
+        source: &DataSource,
+        input: &InputSpec,
+        reading: &Reading,
+    ) -> Result<Self, DataError> {
+        Self::open_keeping(source, None, input, reading, KEPT_BYTES_MAX)
     }
 
     fn open_keeping(
         source: &DataSource,
         task: Option<&Task>,
         input: &InputSpec,
+        reading: &Reading,
         kept_bytes_max: u64,
     ) -> Result<Self, DataError> {
         input.check()?;
         let kept = Kept::new(input, kept_bytes_max);
-        let (cases, store) = match source {
-            DataSource::Npz(path) => npz::read(path, task, kept)?,
-            DataSource::Folder { root, manifest } => folder::read(root, manifest, task, kept)?,
+        let dataset = match source {
+            DataSource::Npz(path) => {
+                let (cases, store, colour) = npz::read(path, task, kept)?;
+                let mut profile = Profile::default();
+                let facts = Facts {
+                    modality: reading.modality.clone(),
+                    spacing_mm: reading.spacing_mm,
+                    ..Facts::default()
+                };
+                cases.iter().for_each(|_| profile.count(&facts, colour));
+                let (input, report) = (input.clone(), Report::default());
+                Self { input, cases, stores: vec![(0, store)], profile, report }
+            }
+            DataSource::Folder { root, manifest } => {
+                Self::of_listing(folder::list(root, manifest, task, reading)?, kept, reading)?
+            }
         };
-        if cases.is_empty() {
+        dataset.report.check(dataset.len(), reading.refused_share_max)?;
+        if dataset.cases.is_empty() {
             return Err(DataError::Empty { path: source.path().display().to_string() });
         }
-        Ok(Self { input: input.clone(), cases, stores: vec![(0, store)] })
+        Ok(dataset)
+    }
+
+    fn of_listing(
+        listing: folder::Listing,
+        mut kept: Kept,
+        reading: &Reading,
+    ) -> Result<Self, DataError> {
+        let keep = kept.fits(listing.entries.len());
+        let input = kept.input.clone();
+        let (mut cases, mut places) = (Vec::new(), Vec::new());
+        let (mut profile, mut report) = (Profile::default(), listing.report);
+        let fit = |_: &folder::Entry, picture: pixels::Picture| {
+            (picture.is_colour(), keep.then(|| picture.fit(&input)))
+        };
+        folder::each(listing.entries, reading, fit, |decoded| {
+            match decoded {
+                Ok((entry, (colour, fitted))) => {
+                    profile.count(&entry.facts, colour);
+                    cases.push(entry.case);
+                    match fitted {
+                        Some(fitted) => kept.push(&fitted),
+                        None => places.push(entry.place),
+                    }
+                }
+                Err(error) => report.refuse(error),
+            }
+            Ok(())
+        })?;
+        let store = match keep {
+            true => kept.store(),
+            false => PixelStore::Files(Files::new(places, reading.clone())),
+        };
+        Ok(Self { input, cases, stores: vec![(0, store)], profile, report })
+    }
+
+    /// What was not read, and why.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// What the pictures are like.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// An error that names every demand of `contract` that these images do not meet.
+    pub fn check_contract(&self, contract: &DataContract, task: &Task) -> Result<(), DataError> {
+        let broken = self.profile.against(contract, task, &self.cases);
+        if broken.is_empty() { Ok(()) } else { Err(DataError::Contract { broken }) }
     }
 
     /// The cases of all `datasets` one after another, as if one site held them. Patients keep
@@ -131,6 +234,8 @@ impl Dataset {
             }
             let offset = all.cases.len();
             all.cases.extend(other.cases);
+            all.profile.add(other.profile);
+            all.report.add(other.report);
             all.stores.extend(other.stores.into_iter().map(|(first, s)| (offset + first, s)));
         }
         Ok(all)
@@ -190,7 +295,8 @@ mod tests {
         let input = InputSpec { image_size: 4, channels: 3, mean: vec![0.1; 3], std: vec![0.3; 3] };
         let source = DataSource::detect(folder.path()).expect("a folder");
         let pixels = |kept_bytes_max| {
-            let opened = Dataset::open_keeping(&source, None, &input, kept_bytes_max);
+            let opened =
+                Dataset::open_keeping(&source, None, &input, &Reading::default(), kept_bytes_max);
             let mut out = vec![0.0; 48];
             opened.expect("opens").pixels(0, &mut out).expect("decodes");
             out
@@ -200,7 +306,8 @@ mod tests {
         let npz = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data/plain.npz");
         let task = Task::MultiClass { classes: ["a", "b", "c"].map(str::to_owned).to_vec() };
         let npz = DataSource::Npz(npz.into());
-        let opened = Dataset::open_keeping(&npz, Some(&task), &input, 9 * 48 - 1);
+        let opened =
+            Dataset::open_keeping(&npz, Some(&task), &input, &Reading::default(), 9 * 48 - 1);
         assert_eq!(
             opened.err().map(|error| error.to_string()).as_deref(),
             Some("432 bytes of resized images; at most 431 are kept of an npz, so save a folder")

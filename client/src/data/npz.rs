@@ -30,10 +30,11 @@ type Archive = ZipArchive<BufReader<File>>;
 pub(super) fn read(
     path: &Path,
     task: Option<&Task>,
-    mut kept: Kept,
-) -> Result<(Vec<Case>, PixelStore), DataError> {
+    kept: Kept,
+) -> Result<(Vec<Case>, PixelStore, bool), DataError> {
+    let mut kept = Colours { kept, colour: false };
     let cases = read_each(path, task, &mut kept)?;
-    Ok((cases, kept.store()))
+    Ok((cases, kept.kept.store(), kept.colour))
 }
 
 /// Hands every image to `sink`, in the order of the cases returned.
@@ -152,14 +153,22 @@ pub(super) trait Sink {
     fn take(&mut self, picture: Picture) -> Result<(), DataError>;
 }
 
-impl Sink for Kept {
+/// Keeps the images and hears whether they are in colour.
+struct Colours {
+    kept: Kept,
+    colour: bool,
+}
+
+impl Sink for Colours {
     fn expect(&mut self, images: usize) -> Result<(), DataError> {
-        let (bytes, max) = (self.bytes_of(images), self.bytes_max);
+        let (bytes, max) = (self.kept.bytes_of(images), self.kept.bytes_max);
         if bytes > max { Err(DataError::TooLargeToKeep { bytes, max }) } else { Ok(()) }
     }
 
     fn take(&mut self, picture: Picture) -> Result<(), DataError> {
-        self.push(picture);
+        self.colour |= picture.is_colour();
+        let fitted = picture.fit(&self.kept.input);
+        self.kept.push(&fitted);
         Ok(())
     }
 }

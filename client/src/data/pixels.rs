@@ -1,11 +1,13 @@
 //! Decoded pixels to the backbone's input: colour, size, normalisation.
 
-use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use image::imageops::{self, FilterType};
 use image::{DynamicImage, GrayImage, RgbImage};
 
-use super::{DataError, InputSpec, image_file};
+use super::medium::{Opened, Part, Place};
+use super::{DataError, InputSpec};
+use crate::config::reading::Reading;
 
 /// An 8-bit picture as decoded.
 pub(super) enum Picture {
@@ -19,6 +21,10 @@ impl Picture {
             Self::Grey(grey) => grey.dimensions(),
             Self::Rgb(rgb) => rgb.dimensions(),
         }
+    }
+
+    pub(super) fn is_colour(&self) -> bool {
+        matches!(self, Self::Rgb(_))
     }
 
     /// Colours as the backbone asks (grey is repeated, RGB becomes Rec. 709 luma), stretched to
@@ -91,8 +97,8 @@ impl Kept {
         self.bytes_of(images) <= self.bytes_max
     }
 
-    pub(super) fn push(&mut self, picture: Picture) {
-        self.bytes.extend_from_slice(&picture.fit(&self.input));
+    pub(super) fn push(&mut self, fitted: &[u8]) {
+        self.bytes.extend_from_slice(fitted);
     }
 
     pub(super) fn store(self) -> PixelStore {
@@ -105,7 +111,42 @@ pub(super) enum PixelStore {
     /// One fitted image after another.
     Kept(Vec<u8>),
     /// Too large to keep: decoded again each time.
-    Files(Vec<PathBuf>),
+    Files(Files),
+}
+
+/// Cases that are decoded when they are asked for.
+pub(super) struct Files {
+    places: Vec<Place>,
+    reading: Reading,
+    /// The volume or multi-frame file read last: its other slices are likely to follow.
+    last: Mutex<Option<(Place, Arc<Opened>)>>,
+}
+
+impl Files {
+    pub(super) fn new(places: Vec<Place>, reading: Reading) -> Self {
+        Self { places, reading, last: Mutex::new(None) }
+    }
+
+    fn fitted(&self, index: usize, input: &InputSpec) -> Result<Vec<u8>, DataError> {
+        let place = &self.places[index];
+        let opened = self.opened(place)?;
+        Ok(opened.picture(&place.path, place.part, &self.reading)?.fit(input))
+    }
+
+    fn opened(&self, place: &Place) -> Result<Arc<Opened>, DataError> {
+        if place.part == Part::Whole {
+            return Ok(Arc::new(Opened::Image));
+        }
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, opened)) = &*last()
+            && known.path == place.path
+        {
+            return Ok(Arc::clone(opened));
+        }
+        let opened = Arc::new(Opened::open(&place.path, place.part, &self.reading)?);
+        *last() = Some((place.clone(), Arc::clone(&opened)));
+        Ok(opened)
+    }
 }
 
 impl PixelStore {
@@ -120,7 +161,7 @@ impl PixelStore {
                 let size = input.numbers();
                 take(&bytes[index * size..][..size]);
             }
-            Self::Files(paths) => take(&image_file::decode(&paths[index])?.fit(input)),
+            Self::Files(files) => take(&files.fitted(index, input)?),
         }
         Ok(())
     }

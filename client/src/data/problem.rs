@@ -2,6 +2,9 @@
 
 use tributary_shared::outcome::{Failure, chain};
 
+use super::dicom::DicomProblem;
+use super::volume::VolumeProblem;
+
 /// Why a data source was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -58,6 +61,51 @@ pub enum DataError {
         line: u64,
         /// What is wrong with it.
         problem: RowProblem,
+    },
+    /// A DICOM file.
+    #[error("{path}: {problem}")]
+    Dicom {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: DicomProblem,
+    },
+    /// A NIfTI file.
+    #[error("{path}: {problem}")]
+    Volume {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: VolumeProblem,
+    },
+    /// More refusals than the site allows.
+    #[error(
+        "{refused} of {all} images refused, more than data.reading.refused_share_max = {share_max} \
+         allows; the first: {first}"
+    )]
+    TooManyRefused {
+        /// Refusals.
+        refused: usize,
+        /// Refusals and cases.
+        all: usize,
+        /// The bound.
+        share_max: f64,
+        /// The first refusal.
+        first: String,
+    },
+    /// A folder too large to walk.
+    #[error("{path} holds more than {max} files; name the ones to read in a manifest")]
+    TooManyFiles {
+        /// The folder.
+        path: String,
+        /// The bound.
+        max: usize,
+    },
+    /// The run's dataset contract does not hold.
+    #[error("the images are not what the run's [data] demands: {}", broken.join("; "))]
+    Contract {
+        /// Each demand that is not met, without paths or patients.
+        broken: Vec<String>,
     },
     /// An npz file.
     #[error("{path}: {problem}")]
@@ -236,6 +284,12 @@ pub enum RowProblem {
         /// Where it came first.
         first: u64,
     },
+    /// Nothing in the folder bears the row's id.
+    #[error("no DICOM file in the folder bears `{key}`")]
+    NoSuchKey {
+        /// The id.
+        key: String,
+    },
     /// No such file.
     #[error("`{file}` does not exist in the folder")]
     MissingFile {
@@ -377,6 +431,11 @@ impl DataError {
             Self::Image { .. } => "bad_image",
             Self::Manifest { .. } => "bad_labels",
             Self::Row { .. } => "bad_row",
+            Self::Dicom { .. } => "bad_dicom",
+            Self::Volume { .. } => "bad_volume",
+            Self::TooManyRefused { .. } => "too_many_refused",
+            Self::TooManyFiles { .. } => "too_many_files",
+            Self::Contract { .. } => "contract",
             Self::Npz { .. } => "bad_npz",
             Self::Rehearsal | Self::Input | Self::InputsDiffer | Self::NothingToConcat => "bad_use",
             Self::TooLargeToKeep { .. } => "too_large",

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use tributary_shared::manifest::Task;
 
-use super::{DataError, folder, npz};
+use super::labels::Labels;
+use super::{DataError, npz};
 
 /// The manifest's name in a folder when none is given.
 pub(super) const MANIFEST_NAME: &str = "labels.csv";
@@ -16,8 +17,10 @@ pub enum DataSource {
     /// `[N,H,W,3]`, `{..}_labels` `[N,1]` or `[N,L]`, optionally `{..}_patients` `[N]`. All
     /// splits that are present are pooled; class i is label i.
     Npz(PathBuf),
-    /// A folder of PNG, JPEG or TIFF files with a CSV manifest: columns `file`, `patient`,
-    /// `label` (several labels separated by `;`).
+    /// A folder of PNG, JPEG, TIFF, DICOM or NIfTI files with a CSV manifest: columns `file`,
+    /// `patient`, `label` (several labels separated by `;`); DICOM also by `SOPInstanceUID`,
+    /// `StudyInstanceUID` or `PatientID` instead of `file`. Without labels, a folder without a
+    /// manifest is read whole.
     Folder {
         /// No file outside it is ever read.
         root: PathBuf,
@@ -55,7 +58,7 @@ impl DataSource {
     pub fn infer_task(&self) -> Result<Task, DataError> {
         match self {
             Self::Npz(path) => npz::infer_task(path),
-            Self::Folder { root, manifest } => folder::infer_task(root, manifest),
+            Self::Folder { root, manifest } => Labels::infer_task(&root.join(manifest)),
         }
     }
 

@@ -85,8 +85,19 @@ impl Work {
             std: asked.std.clone(),
         };
         let dataset = source(place)
-            .and_then(|source| Dataset::open(&source, &manifest.task, &input))
+            .and_then(|source| {
+                let reading = place.reading.clone().under(manifest.data.as_ref());
+                Dataset::open_as(&source, &manifest.task, &input, &reading)
+            })
+            .and_then(|dataset| {
+                let contract = manifest.data.as_ref();
+                contract.map_or(Ok(()), |c| dataset.check_contract(c, &manifest.task))?;
+                Ok(dataset)
+            })
             .map_err(|e| data_trouble(&e))?;
+        for line in dataset.report().lines() {
+            tracing::warn!("not trained on: {line}");
+        }
         let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
         let split = dataset.split(holdout);
         let compute = compute(config.device.kind);
@@ -335,7 +346,12 @@ fn base_unfinished(error: &FetchError) -> Unfinished {
 }
 
 fn data_trouble(error: &DataError) -> Trouble {
-    let told = format!("the local data do not fit the run ({})", error.code());
+    // The contract speaks of counts and declared names alone; everything else may name a file.
+    let told = if let DataError::Contract { .. } = error {
+        error.to_string()
+    } else {
+        format!("the local data do not fit the run ({})", error.code())
+    };
     Trouble::new(told, chain(error))
 }
 

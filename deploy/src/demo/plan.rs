@@ -103,6 +103,7 @@ fn manifest(
             holdout: 0.6,
             seed: options.seed,
         }),
+        data: None,
         rounds: Rounds {
             count: options.rounds,
             round_deadline_s: 3600,

@@ -221,7 +221,7 @@ fn data(config: &SiteConfig) -> Found {
     // The smallest input: what matters is that every image decodes.
     let input = InputSpec { image_size: 8, channels: 3, mean: vec![0.0; 3], std: vec![1.0; 3] };
     let dataset = source(place)
-        .and_then(|source| Dataset::open_unlabelled(&source, &input))
+        .and_then(|source| Dataset::open_unlabelled_as(&source, &input, &place.reading))
         .map_err(|e| {
             Failure::invalid("data", chain(&e))
                 .hint("`tributary-client data inspect` lists everything that would be refused")
@@ -229,7 +229,11 @@ fn data(config: &SiteConfig) -> Found {
     let patients: std::collections::BTreeSet<_> =
         dataset.cases().iter().map(|case| &case.patient).collect();
     let (path, cases) = (place.path.display(), dataset.len());
-    Ok(format!("{path} holds {cases} images of {} patients", patients.len()))
+    let refused = match dataset.report().refused() {
+        0 => String::new(),
+        refused => format!(", {refused} refused (see `data inspect`)"),
+    };
+    Ok(format!("{path} holds {cases} images of {} patients{refused}", patients.len()))
 }
 
 #[cfg(test)]

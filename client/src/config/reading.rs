@@ -1,0 +1,98 @@
+//! How files become pictures: the site's choices, `[data.reading]` of `site.toml`.
+
+use serde::Deserialize;
+use tributary_shared::dataset::{DataContract, Plane, Window};
+
+/// How files become pictures. Image files have no choices; DICOM, NIfTI and slides do.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Reading {
+    /// Share of the images that may be refused; above it the whole source is.
+    pub refused_share_max: f64,
+    /// How stored values become grey levels.
+    pub window: Window,
+    /// Which frames of a multi-frame DICOM file are cases.
+    pub frames: Frames,
+    /// Which slices of a volume are cases.
+    pub slices: Slices,
+    /// DICOM modality code of files that name none.
+    pub modality: Option<String>,
+    /// Distance of neighbouring pixels in files that name none, millimetres.
+    pub spacing_mm: Option<f64>,
+}
+
+/// Which frames of a multi-frame DICOM file are cases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Frames {
+    /// Each one, all with the label of the file.
+    #[default]
+    All,
+    /// The one in the middle.
+    Middle,
+}
+
+/// Which slices of a volume are cases.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Slices {
+    /// How they lie in the patient.
+    pub plane: Plane,
+    /// Each one, or the one in the middle.
+    pub take: Frames,
+    /// Distance between two that are taken, millimetres; every slice when absent. Neighbours of a
+    /// 2.5D picture are as far away.
+    pub every_mm: Option<f64>,
+    /// 1: grey pictures. 3: 2.5D, the slice before, the slice itself and the slice after it as the
+    /// three channels; at either end the slice itself stands in.
+    pub depth: u32,
+}
+
+impl Default for Slices {
+    fn default() -> Self {
+        Self { plane: Plane::Axial, take: Frames::All, every_mm: None, depth: 1 }
+    }
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self {
+            refused_share_max: 0.05,
+            window: Window::File,
+            frames: Frames::All,
+            slices: Slices::default(),
+            modality: None,
+            spacing_mm: None,
+        }
+    }
+}
+
+impl Reading {
+    /// With what a run's contract decides for the site.
+    pub fn under(mut self, contract: Option<&DataContract>) -> Self {
+        if let Some(window) = contract.and_then(|contract| contract.window) {
+            self.window = window;
+        }
+        self
+    }
+
+    /// The first key that makes no sense, with the mend.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if !(0.0..=1.0).contains(&self.refused_share_max) {
+            let mend = format!("{} is not between 0 and 1", self.refused_share_max);
+            return Err(("data.reading.refused_share_max", mend));
+        }
+        if !matches!(self.slices.depth, 1 | 3) {
+            let mend = format!("{} is neither 1 nor 3", self.slices.depth);
+            return Err(("data.reading.slices.depth", mend));
+        }
+        let length = |mm: Option<f64>| mm.is_none_or(|mm| mm.is_finite() && mm > 0.0);
+        if !length(self.slices.every_mm) {
+            return Err(("data.reading.slices.every_mm", "write a length above 0".to_owned()));
+        }
+        if !length(self.spacing_mm) {
+            return Err(("data.reading.spacing_mm", "write a length above 0".to_owned()));
+        }
+        self.window.check().map_err(|mend| ("data.reading.window", mend))
+    }
+}

@@ -1,0 +1,173 @@
+//! Against pydicom: `tests/python/dicom_golden.py` writes what it makes of its own files.
+
+use std::path::PathBuf;
+
+use dicom_object::OpenFileOptions;
+
+use super::*;
+use crate::config::reading::Reading;
+use crate::data::medium::{self, Kind, Opened, Part};
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/dicom")).join(name)
+}
+
+fn golden() -> serde_json::Map<String, serde_json::Value> {
+    let text = std::fs::read(fixture("golden.json")).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+fn level(picture: &Picture, x: u32, y: u32) -> Vec<f64> {
+    match picture {
+        Picture::Grey(grey) => grey.get_pixel(x, y).0.iter().map(|l| f64::from(*l)).collect(),
+        Picture::Rgb(rgb) => rgb.get_pixel(x, y).0.iter().map(|l| f64::from(*l)).collect(),
+    }
+}
+
+fn mean(picture: &Picture) -> f64 {
+    let levels = match picture {
+        Picture::Grey(grey) => grey.as_raw(),
+        Picture::Rgb(rgb) => rgb.as_raw(),
+    };
+    levels.iter().map(|level| f64::from(*level)).sum::<f64>() / levels.len() as f64
+}
+
+#[test]
+fn pictures_are_pydicoms() {
+    let golden = golden();
+    assert!(golden.len() >= 14, "{}", golden.len());
+    for (name, expected) in golden {
+        let header = header(&fixture(&name)).unwrap();
+        assert_eq!(u64::from(header.frames), expected["frames"].as_u64().unwrap(), "{name}");
+        let picture = Object::open(&fixture(&name)).unwrap().frame(0, Window::File).unwrap();
+        let (width, height) = picture.dimensions();
+        assert_eq!(u64::from(width), expected["width"].as_u64().unwrap(), "{name}");
+        assert_eq!(u64::from(height), expected["height"].as_u64().unwrap(), "{name}");
+        assert_eq!(picture.is_colour(), expected["colour"].as_bool().unwrap(), "{name}");
+        // Two JPEG decoders may differ by a level or two; everything else rounds.
+        let tolerance: f64 =
+            if name.contains("jpeg_dcmtk") || name.contains("eb+cr") { 4.0 } else { 0.6 };
+        let difference = (mean(&picture) - expected["mean_level"].as_f64().unwrap()).abs();
+        assert!(difference < tolerance.min(1.0), "{name}: mean differs by {difference}");
+        for pixel in expected["pixels"].as_array().unwrap() {
+            let at = |key: &str| u32::try_from(pixel[key].as_u64().unwrap()).unwrap();
+            let found = level(&picture, at("x"), at("y"));
+            let levels = pixel["level"].as_array().unwrap();
+            assert_eq!(found.len(), levels.len(), "{name}");
+            for (found, expected) in found.iter().zip(levels) {
+                let difference = (found - expected.as_f64().unwrap()).abs();
+                assert!(difference <= tolerance, "{name} {pixel}: {found}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rescaled_values_are_pydicoms() {
+    let mut compared = 0;
+    for (name, expected) in golden() {
+        let Some(expected) = expected.get("values") else { continue };
+        let object = OpenFileOptions::new().open_file(fixture(&name)).unwrap();
+        let decoded = object.decode_pixel_data_frame(0).unwrap();
+        let values = grey::modality_values(&object, &decoded, 0).unwrap();
+        let found = [
+            f64::from(values.iter().copied().fold(f32::INFINITY, f32::min)),
+            f64::from(values.iter().copied().fold(f32::NEG_INFINITY, f32::max)),
+            values.iter().map(|value| f64::from(*value)).sum::<f64>() / values.len() as f64,
+        ];
+        for (key, found) in ["min", "max", "mean"].into_iter().zip(found) {
+            let expected = expected[key].as_f64().unwrap();
+            assert!((found - expected).abs() < 1e-4 * expected.abs().max(1.0), "{name} {key}");
+        }
+        compared += 1;
+    }
+    assert!(compared >= 8, "{compared}");
+}
+
+#[test]
+fn a_given_window_cuts_hounsfield_units() {
+    let object = Object::open(&fixture("CT_small.dcm")).unwrap();
+    let window = |centre, width| object.frame(0, Window::Given { centre, width }).unwrap();
+    // Values run from -896 to 1167: all below, all above, and split in between.
+    assert_eq!(mean(&window(3000.0, 100.0)), 0.0);
+    assert_eq!(mean(&window(-3000.0, 100.0)), 255.0);
+    let split = mean(&window(0.0, 1.0));
+    assert!(split > 20.0 && split < 235.0, "{split}");
+    let all = object.frame(0, Window::Percentile { low: 0.0, high: 100.0 }).unwrap();
+    assert_eq!(mean(&all), mean(&object.frame(0, Window::MinMax).unwrap()));
+}
+
+#[test]
+fn the_header_tells_modality_plane_and_spacing() {
+    let header = header(&fixture("CT_small.dcm")).unwrap();
+    assert_eq!(header.facts.modality.as_deref(), Some("CT"));
+    assert_eq!(header.facts.plane, Some(Plane::Axial));
+    // python: pydicom.dcmread("CT_small.dcm").PixelSpacing -> ['0.661468', '0.661468']
+    assert_eq!(header.facts.spacing_mm, Some(0.661468));
+    assert_eq!((header.patient.as_str(), header.by_study), ("1CT1", false));
+}
+
+#[test]
+fn a_patient_without_an_id_is_known_by_the_study_and_monochrome1_is_turned() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.dcm");
+    let mut object = OpenFileOptions::new().open_file(fixture("MR_small.dcm")).unwrap();
+    let study = text(&object, STUDY_INSTANCE_UID);
+    object.remove_element(PATIENT_ID);
+    let plain = Object(object.clone()).frame(0, Window::MinMax).unwrap();
+    let mut photometric = object.get(PHOTOMETRIC).unwrap().clone();
+    photometric.update_value(|value| *value = "MONOCHROME1".into());
+    object.put_element(photometric);
+    object.write_to_file(&path).unwrap();
+    let header = header(&path).unwrap();
+    assert_eq!((header.patient, header.by_study), (study, true));
+    assert!(header.facts.inverted);
+    let turned = Object::open(&path).unwrap().frame(0, Window::MinMax).unwrap();
+    for (x, y) in [(0, 0), (20, 30), (63, 63)] {
+        assert_eq!(level(&turned, x, y)[0], 255.0 - level(&plain, x, y)[0]);
+    }
+}
+
+#[test]
+fn what_is_not_read_has_its_reason() {
+    let refused = |name: &str| {
+        let path = fixture(name);
+        header(&path)
+            .and_then(|_| Object::open(&path))
+            .and_then(|object| object.frame(0, Window::File))
+            .err()
+            .map(|problem| problem.to_string())
+            .unwrap_or_default()
+    };
+    assert_eq!(refused("rtplan.dcm"), "holds no picture (no pixel data)");
+    let truncated = refused("MR_truncated.dcm");
+    assert!(truncated.starts_with("not readable as DICOM: "), "{truncated}");
+    let jpeg_ls = refused("MR_small_jpeg_ls_lossless.dcm");
+    assert!(jpeg_ls.starts_with("the pixels cannot be decoded: "), "{jpeg_ls}");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("x.dcm"), b"nothing of the kind").unwrap();
+    let nothing = header(&folder.path().join("x.dcm")).err().unwrap().to_string();
+    assert!(nothing.starts_with("not readable as DICOM: "), "{nothing}");
+}
+
+#[test]
+fn any_prefix_of_a_file_is_a_picture_or_a_reason() {
+    let reading = Reading::default();
+    for name in ["CT_small.dcm", "MR_small_RLE.dcm", "JPEG2000.dcm", "SC_rgb_jpeg_dcmtk.dcm"] {
+        let bytes = std::fs::read(fixture(name)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.dcm");
+        for cut in (0..bytes.len()).step_by(bytes.len() / 23) {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            // The RLE decoder panics on some of them; that must not leave this room.
+            let read = medium::contents(&path, Kind::Dicom, &reading)
+                .and_then(|_| Opened::open(&path, Part::Frame(0), &reading))
+                .and_then(|opened| opened.picture(&path, Part::Frame(0), &reading));
+            match read {
+                // A lossy stream may end early and still give a picture.
+                Ok(picture) => assert!(picture.dimensions().0 > 0),
+                Err(error) => assert!(error.to_string().contains("x.dcm: "), "{error}"),
+            }
+        }
+    }
+}
