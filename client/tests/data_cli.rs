@@ -59,3 +59,64 @@ fn a_missing_run_file_is_one_line() {
         "DIR/run.toml: No such file or directory (os error 2)"
     );
 }
+
+#[test]
+fn a_page_is_written_once_escapes_names_and_asks_for_nothing_outside() {
+    let folder = TempDir::new().expect("a folder");
+    let at = folder.path().display();
+    let name = "<img src=x onerror='1'>&.png";
+    let ramp = image::GrayImage::from_fn(40, 40, |x, y| image::Luma([(3 * x + y) as u8]));
+    ramp.save(folder.path().join(name)).expect("saved");
+    ramp.save(folder.path().join("copy.png")).expect("saved");
+    image::RgbImage::from_pixel(200, 20, image::Rgb([9, 9, 9]))
+        .save(folder.path().join("strip.png"))
+        .expect("saved");
+    let csv = format!(
+        "file,patient,label\n{name},p,<b>ill</b>\ncopy.png,q,<b>ill</b>\nstrip.png,r,well\n"
+    );
+    std::fs::write(folder.path().join("labels.csv"), csv).expect("written");
+    let line = format!("inspect {at} --html {at}/page.html");
+    run(&line).expect("writes");
+    let page = std::fs::read_to_string(folder.path().join("page.html")).expect("there");
+    for there in [
+        "It must stay at this site",
+        "default-src 'none'",
+        "&lt;b&gt;ill&lt;/b&gt;",
+        "&lt;img src=x onerror=&#39;1&#39;&gt;&amp;.png",
+        "different patients",
+        "grey and colour pictures are mixed",
+        "grey pictures stored as colour",
+        "one side more than 3 times the other",
+        "flat: nearly all pixels of one level",
+    ] {
+        assert!(page.contains(there), "{there}");
+    }
+    for never in ["<b>ill", "<img src=x", "http:", "https:", "<script", "url("] {
+        assert!(!page.contains(never), "{never}");
+    }
+    assert_eq!(page.matches("data:image/png;base64,").count(), 3);
+    let again = run(&line).expect_err("refused");
+    assert_eq!(
+        again.to_string().replace(&at.to_string(), "DIR"),
+        "DIR/page.html exists; name another file for --html"
+    );
+}
+
+#[test]
+fn refusals_up_to_the_share_that_training_allows_are_no_failure_when_lenient() {
+    let folder = TempDir::new().expect("a folder");
+    let at = folder.path().display();
+    let mut csv = "file,patient,label\n".to_owned();
+    for index in 0..20u8 {
+        let image = image::GrayImage::from_pixel(40, 40, image::Luma([index]));
+        image.save(folder.path().join(format!("{index}.png"))).expect("saved");
+        csv += &format!("{index}.png,p{index},{}\n", if index < 9 { "ill" } else { "well" });
+    }
+    std::fs::write(folder.path().join("19.png"), b"").expect("written");
+    std::fs::write(folder.path().join("labels.csv"), &csv).expect("written");
+    run(&format!("inspect {at} --lenient")).expect("one in twenty");
+    assert_eq!(run(&format!("inspect {at}")).expect_err("strict").code, "data_refused");
+    std::fs::write(folder.path().join("18.png"), b"").expect("written");
+    let failure = run(&format!("inspect {at} --lenient")).expect_err("two in twenty");
+    assert_eq!((failure.exit, failure.code), (ExitCode::Invalid, "data_refused"));
+}

@@ -131,7 +131,7 @@ fn the_folders_open_and_hold_what_the_card_says() {
             let dataset = Dataset::open(&source, &modality.task(), &input).expect("opens");
             assert_eq!(dataset.len(), site.images);
             let census =
-                census::take(&source, &modality.task(), &Reading::default()).expect("counts");
+                census::take(&source, &modality.task(), &Reading::default(), 0).expect("counts");
             let counts: Vec<usize> = census.classes.iter().map(|class| class.cases).collect();
             assert_eq!(counts, site.images_per_class);
             assert_eq!(census.patients, site.patients);

@@ -1,5 +1,7 @@
 //! `tributary-client data`: look at images, divide them, or draw synthetic ones.
 
+mod page;
+
 use std::path::{Path, PathBuf};
 
 use comfy_table::Table;
@@ -41,6 +43,12 @@ pub struct InspectArgs {
     /// Refusals up to the share that training would allow are no failure
     #[arg(long)]
     lenient: bool,
+    /// Also write a page with small pictures; it shows patients and must stay at the site
+    #[arg(long)]
+    html: Option<PathBuf>,
+    /// Small pictures of each class on that page
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(0..=200))]
+    thumbnails: u16,
 }
 
 /// What the labels mean.
@@ -128,7 +136,15 @@ fn inspect(args: &InspectArgs, format: Format) -> Result<(), Failure> {
         }
         None => Reading::default(),
     };
-    let census = census::take(&source, &args.labels.task(&source)?, &reading)?;
+    let mut thumbnails = 0;
+    if let Some(file) = &args.html {
+        page::check_free(file)?;
+        thumbnails = usize::from(args.thumbnails);
+    }
+    let census = census::take(&source, &args.labels.task(&source)?, &reading, thumbnails)?;
+    if let Some(file) = &args.html {
+        page::write(&census, file)?;
+    }
     let allowed = args.lenient && census.refused_share() <= reading.refused_share_max;
     if let Some(first) = census.refused.first().filter(|_| !allowed) {
         if format == Format::Text {
@@ -160,6 +176,27 @@ fn print_census(census: &Census) {
     if sizes.len() > 8 {
         println!("  and {} other sizes", sizes.len() - 8);
     }
+    print_findings(census);
+}
+
+fn print_findings(census: &Census) {
+    for (what, counts) in [("modality", &census.modalities), ("plane", &census.planes)] {
+        for (name, cases) in counts.iter().filter(|(name, _)| *name != "unknown") {
+            println!("  {what} {name}: {cases} images");
+        }
+    }
+    if let Some([least, largest]) = census.spacing_mm {
+        println!("  pixel spacing: {least:.3} to {largest:.3} mm");
+    }
+    let bars: String = census.levels.iter().map(|share| bar(*share, &census.levels)).collect();
+    println!("  grey levels, black to white: {bars}");
+    for (what, oddity) in &census.oddities {
+        println!("  odd: {} images, {what} ({})", oddity.cases, oddity.examples.join(", "));
+    }
+    for duplicate in &census.duplicates {
+        let whose = if duplicate.several_patients { "of different patients" } else { "" };
+        println!("  equal: {} images {whose} ({})", duplicate.cases, duplicate.examples.join(", "));
+    }
     for (what, count) in &census.notes {
         println!("  note: {count} {what}");
     }
@@ -173,6 +210,13 @@ fn print_census(census: &Census) {
     if unsaid > 0 {
         println!("  refused: {unsaid} more");
     }
+}
+
+/// One of eight heights.
+fn bar(share: f64, all: &[f64]) -> char {
+    let highest = all.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let height = (share / highest * 7.0).round() as usize;
+    ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'][height.min(7)]
 }
 
 fn synthesise(args: SynthArgs, format: Format) -> Result<(), Failure> {

@@ -1,18 +1,28 @@
-//! What a data source holds, in numbers, and everything that would be refused in it.
+//! What a data source holds, in numbers, everything that is odd about it, and everything that would
+//! be refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
+use tributary_shared::digest::Digest;
 use tributary_shared::manifest::Task;
 
+use super::contract::shows;
+use super::look::{BINS, Seen};
+use super::medium::Facts;
 use super::npz::Sink;
 use super::pixels::Picture;
 use super::report::Report;
-use super::{Case, DataError, DataSource, Label, folder, npz};
+use super::{Case, DataError, DataSource, Label, Profile, folder, npz};
 use crate::config::reading::Reading;
 
-/// The numbers of one source.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// Groups of equal pictures that are named.
+const DUPLICATES_NAMED_MAX: usize = 100;
+/// Cases named of one group or one oddity.
+const EXAMPLES_MAX: usize = 5;
+
+/// The numbers of one source. Names cases: it stays at the site.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Census {
     /// The file or folder.
     pub source: String,
@@ -26,6 +36,20 @@ pub struct Census {
     pub without_class: usize,
     /// Each picture size that occurs.
     pub sizes: Vec<SizeCount>,
+    /// Images of each DICOM modality; `unknown` where nothing names one.
+    pub modalities: BTreeMap<String, usize>,
+    /// Images of each plane; `unknown` where nothing tells it.
+    pub planes: BTreeMap<String, usize>,
+    /// Least and largest distance of neighbouring pixels, millimetres, where files name it.
+    pub spacing_mm: Option<[f64; 2]>,
+    /// Share of all pixels in each sixteenth of the grey levels, from black to white.
+    pub levels: [f64; BINS],
+    /// Groups of images with equal pixels.
+    pub duplicate_groups: usize,
+    /// The first hundred of them.
+    pub duplicates: Vec<Duplicate>,
+    /// What is odd, how often, and examples.
+    pub oddities: BTreeMap<&'static str, Oddity>,
     /// How many images would be refused.
     pub refused_count: usize,
     /// Why, one line each; at most a thousand.
@@ -34,6 +58,9 @@ pub struct Census {
     pub passed_over: BTreeMap<&'static str, usize>,
     /// What is worth knowing about the cases, and how often.
     pub notes: BTreeMap<&'static str, usize>,
+    /// A few pictures of each class, for a page; not part of the numbers.
+    #[serde(skip)]
+    pub thumbnails: Vec<Thumbnail>,
 }
 
 /// How often a class occurs.
@@ -58,6 +85,37 @@ pub struct SizeCount {
     pub cases: usize,
 }
 
+/// Images with equal pixels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Duplicate {
+    /// How many.
+    pub cases: usize,
+    /// The first of them.
+    pub examples: Vec<String>,
+    /// They bear different patients' names: a copy may be trained on and evaluated on.
+    pub several_patients: bool,
+}
+
+/// Something odd.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Oddity {
+    /// How many images.
+    pub cases: usize,
+    /// The first of them.
+    pub examples: Vec<String>,
+}
+
+/// A small picture of one case.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Thumbnail {
+    /// The case.
+    pub case: String,
+    /// The class it is shown under; none when no class applies.
+    pub class: Option<usize>,
+    /// A PNG file.
+    pub png: Vec<u8>,
+}
+
 impl Census {
     /// Refusals among all images.
     pub fn refused_share(&self) -> f64 {
@@ -65,43 +123,173 @@ impl Census {
     }
 }
 
-/// Decodes everything once and counts; an error only where nothing could be counted.
-pub fn take(source: &DataSource, task: &Task, reading: &Reading) -> Result<Census, DataError> {
-    let mut sizes = Sizes::default();
-    let (mut cases, mut report) = (Vec::new(), Report::default());
+/// Decodes everything once and counts, keeping at most `thumbnails` of each class; an error only
+/// where nothing could be counted.
+pub fn take(
+    source: &DataSource,
+    task: &Task,
+    reading: &Reading,
+    thumbnails: usize,
+) -> Result<Census, DataError> {
+    let mut counted = Counted::default();
     match source {
-        DataSource::Npz(path) => cases = npz::read_each(path, Some(task), &mut sizes)?,
+        DataSource::Npz(path) => {
+            // The labels come after the images, so whose thumbnails to keep takes a first reading.
+            let shown = match thumbnails {
+                0 => Vec::new(),
+                _ => shown(
+                    npz::read_each(path, Some(task), &mut npz::Discard)?.iter(),
+                    task,
+                    thumbnails,
+                ),
+            };
+            let mut seen = SeenOf { shown, seen: Vec::new() };
+            let cases = npz::read_each(path, Some(task), &mut seen)?;
+            let facts = Facts {
+                modality: reading.modality.clone(),
+                spacing_mm: reading.spacing_mm,
+                ..Facts::default()
+            };
+            for (case, seen) in cases.into_iter().zip(seen.seen) {
+                counted.count(case, &facts, seen, task);
+            }
+        }
         DataSource::Folder { root, manifest } => {
             let listing = folder::list(root, manifest, Some(task), reading)?;
-            report = listing.report;
-            let look = |_: &folder::Entry, picture: Picture| picture.dimensions();
-            folder::each(listing.entries, reading, look, |decoded| {
+            counted.report = listing.report;
+            let shown = shown(listing.entries.iter().map(|entry| &entry.case), task, thumbnails);
+            let entries = listing.entries.into_iter().zip(shown);
+            let entries = entries.map(|(entry, shown)| folder::Entry { shown, ..entry }).collect();
+            let look = |entry: &folder::Entry, picture: Picture| Seen::of(picture, entry.shown);
+            folder::each(entries, reading, look, |decoded| {
                 match decoded {
-                    Ok((entry, (width, height))) => {
-                        *sizes.0.entry((width, height)).or_default() += 1;
-                        cases.push(entry.case);
-                    }
-                    Err(error) => report.refuse(error),
+                    Ok((entry, seen)) => counted.count(entry.case, &entry.facts, seen, task),
+                    Err(error) => counted.report.refuse(error),
                 }
                 Ok(())
             })?;
         }
     }
-    if cases.is_empty() && report.refused() == 0 {
+    if counted.cases.is_empty() && counted.report.refused() == 0 {
         return Err(DataError::Empty { path: source.path().display().to_string() });
     }
-    Ok(Census {
-        source: source.path().display().to_string(),
-        patients: patients(&cases, |_| true),
-        classes: classes(&cases, task),
-        without_class: cases.iter().filter(|case| is_none(&case.label)).count(),
-        cases: cases.len(),
-        sizes: sizes.into_counts(),
-        refused_count: report.refused(),
-        refused: report.lines().to_vec(),
-        passed_over: report.passed_over().clone(),
-        notes: report.notes().clone(),
-    })
+    Ok(counted.finish(source.path().display().to_string(), task))
+}
+
+/// The first class that applies.
+fn class_of(case: &Case, task: &Task) -> Option<usize> {
+    (0..task.classes().len()).find(|class| shows(&case.label, *class))
+}
+
+/// Which cases get a thumbnail: the first of each class.
+fn shown<'a>(cases: impl Iterator<Item = &'a Case>, task: &Task, most: usize) -> Vec<bool> {
+    let mut taken = BTreeMap::new();
+    cases
+        .map(|case| {
+            let taken = taken.entry(class_of(case, task)).or_insert(0);
+            *taken += 1;
+            *taken <= most
+        })
+        .collect()
+}
+
+#[derive(Default)]
+struct Counted {
+    cases: Vec<Case>,
+    profile: Profile,
+    report: Report,
+    sizes: BTreeMap<(u32, u32), usize>,
+    levels: [u64; BINS],
+    same: BTreeMap<Digest, Vec<usize>>,
+    oddities: BTreeMap<&'static str, Oddity>,
+    thumbnails: Vec<Thumbnail>,
+}
+
+impl Counted {
+    fn count(&mut self, case: Case, facts: &Facts, seen: Seen, task: &Task) {
+        self.profile.count(facts, seen.colour);
+        *self.sizes.entry(seen.dimensions).or_default() += 1;
+        for (sum, pixels) in self.levels.iter_mut().zip(seen.levels) {
+            *sum += pixels;
+        }
+        self.same.entry(seen.digest).or_default().push(self.cases.len());
+        for what in seen.odd {
+            self.odd(what, &case.id);
+        }
+        if facts.inverted {
+            self.odd("MONOCHROME1, turned so that more is brighter", &case.id);
+        }
+        if let Some(png) = seen.thumbnail {
+            let class = class_of(&case, task);
+            self.thumbnails.push(Thumbnail { case: case.id.clone(), class, png });
+        }
+        self.cases.push(case);
+    }
+
+    fn odd(&mut self, what: &'static str, case: &str) {
+        let oddity = self.oddities.entry(what).or_default();
+        oddity.cases += 1;
+        if oddity.examples.len() < EXAMPLES_MAX {
+            oddity.examples.push(case.to_owned());
+        }
+    }
+
+    fn finish(mut self, source: String, task: &Task) -> Census {
+        if self.profile.grey > 0 && self.profile.colour > 0 {
+            let cases = self.profile.grey.min(self.profile.colour);
+            let what = "grey and colour pictures are mixed; the rarer kind";
+            self.oddities.insert(what, Oddity { cases, examples: Vec::new() });
+        }
+        let groups = self.same.values().filter(|same| same.len() > 1);
+        let duplicates: Vec<Duplicate> = groups.map(|same| self.duplicate(same)).collect();
+        let pixels = self.levels.iter().sum::<u64>().max(1) as f64;
+        let unknown = || "unknown".to_owned();
+        let Profile { modalities, planes, spacing_mm, .. } = self.profile;
+        Census {
+            source,
+            patients: patients(&self.cases, |_| true),
+            classes: classes(&self.cases, task),
+            without_class: self.cases.iter().filter(|case| is_none(&case.label)).count(),
+            cases: self.cases.len(),
+            sizes: self
+                .sizes
+                .into_iter()
+                .map(|((width, height), cases)| SizeCount { width, height, cases })
+                .collect(),
+            modalities: modalities
+                .into_iter()
+                .map(|(modality, cases)| (modality.unwrap_or_else(unknown), cases))
+                .collect(),
+            planes: planes
+                .into_iter()
+                .map(|(plane, n)| (plane.map_or_else(unknown, |p| p.as_str().to_owned()), n))
+                .collect(),
+            spacing_mm,
+            levels: self.levels.map(|level| level as f64 / pixels),
+            duplicate_groups: duplicates.len(),
+            duplicates: duplicates.into_iter().take(DUPLICATES_NAMED_MAX).collect(),
+            oddities: self.oddities,
+            refused_count: self.report.refused(),
+            refused: self.report.lines().to_vec(),
+            passed_over: self.report.passed_over().clone(),
+            notes: self.report.notes().clone(),
+            thumbnails: self.thumbnails,
+        }
+    }
+
+    fn duplicate(&self, same: &[usize]) -> Duplicate {
+        let patients: BTreeSet<&str> =
+            same.iter().map(|case| self.cases[*case].patient.as_str()).collect();
+        Duplicate {
+            cases: same.len(),
+            examples: same
+                .iter()
+                .take(EXAMPLES_MAX)
+                .map(|case| self.cases[*case].id.clone())
+                .collect(),
+            several_patients: patients.len() > 1,
+        }
+    }
 }
 
 fn patients(cases: &[Case], which: impl Fn(&Case) -> bool) -> usize {
@@ -112,15 +300,11 @@ fn patients(cases: &[Case], which: impl Fn(&Case) -> bool) -> usize {
 
 fn classes(cases: &[Case], task: &Task) -> Vec<ClassCount> {
     let count = |(index, class): (usize, &String)| {
-        let shows = |case: &Case| match &case.label {
-            Label::Class(class) => *class == index,
-            Label::Many(marks) => marks[index],
-            Label::Unlabelled => false,
-        };
+        let of_class = |case: &Case| shows(&case.label, index);
         ClassCount {
             class: class.clone(),
-            cases: cases.iter().filter(|case| shows(case)).count(),
-            patients: patients(cases, shows),
+            cases: cases.iter().filter(|case| of_class(case)).count(),
+            patients: patients(cases, of_class),
         }
     };
     task.classes().iter().enumerate().map(count).collect()
@@ -130,27 +314,20 @@ fn is_none(label: &Label) -> bool {
     matches!(label, Label::Many(marks) if !marks.contains(&true))
 }
 
-#[derive(Default)]
-struct Sizes(BTreeMap<(u32, u32), usize>);
-
-impl Sizes {
-    fn count(&mut self, picture: &Picture) {
-        *self.0.entry(picture.dimensions()).or_default() += 1;
-    }
-
-    fn into_counts(self) -> Vec<SizeCount> {
-        let count = |((width, height), cases)| SizeCount { width, height, cases };
-        self.0.into_iter().map(count).collect()
-    }
+/// Looks at the images of an npz as they come.
+struct SeenOf {
+    shown: Vec<bool>,
+    seen: Vec<Seen>,
 }
 
-impl Sink for Sizes {
+impl Sink for SeenOf {
     fn expect(&mut self, _images: usize) -> Result<(), DataError> {
         Ok(())
     }
 
     fn take(&mut self, picture: Picture) -> Result<(), DataError> {
-        self.count(&picture);
+        let shown = self.shown.get(self.seen.len()).copied().unwrap_or(false);
+        self.seen.push(Seen::of(picture, shown));
         Ok(())
     }
 }

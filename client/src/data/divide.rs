@@ -163,7 +163,7 @@ fn place_npz(
 ) -> Result<Vec<Placed>, DataError> {
     // Twice through the file: who goes where is known only after all labels, and keeping every
     // image meanwhile could fill memory.
-    let cases = npz::read_each(path, Some(task), &mut Discard)?;
+    let cases = npz::read_each(path, Some(task), &mut npz::Discard)?;
     let sites = assign(cases.iter(), task, spec)?;
     let placed: Vec<Placed> = cases
         .into_iter()
@@ -219,18 +219,6 @@ fn assign<'a>(
         }
     }
     Ok(sites)
-}
-
-struct Discard;
-
-impl Sink for Discard {
-    fn expect(&mut self, _images: usize) -> Result<(), DataError> {
-        Ok(())
-    }
-
-    fn take(&mut self, _picture: Picture) -> Result<(), DataError> {
-        Ok(())
-    }
 }
 
 struct PngWriter<'a> {

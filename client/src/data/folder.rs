@@ -31,6 +31,8 @@ pub(super) struct Entry {
     pub(super) file: Arc<str>,
     pub(super) place: Place,
     pub(super) facts: Arc<Facts>,
+    /// Whether a small copy of the picture is wanted.
+    pub(super) shown: bool,
 }
 
 /// Lists the cases. Without a task a manifest may be missing: then every picture is a case.
@@ -252,6 +254,7 @@ impl Listing {
                 file: Arc::clone(&file),
                 place: Place { path: Arc::clone(&path), part },
                 facts: Arc::clone(&facts),
+                shown: false,
             });
         }
     }

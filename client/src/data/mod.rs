@@ -11,6 +11,7 @@ pub mod divide;
 mod folder;
 mod image_file;
 mod labels;
+mod look;
 mod medium;
 mod npz;
 mod pixels;

@@ -153,6 +153,19 @@ pub(super) trait Sink {
     fn take(&mut self, picture: Picture) -> Result<(), DataError>;
 }
 
+/// For whoever wants the labels alone.
+pub(super) struct Discard;
+
+impl Sink for Discard {
+    fn expect(&mut self, _images: usize) -> Result<(), DataError> {
+        Ok(())
+    }
+
+    fn take(&mut self, _picture: Picture) -> Result<(), DataError> {
+        Ok(())
+    }
+}
+
 /// Keeps the images and hears whether they are in colour.
 struct Colours {
     kept: Kept,

@@ -23,6 +23,14 @@ impl Picture {
         }
     }
 
+    /// Every level, row by row, colours side by side.
+    pub(super) fn samples(&self) -> &[u8] {
+        match self {
+            Self::Grey(grey) => grey.as_raw(),
+            Self::Rgb(rgb) => rgb.as_raw(),
+        }
+    }
+
     pub(super) fn is_colour(&self) -> bool {
         matches!(self, Self::Rgb(_))
     }
