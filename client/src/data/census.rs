@@ -91,11 +91,7 @@ fn patients(cases: &[Case], which: impl Fn(&Case) -> bool) -> usize {
 
 fn classes(cases: &[Case], task: &Task) -> Vec<ClassCount> {
     let count = |(index, class): (usize, &String)| {
-        let shows = |case: &Case| match &case.label {
-            Label::Class(class) => *class == index,
-            Label::Many(marks) => marks[index],
-            Label::Unlabelled => false,
-        };
+        let shows = |case: &Case| case.label.shows(index);
         ClassCount {
             class: class.clone(),
             cases: cases.iter().filter(|case| shows(case)).count(),

@@ -10,7 +10,7 @@ use tributary_shared::manifest::Task;
 
 use super::pixels::{Kept, PixelStore};
 use super::source::task_of;
-use super::{Case, DataError, Label, ManifestProblem, RowProblem, image_file};
+use super::{Case, DataError, Label, ManifestProblem, RowProblem, image_file, mask};
 
 /// Largest manifest read, bytes.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
@@ -21,12 +21,17 @@ pub(super) fn read(
     task: Option<&Task>,
     mut kept: Kept,
 ) -> Result<(Vec<Case>, PixelStore), DataError> {
-    let (cases, paths) = rows(root, manifest, task)?.into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
+    let (cases, paths): (Vec<Case>, Vec<PathBuf>) = rows(root, manifest, task)?.into_iter().unzip();
     let keep = kept.fits(paths.len());
     for path in &paths {
         let picture = image_file::decode(path)?;
         if keep {
             kept.push(picture);
+        }
+    }
+    for case in &cases {
+        if let Label::Mask { path, classes } = &case.label {
+            mask::read(path, *classes, 1)?;
         }
     }
     Ok((cases, if keep { kept.store() } else { PixelStore::Files(paths) }))
@@ -51,7 +56,7 @@ pub(super) fn scan(
 ) -> Result<Vec<Row>, DataError> {
     let mut file = ManifestFile::open(root, manifest)?;
     let root = root.canonicalize().map_err(unreadable(root))?;
-    let columns = file.columns(task.is_some())?;
+    let columns = file.columns(task)?;
     let mut seen = HashMap::new();
     let shown = file.shown;
     let row_error = |(line, problem)| DataError::Row { path: shown.clone(), line, problem };
@@ -74,7 +79,11 @@ pub(super) fn scan(
 /// The classes that the manifest itself names, in alphabetical order.
 pub(super) fn infer_task(root: &Path, manifest: &Path) -> Result<Task, DataError> {
     let mut file = ManifestFile::open(root, manifest)?;
-    let column = file.columns(true)?.label.unwrap_or_default();
+    let any_classes = Task::MultiLabel { classes: Vec::new() };
+    let column = match file.columns(Some(&any_classes))?.truth {
+        Some(Truth::Label(column)) => column,
+        Some(Truth::FollowUp { .. } | Truth::Mask(_)) | None => 0,
+    };
     let shown = file.shown;
     let row_error = |(line, problem)| DataError::Row { path: shown.clone(), line, problem };
     let mut texts = BTreeSet::new();
@@ -120,14 +129,13 @@ impl ManifestFile {
         Ok(Self { shown, reader })
     }
 
-    fn columns(&mut self, labelled: bool) -> Result<Columns, DataError> {
+    fn columns(&mut self, task: Option<&Task>) -> Result<Columns, DataError> {
         let path = || self.shown.clone();
         let header = self.reader.byte_headers().map_err(|error| {
             let (line, problem) = csv_error(&error, 1);
             DataError::Row { path: path(), line, problem }
         })?;
-        Columns::find(header, labelled)
-            .map_err(|problem| DataError::Manifest { path: path(), problem })
+        Columns::find(header, task).map_err(|problem| DataError::Manifest { path: path(), problem })
     }
 }
 
@@ -144,22 +152,45 @@ fn csv_error(error: &csv::Error, fallback: u64) -> (u64, RowProblem) {
 struct Columns {
     file: usize,
     patient: usize,
-    label: Option<usize>,
+    bag: Option<usize>,
+    truth: Option<Truth>,
+}
+
+/// The columns that a task learns from.
+#[derive(Clone, Copy)]
+enum Truth {
+    Label(usize),
+    FollowUp { time: usize, event: usize },
+    Mask(usize),
 }
 
 impl Columns {
     /// Other columns may be there: sites keep age, scanner and the like in the same file.
-    fn find(header: &ByteRecord, labelled: bool) -> Result<Self, ManifestProblem> {
-        let find = |column: &'static str| {
+    fn find(header: &ByteRecord, task: Option<&Task>) -> Result<Self, ManifestProblem> {
+        let maybe = |column: &'static str| {
             let mut found = header.iter().enumerate().filter(|(_, c)| *c == column.as_bytes());
-            let first = found.next().ok_or(ManifestProblem::MissingColumn { column })?.0;
+            let first = found.next().map(|(index, _)| index);
             match found.next() {
                 Some(_) => Err(ManifestProblem::DuplicateColumn { column }),
                 None => Ok(first),
             }
         };
-        let label = if labelled { Some(find("label")?) } else { None };
-        Ok(Self { file: find("file")?, patient: find("patient")?, label })
+        let find =
+            |column: &'static str| maybe(column)?.ok_or(ManifestProblem::MissingColumn { column });
+        let truth = match task {
+            None | Some(Task::Rehearsal { .. }) => None,
+            Some(Task::Survival {}) => {
+                Some(Truth::FollowUp { time: find("time")?, event: find("event")? })
+            }
+            Some(Task::Segmentation { .. }) => Some(Truth::Mask(find("mask")?)),
+            Some(
+                Task::Binary { .. }
+                | Task::MultiClass { .. }
+                | Task::MultiLabel { .. }
+                | Task::Ordinal { .. },
+            ) => Some(Truth::Label(find("label")?)),
+        };
+        Ok(Self { file: find("file")?, patient: find("patient")?, bag: maybe("bag")?, truth })
     }
 
     fn row(
@@ -178,12 +209,33 @@ impl Columns {
         };
         let file = needed(self.file, "file")?;
         let patient = needed(self.patient, "patient")?;
-        let label = match (task, self.label) {
-            (Some(task), Some(index)) => label(field(index)?, task)?,
+        let label = match (task, self.truth) {
+            (Some(task), Some(Truth::Label(index))) => label(field(index)?, task)?,
+            (Some(task), Some(Truth::Mask(index))) => Label::Mask {
+                path: inside(root, needed(index, "mask")?)?,
+                classes: task.classes().len(),
+            },
+            (Some(_), Some(Truth::FollowUp { time, event })) => {
+                follow_up(needed(time, "time")?, needed(event, "event")?)?
+            }
             (Some(_), None) | (None, _) => Label::Unlabelled,
         };
         let path = inside(root, file)?;
-        Ok((Case { id: file.to_owned(), patient: patient.to_owned(), label }, path))
+        let mut case = Case::new(file.to_owned(), patient.to_owned(), label);
+        if let Some(bag) = self.bag {
+            case.bag = needed(bag, "bag")?.to_owned();
+        }
+        Ok((case, path))
+    }
+}
+
+fn follow_up(time: &str, event: &str) -> Result<Label, RowProblem> {
+    let told = time.parse().ok().filter(|time: &f64| time.is_finite() && *time > 0.0);
+    let time = told.ok_or_else(|| RowProblem::Time { text: time.to_owned() })?;
+    match event {
+        "1" => Ok(Label::FollowUp { time, event: true }),
+        "0" => Ok(Label::FollowUp { time, event: false }),
+        text => Err(RowProblem::Event { text: text.to_owned() }),
     }
 }
 
