@@ -1,5 +1,13 @@
 //! How good predictions are. Pure; classes as the task orders them.
 
+mod ordinal;
+mod segmentation;
+mod survival;
+
+pub use ordinal::{mean_grade_error, median_grade, quadratic_kappa};
+pub use segmentation::Overlap;
+pub use survival::concordance;
+
 use crate::data::Label;
 
 /// Area under the ROC curve of `scores` (higher means positive), ties counted half: the
@@ -55,7 +63,7 @@ fn is_positive(label: &Label, column: usize, columns: usize) -> bool {
         Label::Class(class) if columns == 1 => *class == 1,
         Label::Class(class) => *class == column,
         Label::Many(marks) => marks[column],
-        Label::Unlabelled => false,
+        Label::FollowUp { .. } | Label::Mask { .. } | Label::Unlabelled => false,
     }
 }
 
@@ -70,18 +78,17 @@ pub fn balanced_accuracy(probabilities: &[Vec<f32>], labels: &[Label]) -> Option
     let columns = probabilities.first()?.len();
     if labels.iter().any(|label| matches!(label, Label::Many(_))) {
         let of_column = |column: usize| {
-            let outcomes =
-                probabilities.iter().zip(labels).filter_map(|(row, label)| match label {
-                    Label::Many(marks) => Some((usize::from(marks[column]), row[column] >= 0.5)),
-                    Label::Class(_) | Label::Unlabelled => None,
-                });
+            let outcomes = probabilities.iter().zip(labels).filter_map(|(row, label)| {
+                let Label::Many(marks) = label else { return None };
+                Some((usize::from(marks[column]), row[column] >= 0.5))
+            });
             mean_recall(outcomes.map(|(truth, said)| (truth, usize::from(said))), 2)
         };
         return mean((0..columns).filter_map(of_column));
     }
-    let outcomes = probabilities.iter().zip(labels).filter_map(|(row, label)| match label {
-        Label::Class(class) => Some((*class, predicted(row))),
-        Label::Many(_) | Label::Unlabelled => None,
+    let outcomes = probabilities.iter().zip(labels).filter_map(|(row, label)| {
+        let Label::Class(class) = label else { return None };
+        Some((*class, predicted(row)))
     });
     mean_recall(outcomes, columns.max(2))
 }

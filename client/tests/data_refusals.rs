@@ -228,7 +228,7 @@ fn a_folder_named_as_a_file() {
 fn missing_and_doubled_columns() {
     assert_eq!(
         refused_csv(&folder(), "file,label\ngood.png,ill\n"),
-        "DIR/labels.csv: the column `patient` is missing; the first line names file,patient,label"
+        "DIR/labels.csv: the column `patient` is missing; the first line names file,patient and label (survival: time,event; segmentation: mask)"
     );
     assert_eq!(
         refused_csv(&folder(), "file,patient,label,label\ngood.png,a,ill,ill\n"),
@@ -236,7 +236,7 @@ fn missing_and_doubled_columns() {
     );
     assert_eq!(
         refused_csv(&folder(), ""),
-        "DIR/labels.csv: the column `label` is missing; the first line names file,patient,label"
+        "DIR/labels.csv: the column `label` is missing; the first line names file,patient and label (survival: time,event; segmentation: mask)"
     );
 }
 

@@ -118,6 +118,17 @@ impl AdapterContract {
         }
     }
 
+    /// With more tensors in the layout.
+    #[must_use]
+    pub fn with_tensors(mut self, more: Vec<TensorSpec>) -> Self {
+        if !more.is_empty() {
+            let mut tensors = self.layout.tensors().to_vec();
+            tensors.extend(more);
+            self.layout = Layout::new(tensors);
+        }
+        self
+    }
+
     /// The contract of a rehearsal: one tensor of `payload_bytes / 4` elements and no model.
     pub fn rehearsal(payload_bytes: u64) -> Self {
         let elements = usize::try_from(payload_bytes / 4).unwrap_or(usize::MAX);

@@ -21,8 +21,8 @@ pub fn adapter_header(run: &RunName, version: u32, contract: &AdapterContract) -
 }
 
 /// Canonical bytes of a checked manifest's initial adapter. LoRA factors as `peft` begins:
-/// A uniform in +-1/sqrt(in), B zero, so the adapted model equals the backbone; the head
-/// uniform in +-1/sqrt(in) as torch's `Linear`, its bias zero.
+/// A uniform in +-1/sqrt(in), B zero, so the adapted model equals the backbone; the head's
+/// weights uniform in +-1/sqrt(in) as torch's `Linear` and `Conv2d`, their biases zero.
 ///
 /// # Panics
 /// When `manifest` has not passed its check.
@@ -57,7 +57,8 @@ pub fn write_initial_adapter(manifest: &RunManifest, mut sink: impl FnMut(&[u8])
 
 fn write_initial_values(spec: &TensorSpec, seed: u64, sink: &mut impl FnMut(&[u8])) {
     let mut block = [0; BLOCK_VALUES * 4];
-    let random = spec.name.ends_with(".lora_A") || spec.name == "head.weight";
+    let random = spec.name.ends_with(".lora_A")
+        || (spec.name.starts_with("head.") && spec.name.ends_with("weight"));
     // One stream a tensor: adding a tensor leaves the others as they were.
     let key = Digest::of(format!("tributary initial adapter\n{seed}\n{}", spec.name).as_bytes());
     let mut rng = ChaCha12Rng::from_seed(*key.as_bytes());
@@ -66,7 +67,8 @@ fn write_initial_values(spec: &TensorSpec, seed: u64, sink: &mut impl FnMut(&[u8
         let take = left.min(BLOCK_VALUES);
         let piece = &mut block[..take * 4];
         if random {
-            let bound = 1.0 / (spec.shape[1] as f32).sqrt();
+            let inputs: usize = spec.shape[1..].iter().product();
+            let bound = 1.0 / (inputs as f32).sqrt();
             for value in piece.chunks_exact_mut(4) {
                 let unit = (rng.next_u32() >> 8) as f32 / 16_777_216.0;
                 value.copy_from_slice(&(bound * (2.0 * unit - 1.0)).to_le_bytes());

@@ -3,6 +3,8 @@
 //! Pure and synchronous: no clock, no randomness that is not an argument, no I/O.
 
 pub mod architecture;
+pub mod augment;
+pub mod bags;
 pub mod contract;
 pub mod dataset;
 pub mod digest;
@@ -12,7 +14,9 @@ pub mod manifest;
 pub mod name;
 pub mod outcome;
 pub mod refusal;
+pub mod task;
 pub mod tensors;
 pub mod terms;
 pub mod timestamp;
 pub mod tlog;
+pub mod training;

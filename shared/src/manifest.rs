@@ -10,10 +10,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::architecture::Architecture;
+use crate::bags::Bags;
 use crate::contract::{AdapterContract, Lora};
 use crate::dataset::DataContract;
 use crate::digest::Digest;
 use crate::name::{RunName, SiteName};
+pub use crate::task::Task;
+pub use crate::training::Training;
 
 /// The only manifest schema this version reads.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -47,6 +50,9 @@ pub struct RunManifest {
     /// What every site's images must be; anything, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataContract>,
+    /// How images are gathered under one label; each stands for itself when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bags: Option<Bags>,
     /// How many rounds, and how long one may take.
     pub rounds: Rounds,
     /// Who is asked; every active site when absent.
@@ -62,54 +68,6 @@ pub struct RunManifest {
     pub limits: Limits,
 }
 
-/// What the sites do in a round.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Task {
-    /// One of two classes; one logit, sigmoid. `classes[1]` is the positive class.
-    Binary {
-        /// The two class names, negative first.
-        classes: Vec<String>,
-    },
-    /// One of several classes; softmax.
-    MultiClass {
-        /// The class names in the order of the logits.
-        classes: Vec<String>,
-    },
-    /// Any subset of the classes; one sigmoid each.
-    MultiLabel {
-        /// The class names in the order of the logits.
-        classes: Vec<String>,
-    },
-    /// No images, no model: each site adds the constant that its own `site.toml` names to a
-    /// payload of this size. Exercises network, storage and aggregation.
-    Rehearsal {
-        /// Size of the one tensor that travels, bytes; a multiple of 4.
-        payload_bytes: u64,
-    },
-}
-
-impl Task {
-    /// The class names; none in a rehearsal.
-    pub fn classes(&self) -> &[String] {
-        match self {
-            Self::Binary { classes }
-            | Self::MultiClass { classes }
-            | Self::MultiLabel { classes } => classes,
-            Self::Rehearsal { .. } => &[],
-        }
-    }
-
-    /// Outputs of the linear head.
-    pub fn head_outputs(&self) -> usize {
-        match self {
-            Self::Binary { .. } => 1,
-            Self::MultiClass { classes } | Self::MultiLabel { classes } => classes.len(),
-            Self::Rehearsal { .. } => 0,
-        }
-    }
-}
-
 /// The frozen backbone: the file's digest and the shape it must have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -122,31 +80,6 @@ pub struct Backbone {
     pub mean: Vec<f64>,
     /// Per-channel standard deviation divided by.
     pub std: Vec<f64>,
-}
-
-/// How a site trains in one round.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Training {
-    /// Passes over the local training cases per round.
-    pub epochs: u32,
-    /// Images per optimiser step.
-    pub batch_size: usize,
-    /// AdamW peak learning rate.
-    pub learning_rate: f64,
-    /// AdamW decoupled weight decay; biases are exempt.
-    #[serde(default)]
-    pub weight_decay: f64,
-    /// Steps of linear warm-up over the whole run, before the cosine decay to zero.
-    #[serde(default)]
-    pub warmup_steps: u32,
-    /// Global gradient norm above which gradients are scaled down; 0 switches it off.
-    #[serde(default)]
-    pub gradient_clip: f64,
-    /// Share of patients held out for evaluation, by salted hash of the patient id.
-    pub holdout: f64,
-    /// Seed of initial weights, shuffles and dropout; a site mixes in its name and the round.
-    pub seed: u64,
 }
 
 /// How many rounds, and how long one may take.
@@ -318,7 +251,12 @@ impl RunManifest {
         let backbone = self.backbone.as_ref()?;
         let lora = self.adapter.clone()?;
         let outputs = self.task.head_outputs();
-        Some(AdapterContract::lora(backbone.digest, &backbone.architecture, lora, outputs))
+        let contract =
+            AdapterContract::lora(backbone.digest, &backbone.architecture, lora, outputs);
+        let width = backbone.architecture.width;
+        let mut head = self.task.head_tensors(width);
+        head.extend(self.bags.iter().flat_map(|bags| bags.tensors(width)));
+        Some(contract.with_tensors(head))
     }
 
     /// Refuses what cannot mean a run.
@@ -326,14 +264,15 @@ impl RunManifest {
         require(self.schema_version == SCHEMA_VERSION, "schema_version", || {
             format!("{} is not supported; this version reads {SCHEMA_VERSION}", self.schema_version)
         })?;
-        match &self.task {
-            Task::Rehearsal { payload_bytes } => self.check_rehearsal(*payload_bytes)?,
-            Task::Binary { .. } | Task::MultiClass { .. } | Task::MultiLabel { .. } => {
-                self.check_classes()?;
-                self.check_backbone()?;
-                self.check_adapter()?;
-                self.check_training()?;
-            }
+        self.task.check()?;
+        if let Task::Rehearsal { .. } = self.task {
+            self.check_rehearsal()?;
+        } else {
+            self.check_backbone()?;
+            self.check_adapter()?;
+            let training = self.training.as_ref().ok_or_else(|| missing("training"))?;
+            training.check(&self.task)?;
+            self.bags.as_ref().map_or(Ok(()), |bags| bags.check(&self.task))?;
         }
         if let Some(data) = &self.data {
             data.check().map_err(|(key, problem)| InvalidManifest::Value {
@@ -344,41 +283,15 @@ impl RunManifest {
         self.check_rounds()
     }
 
-    fn check_rehearsal(&self, payload_bytes: u64) -> Result<(), InvalidManifest> {
-        let modelless =
-            self.backbone.is_none() && self.adapter.is_none() && self.training.is_none();
-        require(modelless && self.data.is_none(), "task.kind", || {
-            "a rehearsal takes no [backbone], [adapter], [training] or [data]; remove them"
+    fn check_rehearsal(&self) -> Result<(), InvalidManifest> {
+        let modelless = self.backbone.is_none()
+            && self.adapter.is_none()
+            && self.training.is_none()
+            && self.data.is_none()
+            && self.bags.is_none();
+        require(modelless, "task.kind", || {
+            "a rehearsal takes no [backbone], [adapter], [training], [data] or [bags]; remove them"
                 .to_owned()
-        })?;
-        let sized =
-            payload_bytes.is_multiple_of(4) && (4..=PAYLOAD_BYTES_MAX).contains(&payload_bytes);
-        require(sized, "task.payload_bytes", || {
-            format!("{payload_bytes} is not a multiple of 4 between 4 and {PAYLOAD_BYTES_MAX}")
-        })
-    }
-
-    fn check_classes(&self) -> Result<(), InvalidManifest> {
-        let classes = self.task.classes();
-        let count_fits = match &self.task {
-            Task::Binary { .. } => classes.len() == 2,
-            Task::MultiClass { .. } => (2..=10_000).contains(&classes.len()),
-            Task::MultiLabel { .. } => (1..=10_000).contains(&classes.len()),
-            Task::Rehearsal { .. } => true,
-        };
-        require(count_fits, "task.classes", || {
-            format!(
-                "{} classes do not fit this kind of task (binary 2, multi_class 2 or more, multi_label 1 or more)",
-                classes.len()
-            )
-        })?;
-        let unique: BTreeSet<_> = classes.iter().collect();
-        let named = unique.len() == classes.len()
-            && classes
-                .iter()
-                .all(|c| !c.is_empty() && c.len() <= 200 && !c.contains(char::is_control));
-        require(named, "task.classes", || {
-            "class names must be distinct, printable and not empty".to_owned()
         })
     }
 
@@ -419,24 +332,6 @@ impl RunManifest {
         require(bytes <= PAYLOAD_BYTES_MAX, "adapter", || {
             format!("the adapter would have {bytes} bytes, above {PAYLOAD_BYTES_MAX}")
         })
-    }
-
-    fn check_training(&self) -> Result<(), InvalidManifest> {
-        let training = self.training.as_ref().ok_or_else(|| missing("training"))?;
-        let ranges = [
-            ("training.epochs", f64::from(training.epochs), 1.0, 10_000.0),
-            ("training.batch_size", training.batch_size as f64, 1.0, 65_536.0),
-            ("training.learning_rate", training.learning_rate, 1e-12, 100.0),
-            ("training.weight_decay", training.weight_decay, 0.0, 10.0),
-            ("training.gradient_clip", training.gradient_clip, 0.0, 1e9),
-            ("training.holdout", training.holdout, 0.0, 0.9),
-        ];
-        for (key, value, low, high) in ranges {
-            require((low..=high).contains(&value), key, || {
-                format!("{value} is not between {low} and {high}")
-            })?;
-        }
-        Ok(())
     }
 
     fn check_rounds(&self) -> Result<(), InvalidManifest> {
@@ -486,7 +381,7 @@ fn missing(table: &str) -> InvalidManifest {
     }
 }
 
-fn require(
+pub(crate) fn require(
     holds: bool,
     key: &str,
     problem: impl FnOnce() -> String,

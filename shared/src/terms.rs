@@ -32,7 +32,7 @@ pub struct SiteMetrics {
     /// Mean training loss over the round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_loss: Option<f64>,
-    /// Held-out cases behind `holdout_loss` and `holdout_auroc`.
+    /// Held-out cases, or bags of them, behind `holdout_loss` and the other `holdout_` numbers.
     #[serde(default)]
     pub holdout_cases: u64,
     /// Loss of the round's base adapter on the held-out cases.
@@ -41,6 +41,18 @@ pub struct SiteMetrics {
     /// AUROC (macro over classes) of the round's base adapter on the held-out cases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holdout_auroc: Option<f64>,
+    /// Quadratic weighted kappa of the round's base adapter on the held-out cases (ordinal tasks).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holdout_kappa: Option<f64>,
+    /// Mean distance of the predicted grade on the held-out cases, in grades (ordinal tasks).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holdout_grade_error: Option<f64>,
+    /// Harrell's concordance index on the held-out cases (survival tasks).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holdout_concordance: Option<f64>,
+    /// Dice coefficient on the held-out cases, mean over classes but the background (segmentation).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holdout_dice: Option<f64>,
     /// Seconds spent training.
     #[serde(default)]
     pub train_s: f64,

@@ -7,7 +7,6 @@ use serde::Serialize;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::Task;
 
-use super::contract::shows;
 use super::look::{BINS, Seen};
 use super::medium::Facts;
 use super::npz::Sink;
@@ -178,7 +177,7 @@ pub fn take(
 
 /// The first class that applies.
 fn class_of(case: &Case, task: &Task) -> Option<usize> {
-    (0..task.classes().len()).find(|class| shows(&case.label, *class))
+    (0..task.classes().len()).find(|class| case.label.shows(*class))
 }
 
 /// Which cases get a thumbnail: the first of each class.
@@ -300,7 +299,7 @@ fn patients(cases: &[Case], which: impl Fn(&Case) -> bool) -> usize {
 
 fn classes(cases: &[Case], task: &Task) -> Vec<ClassCount> {
     let count = |(index, class): (usize, &String)| {
-        let of_class = |case: &Case| shows(&case.label, index);
+        let of_class = |case: &Case| case.label.shows(index);
         ClassCount {
             class: class.clone(),
             cases: cases.iter().filter(|case| of_class(case)).count(),

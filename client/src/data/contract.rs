@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use tributary_shared::dataset::{DataContract, Plane};
 use tributary_shared::manifest::Task;
 
+use super::Case;
 use super::medium::Facts;
-use super::{Case, Label};
 
 /// What the pictures of a source are like: counts alone, no file and no patient.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -102,7 +102,7 @@ impl Profile {
         }
         if let Some(least) = contract.cases_per_class_min {
             for (index, class) in task.classes().iter().enumerate() {
-                let shown = cases.iter().filter(|case| shows(&case.label, index)).count() as u64;
+                let shown = cases.iter().filter(|case| case.label.shows(index)).count() as u64;
                 if shown < least {
                     broken.push(format!("fewer than {least} cases of the class `{class}`"));
                 }
@@ -115,14 +115,5 @@ impl Profile {
 fn count(broken: &mut Vec<String>, cases: usize, what: impl FnOnce() -> String) {
     if cases > 0 {
         broken.push(format!("{cases} cases {}", what()));
-    }
-}
-
-/// Whether a label says that the class applies.
-pub(super) fn shows(label: &Label, class: usize) -> bool {
-    match label {
-        Label::Class(of) => *of == class,
-        Label::Many(marks) => marks.get(class).copied().unwrap_or(false),
-        Label::Unlabelled => false,
     }
 }

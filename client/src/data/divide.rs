@@ -15,7 +15,7 @@ use super::npz::Sink;
 use super::pixels::Picture;
 use super::staging::{Staging, write_error, write_synced};
 use super::synth::{counts, priors};
-use super::{Case, DataError, DataSource, Label, folder, npz};
+use super::{Case, DataError, DataSource, folder, npz};
 use crate::config::reading::Reading;
 
 /// How to divide.
@@ -192,11 +192,8 @@ fn assign<'a>(
     // A patient counts under the first class that their first image shows; under none, last.
     let mut class_of = BTreeMap::new();
     for case in cases {
-        class_of.entry(case.patient.as_str()).or_insert_with(|| match &case.label {
-            Label::Class(class) => *class,
-            Label::Many(marks) => marks.iter().position(|mark| *mark).unwrap_or(classes),
-            Label::Unlabelled => classes,
-        });
+        let class = || case.label.first_class().unwrap_or(classes);
+        class_of.entry(case.patient.as_str()).or_insert_with(class);
     }
     if class_of.len() < spec.sites {
         let problem = format!("{} patients cannot be at {} sites", class_of.len(), spec.sites);
@@ -248,13 +245,8 @@ fn of_site(placed: &[Placed], site: usize) -> impl Iterator<Item = &Placed> {
 }
 
 fn site_card(placed: &[Placed], site: usize, task: &Task) -> DividedSite {
-    let shows = |label: &Label, class: usize| match label {
-        Label::Class(of) => *of == class,
-        Label::Many(marks) => marks[class],
-        Label::Unlabelled => false,
-    };
     let count =
-        |class| of_site(placed, site).filter(|placed| shows(&placed.case.label, class)).count();
+        |class| of_site(placed, site).filter(|placed| placed.case.label.shows(class)).count();
     let patients: std::collections::BTreeSet<&str> =
         of_site(placed, site).map(|placed| placed.case.patient.as_str()).collect();
     DividedSite {
@@ -269,14 +261,7 @@ fn labels_csv(placed: &[Placed], site: usize, task: &Task) -> Vec<u8> {
     let classes = task.classes();
     let mut writer = csv::Writer::from_writer(Vec::new());
     let rows = of_site(placed, site).map(|placed| {
-        let label = match &placed.case.label {
-            Label::Class(class) => classes[*class].clone(),
-            Label::Many(marks) => {
-                let shown = classes.iter().zip(marks).filter(|(_, mark)| **mark);
-                shown.map(|(class, _)| class.as_str()).collect::<Vec<_>>().join(";")
-            }
-            Label::Unlabelled => String::new(),
-        };
+        let label = placed.case.label.text(classes);
         [placed.file.clone(), placed.case.patient.clone(), label]
     });
     let header = ["file", "patient", "label"].map(str::to_owned);

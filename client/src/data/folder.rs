@@ -47,9 +47,9 @@ pub(super) fn list(
     if task.is_none() && !path.exists() {
         return walked(&real()?, reading, None);
     }
-    let mut labels = Labels::open(&path, task.is_some())?;
+    let mut labels = Labels::open(&path, task)?;
     let root = real()?;
-    let rows = labels.rows(task);
+    let rows = labels.rows(&root, task);
     match labels.key {
         Key::File => named(&root, &labels, rows, reading),
         Key::Instance | Key::Study | Key::Patient => {
@@ -78,6 +78,10 @@ fn named(
             return Err(labels.row_error(row.line, problem));
         }
         let contents = medium::contents(&path, kind, reading)?;
+        if contents.parts.len() > 1 && matches!(row.label, Label::Mask { .. }) {
+            let problem = RowProblem::MaskOfSeveral { file: row.key.clone() };
+            return Err(labels.row_error(row.line, problem));
+        }
         Ok((path, kind, contents))
     };
     let found: Vec<_> = rows
@@ -108,7 +112,7 @@ fn named(
             listing.report.refuse(labels.row_error(row.line, problem));
             continue;
         }
-        listing.add(path, &row.key, row.patient, &row.label, contents);
+        listing.add(path, &row.key.clone(), row.into(), contents);
     }
     Ok(listing)
 }
@@ -202,15 +206,12 @@ fn walked(
         };
         let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
         let Some(keyed) = &mut keyed else {
-            listing.add(path, &name, None, &Label::Unlabelled, contents);
+            listing.add(path, &name, Said::nothing(), contents);
             continue;
         };
         let row = contents.header.as_ref().and_then(|header| keyed.take(header));
         match row {
-            Some(row) => {
-                let (patient, label) = (row.patient.clone(), row.label.clone());
-                listing.add(path, &name, patient, &label, contents);
-            }
+            Some(row) => listing.add(path, &name, row.clone().into(), contents),
             None => listing.report.pass_over("no row of the manifest is about it"),
         }
     }
@@ -220,15 +221,28 @@ fn walked(
     Ok(listing)
 }
 
+/// What the manifest says of a file.
+struct Said {
+    patient: Option<String>,
+    bag: Option<String>,
+    label: Label,
+}
+
+impl Said {
+    fn nothing() -> Self {
+        Self { patient: None, bag: None, label: Label::Unlabelled }
+    }
+}
+
+impl From<Row> for Said {
+    fn from(Row { patient, bag, label, .. }: Row) -> Self {
+        Self { patient, bag, label }
+    }
+}
+
 impl Listing {
-    fn add(
-        &mut self,
-        path: PathBuf,
-        name: &str,
-        patient: Option<String>,
-        label: &Label,
-        contents: Contents,
-    ) {
+    fn add(&mut self, path: PathBuf, name: &str, said: Said, contents: Contents) {
+        let Said { patient, bag, label } = said;
         let patient = patient.unwrap_or_else(|| match contents.header {
             Some(header) => {
                 if header.by_study {
@@ -250,7 +264,12 @@ impl Listing {
                 Part::Whole | Part::Frame(_) | Part::Slice(_) => name.to_owned(),
             };
             self.entries.push(Entry {
-                case: Case { id, patient: patient.clone(), label: label.clone() },
+                case: Case {
+                    id,
+                    bag: bag.as_ref().unwrap_or(&patient).clone(),
+                    patient: patient.clone(),
+                    label: label.clone(),
+                },
                 file: Arc::clone(&file),
                 place: Place { path: Arc::clone(&path), part },
                 facts: Arc::clone(&facts),
@@ -313,7 +332,7 @@ fn decode_group<T>(
 }
 
 /// The file's real path, which lies under `root` (a real path too).
-fn inside(root: &Path, file: &str) -> Result<PathBuf, RowProblem> {
+pub(super) fn inside(root: &Path, file: &str) -> Result<PathBuf, RowProblem> {
     let named = || file.to_owned();
     let plain = Path::new(file)
         .components()

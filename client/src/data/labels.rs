@@ -8,7 +8,7 @@ use std::path::Path;
 use csv::ByteRecord;
 use tributary_shared::manifest::Task;
 
-use super::folder::unreadable;
+use super::folder::{inside, unreadable};
 use super::source::task_of;
 use super::{DataError, Label, ManifestProblem, RowProblem};
 
@@ -29,12 +29,15 @@ pub(super) enum Key {
 }
 
 /// One row.
+#[derive(Clone)]
 pub(super) struct Row {
     pub(super) line: u64,
     /// Of the kind that the manifest's [`Key`] tells.
     pub(super) key: String,
     /// Absent when the column is, or is empty.
     pub(super) patient: Option<String>,
+    /// Absent when the column is.
+    pub(super) bag: Option<String>,
     pub(super) label: Label,
 }
 
@@ -49,11 +52,20 @@ pub(super) struct Labels {
 struct Columns {
     key: usize,
     patient: Option<usize>,
-    label: Option<usize>,
+    bag: Option<usize>,
+    truth: Option<Truth>,
+}
+
+/// The columns that a task learns from.
+#[derive(Clone, Copy)]
+enum Truth {
+    Label(usize),
+    FollowUp { time: usize, event: usize },
+    Mask(usize),
 }
 
 impl Labels {
-    pub(super) fn open(path: &Path, labelled: bool) -> Result<Self, DataError> {
+    pub(super) fn open(path: &Path, task: Option<&Task>) -> Result<Self, DataError> {
         let shown = path.display().to_string();
         let file = File::open(path).map_err(unreadable(path))?;
         let bytes = file.metadata().map_err(unreadable(path))?.len();
@@ -68,7 +80,7 @@ impl Labels {
             let (line, problem) = csv_error(&error, 1);
             DataError::Row { path: shown.clone(), line, problem }
         })?;
-        let (key, columns) = find_columns(header, labelled)
+        let (key, columns) = find_columns(header, task)
             .map_err(|problem| DataError::Manifest { path: shown.clone(), problem })?;
         Ok(Self { shown, key, reader, columns })
     }
@@ -83,7 +95,8 @@ impl Labels {
     }
 
     /// Every row for itself, so that all that is wrong can be told at once.
-    pub(super) fn rows(&mut self, task: Option<&Task>) -> Vec<Result<Row, DataError>> {
+    /// A mask lies under `root`, a real path.
+    pub(super) fn rows(&mut self, root: &Path, task: Option<&Task>) -> Vec<Result<Row, DataError>> {
         let columns = &self.columns;
         let records = self.reader.byte_records().enumerate();
         records
@@ -93,7 +106,7 @@ impl Labels {
                     .map_err(|error| csv_error(&error, fallback))
                     .and_then(|record| {
                         let line = record.position().map_or(fallback, csv::Position::line);
-                        columns.row(&record, line, task).map_err(|problem| (line, problem))
+                        columns.row(&record, line, root, task).map_err(|problem| (line, problem))
                     })
                     .map_err(|(line, problem)| DataError::Row {
                         path: self.shown.clone(),
@@ -106,8 +119,12 @@ impl Labels {
 
     /// The classes that the manifest itself names, in alphabetical order.
     pub(super) fn infer_task(path: &Path) -> Result<Task, DataError> {
-        let mut labels = Self::open(path, true)?;
-        let column = labels.columns.label.unwrap_or_default();
+        let any_classes = Task::MultiLabel { classes: Vec::new() };
+        let mut labels = Self::open(path, Some(&any_classes))?;
+        let column = match labels.columns.truth {
+            Some(Truth::Label(column)) => column,
+            Some(Truth::FollowUp { .. } | Truth::Mask(_)) | None => 0,
+        };
         let shown = labels.shown;
         let row_error = |(line, problem)| DataError::Row { path: shown.clone(), line, problem };
         let mut texts = BTreeSet::new();
@@ -138,7 +155,10 @@ fn csv_error(error: &csv::Error, fallback: u64) -> (u64, RowProblem) {
 }
 
 /// Other columns may be there: sites keep age, scanner and the like in the same file.
-fn find_columns(header: &ByteRecord, labelled: bool) -> Result<(Key, Columns), ManifestProblem> {
+fn find_columns(
+    header: &ByteRecord,
+    task: Option<&Task>,
+) -> Result<(Key, Columns), ManifestProblem> {
     let find = |column: &'static str| {
         let mut found = header.iter().enumerate().filter(|(_, c)| *c == column.as_bytes());
         let first = found.next().map(|(index, _)| index);
@@ -147,41 +167,84 @@ fn find_columns(header: &ByteRecord, labelled: bool) -> Result<(Key, Columns), M
             None => Ok(first),
         }
     };
-    let label = match labelled {
-        true => Some(find("label")?.ok_or(ManifestProblem::MissingColumn { column: "label" })?),
-        false => None,
+    let needed =
+        |column: &'static str| find(column)?.ok_or(ManifestProblem::MissingColumn { column });
+    let truth = match task {
+        None | Some(Task::Rehearsal { .. }) => None,
+        Some(Task::Survival {}) => {
+            Some(Truth::FollowUp { time: needed("time")?, event: needed("event")? })
+        }
+        // A mask is of one picture, so a file is named beside it.
+        Some(Task::Segmentation { .. }) => {
+            needed("file")?;
+            Some(Truth::Mask(needed("mask")?))
+        }
+        Some(
+            Task::Binary { .. }
+            | Task::MultiClass { .. }
+            | Task::MultiLabel { .. }
+            | Task::Ordinal { .. },
+        ) => Some(Truth::Label(needed("label")?)),
     };
-    let patient = find("patient")?.or(find("PatientID")?);
+    let (patient, bag) = (find("patient")?.or(find("PatientID")?), find("bag")?);
     for (column, key) in
         [("file", Key::File), ("SOPInstanceUID", Key::Instance), ("StudyInstanceUID", Key::Study)]
     {
         if let Some(index) = find(column)? {
-            return Ok((key, Columns { key: index, patient, label }));
+            return Ok((key, Columns { key: index, patient, bag, truth }));
         }
     }
     let index = patient.ok_or(ManifestProblem::MissingColumn { column: "file" })?;
-    Ok((Key::Patient, Columns { key: index, patient, label }))
+    Ok((Key::Patient, Columns { key: index, patient, bag, truth }))
 }
 
 impl Columns {
-    fn row(&self, record: &ByteRecord, line: u64, task: Option<&Task>) -> Result<Row, RowProblem> {
+    fn row(
+        &self,
+        record: &ByteRecord,
+        line: u64,
+        root: &Path,
+        task: Option<&Task>,
+    ) -> Result<Row, RowProblem> {
         let field = |index: usize| {
             let bytes = record.get(index).unwrap_or_default();
             std::str::from_utf8(bytes).map_err(|_| RowProblem::NotUtf8)
         };
-        let key = match field(self.key)? {
-            "" => return Err(RowProblem::EmptyField { column: "file" }),
-            text => text.to_owned(),
+        let needed = |index: usize, column| match field(index)? {
+            "" => Err(RowProblem::EmptyField { column }),
+            text => Ok(text),
         };
+        let key = needed(self.key, "file")?.to_owned();
         let patient = match self.patient {
             Some(index) => Some(field(index)?).filter(|text| !text.is_empty()).map(str::to_owned),
             None => None,
         };
-        let label = match (task, self.label) {
-            (Some(task), Some(index)) => label(field(index)?, task)?,
+        let bag = match self.bag {
+            Some(index) => Some(needed(index, "bag")?.to_owned()),
+            None => None,
+        };
+        let label = match (task, self.truth) {
+            (Some(task), Some(Truth::Label(index))) => label(field(index)?, task)?,
+            (Some(task), Some(Truth::Mask(index))) => Label::Mask {
+                path: inside(root, needed(index, "mask")?)?,
+                classes: task.classes().len(),
+            },
+            (Some(_), Some(Truth::FollowUp { time, event })) => {
+                follow_up(needed(time, "time")?, needed(event, "event")?)?
+            }
             (Some(_), None) | (None, _) => Label::Unlabelled,
         };
-        Ok(Row { line, key, patient, label })
+        Ok(Row { line, key, patient, bag, label })
+    }
+}
+
+fn follow_up(time: &str, event: &str) -> Result<Label, RowProblem> {
+    let told = time.parse().ok().filter(|time: &f64| time.is_finite() && *time > 0.0);
+    let time = told.ok_or_else(|| RowProblem::Time { text: time.to_owned() })?;
+    match event {
+        "1" => Ok(Label::FollowUp { time, event: true }),
+        "0" => Ok(Label::FollowUp { time, event: false }),
+        text => Err(RowProblem::Event { text: text.to_owned() }),
     }
 }
 

@@ -4,14 +4,17 @@
 //! accident. Everything is decoded and checked when it is opened, so that a bad file is one line
 //! of the [`Report`] at the start and not a surprise in the middle of a round.
 
+pub mod augment;
 pub mod census;
 mod contract;
 mod dicom;
 pub mod divide;
 mod folder;
 mod image_file;
+mod label;
 mod labels;
 mod look;
+mod mask;
 mod medium;
 mod npz;
 mod pixels;
@@ -28,6 +31,8 @@ mod window;
 
 pub use contract::Profile;
 pub use dicom::DicomProblem;
+pub use label::{Case, Label};
+pub use mask::UNMARKED;
 pub use problem::{DataError, ImageProblem, ManifestProblem, NpzProblem, RowProblem};
 
 pub use report::Report;
@@ -38,6 +43,7 @@ pub use volume::VolumeProblem;
 use tributary_shared::dataset::DataContract;
 use tributary_shared::manifest::Task;
 
+use self::augment::Variation;
 use self::medium::Facts;
 use self::pixels::{Files, Kept, PixelStore};
 use crate::config::reading::Reading;
@@ -74,28 +80,6 @@ impl InputSpec {
             && self.std.iter().all(|std| std.is_finite() && *std > 0.0);
         if fits { Ok(()) } else { Err(DataError::Input) }
     }
-}
-
-/// What is known about one image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Label {
-    /// The index of its one class.
-    Class(usize),
-    /// For each class, whether it applies.
-    Many(Vec<bool>),
-    /// Opened for pretraining: labels were not read.
-    Unlabelled,
-}
-
-/// One image.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Case {
-    /// The file's path as the manifest writes it, or `split/index` in an npz.
-    pub id: String,
-    /// Whom it shows; all images of a patient fall on one side of a split.
-    pub patient: String,
-    /// What it shows.
-    pub label: Label,
 }
 
 /// A site's images, checked and ready to be batched.
@@ -184,12 +168,16 @@ impl Dataset {
         let input = kept.input.clone();
         let (mut cases, mut places) = (Vec::new(), Vec::new());
         let (mut profile, mut report) = (Profile::default(), listing.report);
-        let fit = |_: &folder::Entry, picture: pixels::Picture| {
-            (picture.is_colour(), keep.then(|| picture.fit(&input)))
+        let fit = |entry: &folder::Entry, picture: pixels::Picture| {
+            // A mask that cannot be read must not wait for the middle of a round.
+            if let Label::Mask { path, classes } = &entry.case.label {
+                mask::read(path, *classes, 1)?;
+            }
+            Ok((picture.is_colour(), keep.then(|| picture.fit(&input))))
         };
         folder::each(listing.entries, reading, fit, |decoded| {
             match decoded {
-                Ok((entry, (colour, fitted))) => {
+                Ok((entry, Ok((colour, fitted)))) => {
                     profile.count(&entry.facts, colour);
                     cases.push(entry.case);
                     match fitted {
@@ -197,7 +185,7 @@ impl Dataset {
                         None => places.push(entry.place),
                     }
                 }
-                Err(error) => report.refuse(error),
+                Ok((_, Err(error))) | Err(error) => report.refuse(error),
             }
             Ok(())
         })?;
@@ -271,6 +259,43 @@ impl Dataset {
         let at = self.stores.partition_point(|(first, _)| *first <= index) - 1;
         let (first, store) = &self.stores[at];
         store.with(index - first, &self.input, |bytes| pixels::normalise(bytes, &self.input, out))
+    }
+
+    /// As [`Self::pixels`], changed by `variation`.
+    ///
+    /// # Panics
+    /// As [`Self::pixels`].
+    pub fn varied_pixels(
+        &self,
+        index: usize,
+        variation: &Variation,
+        out: &mut [f32],
+    ) -> Result<(), DataError> {
+        self.pixels(index, out)?;
+        let InputSpec { image_size, channels, mean, std } = &self.input;
+        let plane = image_size * image_size;
+        for (channel, out) in out.chunks_exact_mut(plane).enumerate() {
+            let (mean, std) = (mean[channel] as f32, std[channel] as f32);
+            out.iter_mut().for_each(|x| *x = x.mul_add(std, mean));
+        }
+        variation.image(*channels, *image_size, out);
+        for (channel, out) in out.chunks_exact_mut(plane).enumerate() {
+            let (mean, std) = (mean[channel] as f32, std[channel] as f32);
+            out.iter_mut().for_each(|x| *x = (*x - mean) / std);
+        }
+        Ok(())
+    }
+
+    /// The class of each pixel of a case's mask, [`UNMARKED`] where it says nothing, on the grid of
+    /// the input: `[image_size, image_size]`.
+    ///
+    /// # Panics
+    /// When the case has no mask.
+    pub fn mask(&self, index: usize) -> Result<Vec<u8>, DataError> {
+        let Label::Mask { path, classes } = &self.cases[index].label else {
+            panic!("a case of a segmentation has a mask")
+        };
+        mask::read(path, *classes, self.input.image_size)
     }
 
     /// Divides the cases by patient: `holdout` is the share of patients held out. The side is a

@@ -44,6 +44,10 @@ pub(super) fn read_each(
     sink: &mut impl Sink,
 ) -> Result<Vec<Case>, DataError> {
     let problem = |problem| DataError::Npz { path: path.display().to_string(), problem };
+    if let Some(task @ (Task::Survival {} | Task::Segmentation { .. })) = task {
+        let (path, task) = (path.display().to_string(), task.as_str());
+        return Err(DataError::TaskOfNpz { path, task });
+    }
     let mut archive = open_archive(path)?;
     let mut cases = Vec::new();
     for split in SPLITS {
@@ -136,11 +140,9 @@ fn read_split(
     let count = read_images(archive, &images, sink, cases.len(), check_length)?;
     for index in 0..count {
         let id = format!("{split}/{index}");
-        cases.push(Case {
-            patient: patients.as_ref().map_or_else(|| id.clone(), |(p, _)| p[index].clone()),
-            label: labels.as_ref().map_or(Label::Unlabelled, |(l, _)| l[index].clone()),
-            id,
-        });
+        let patient = patients.as_ref().map_or_else(|| id.clone(), |(p, _)| p[index].clone());
+        let label = labels.as_ref().map_or(Label::Unlabelled, |(l, _)| l[index].clone());
+        cases.push(Case::new(id, patient, label));
     }
     Ok(())
 }

@@ -129,6 +129,22 @@ pub enum DataError {
     /// A rehearsal has no classes.
     #[error("a rehearsal reads no images; give a task with classes")]
     Rehearsal,
+    /// A task whose truth the MedMNIST layout cannot hold.
+    #[error("{path}: an npz holds no labels of a {task} task; give a folder with labels.csv")]
+    TaskOfNpz {
+        /// The file.
+        path: String,
+        /// The kind of task.
+        task: &'static str,
+    },
+    /// Images of one bag that do not fit together.
+    #[error("bag `{bag}`: its images have different {what}; one bag has one label and one patient")]
+    Bag {
+        /// The bag.
+        bag: String,
+        /// What differs.
+        what: &'static str,
+    },
     /// An input that no image can be made for.
     #[error("the input needs 1 or 3 channels, a size of 1 to 4096 and one mean and std a channel")]
     Input,
@@ -203,6 +219,17 @@ pub enum ImageProblem {
     /// Transparency.
     #[error("has an alpha channel; save it as 8-bit grey or RGB")]
     Alpha,
+    /// A mask in colours.
+    #[error("a mask must be 8-bit grey, its levels class indices; this one has colours")]
+    MaskColours,
+    /// A level of a mask that is no class.
+    #[error("a mask's level {level} is no class; the task has {classes}, and 255 marks none")]
+    MaskClass {
+        /// The level.
+        level: u8,
+        /// Classes of the task.
+        classes: usize,
+    },
     /// Any other sample layout.
     #[error("has the colour type {found}; save it as 8-bit grey or RGB")]
     Colour {
@@ -223,7 +250,10 @@ pub enum ManifestProblem {
         max: u64,
     },
     /// A needed column is not there.
-    #[error("the column `{column}` is missing; the first line names file,patient,label")]
+    #[error(
+        "the column `{column}` is missing; the first line names file,patient and label \
+         (survival: time,event; segmentation: mask)"
+    )]
     MissingColumn {
         /// The column.
         column: &'static str,
@@ -269,6 +299,24 @@ pub enum RowProblem {
         label: String,
         /// All classes.
         classes: String,
+    },
+    /// No time of follow-up.
+    #[error("the time `{text}` is not a number above 0")]
+    Time {
+        /// What stands there.
+        text: String,
+    },
+    /// Neither seen nor not seen.
+    #[error("the event `{text}` is neither 1 (seen) nor 0 (not seen)")]
+    Event {
+        /// What stands there.
+        text: String,
+    },
+    /// One mask for the pictures of a whole file.
+    #[error("`{file}` holds several pictures; a mask is of one, so save them one by one")]
+    MaskOfSeveral {
+        /// The file.
+        file: String,
     },
     /// The same label twice in a row.
     #[error("the label `{label}` is there twice")]
@@ -436,7 +484,8 @@ impl DataError {
             Self::TooManyRefused { .. } => "too_many_refused",
             Self::TooManyFiles { .. } => "too_many_files",
             Self::Contract { .. } => "contract",
-            Self::Npz { .. } => "bad_npz",
+            Self::Npz { .. } | Self::TaskOfNpz { .. } => "bad_npz",
+            Self::Bag { .. } => "bad_bag",
             Self::Rehearsal | Self::Input | Self::InputsDiffer | Self::NothingToConcat => "bad_use",
             Self::TooLargeToKeep { .. } => "too_large",
             Self::SourceChanged => "changed",

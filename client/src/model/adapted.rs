@@ -1,5 +1,7 @@
 //! A frozen backbone under a trainable adapter: logits, features and gradients.
 
+mod through;
+
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
@@ -7,6 +9,7 @@ use tributary_shared::architecture::Architecture;
 use tributary_shared::contract::{AdapterContract, Lora};
 use tributary_shared::layout::{Layout, TensorSpec};
 
+pub(crate) use self::through::{HeadOf, Level};
 use super::adapter::{Adapter, Dropout};
 use super::backbone::Backbone;
 use super::compute::Compute;
@@ -92,9 +95,18 @@ impl AdaptedVit {
 
     /// Logits `[images, head_outputs]` of patches; nothing is dropped, no graph is built.
     pub fn logits(&self, values: &[Vec<f32>], rows: &[f32], images: usize) -> Vec<f32> {
+        self.logits_of(values, Input::Patches { rows, images }, &mut Dropout::off())
+    }
+
+    /// As [`Self::logits`] of any input under `dropout`.
+    pub(crate) fn logits_of(
+        &self,
+        values: &[Vec<f32>],
+        input: Input<'_>,
+        dropout: &mut Dropout,
+    ) -> Vec<f32> {
         let adapter = self.adapter(&self.leaves(values, false));
-        let input = Input::Patches { rows, images };
-        download(self.forward(&self.inference, &adapter, input, &mut Dropout::off()))
+        download(self.forward(&self.inference, &adapter, input, dropout))
     }
 
     /// What the frozen backbone, without any adapter, gives to the head: `[images, width]`.
@@ -120,6 +132,11 @@ impl AdaptedVit {
         let by_logit = Tensor::<2>::from_data(TensorData::new(by_logit, dims), &self.device);
         let mut gradients = (logits * by_logit.autodiff()).sum().backward();
         Gradient { loss, values: leaves.gradients(&self.layout, &mut gradients) }
+    }
+
+    /// The run's head over rows `[images, 1, width]` of features.
+    pub(crate) fn head(&self, leaves: &Leaves<'_>, features: Tensor<3>) -> Tensor<3> {
+        self.adapter(leaves).head.forward(features)
     }
 
     fn forward(

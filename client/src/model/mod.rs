@@ -17,7 +17,7 @@ pub use backbone::{Backbone, BackboneError, backbone_layout};
 pub use compute::{Compute, ThreadsError, set_threads};
 pub use untrained::random_backbone;
 
-pub(crate) use adapted::{Input, Leaves, download};
+pub(crate) use adapted::{HeadOf, Input, Leaves, Level, download};
 pub(crate) use adapter::Dropout;
 pub(crate) use backbone::write_whole;
 pub(crate) use untrained::{positions, untrained};

@@ -229,6 +229,21 @@ impl Vit {
         self.trunk.forward(tokens)
     }
 
+    /// The patches' tokens after the last block and the final norm, `[images, patches, width]`.
+    pub(crate) fn patch_tokens(
+        &self,
+        patches: Tensor<3>,
+        adapter: Option<&Adapter>,
+        dropout: &mut Dropout,
+    ) -> Tensor<3> {
+        let before = usize::from(self.cls_token.is_some());
+        let count = self.architecture.patches();
+        let positions = self.pos_embed.clone().narrow(1, before, count);
+        let tokens = self.with_class_token(self.embed(patches, positions));
+        let all = tokens.dims()[1];
+        self.trunk.adapted(tokens, all, adapter, dropout).narrow(1, before, count)
+    }
+
     /// What the head sees, `[images, width]`.
     pub(crate) fn features(
         &self,

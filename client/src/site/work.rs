@@ -16,7 +16,7 @@ use super::adapters::{self, FetchError};
 use super::outbox::{BLOCK_VALUES, DeltaError, DeltaWriter, Outbox};
 use super::terms::Asked;
 use crate::config::site::{DataPlace, DeviceKind, Rehearsal, SiteConfig};
-use crate::data::{DataError, DataSource, Dataset, InputSpec, Label, Split};
+use crate::data::{DataError, DataSource, Dataset, InputSpec, Split};
 use crate::model::{Backbone, BackboneError, Compute};
 use crate::trainer::{self, Control, LocalTraining, Progress, TrainError};
 
@@ -53,6 +53,7 @@ pub(super) struct Training {
     backbone: Backbone,
     dataset: Dataset,
     split: Split,
+    cases: u64,
     compute: Compute,
 }
 
@@ -100,18 +101,16 @@ impl Work {
         }
         let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
         let split = dataset.split(holdout);
+        let cases = trainer::trainable(manifest, &dataset, &split.train)
+            .map_err(|e| training_trouble(&e))?;
         let compute = compute(config.device.kind);
-        Ok(Self::Training(Box::new(Training { backbone, dataset, split, compute })))
+        Ok(Self::Training(Box::new(Training { backbone, dataset, split, cases, compute })))
     }
 
     /// Training cases behind a delta.
     pub(super) fn cases(&self) -> u64 {
         match self {
-            Self::Training(training) => {
-                let cases = training.dataset.cases();
-                let labelled = |index: &&usize| cases[**index].label != Label::Unlabelled;
-                training.split.train.iter().filter(labelled).count() as u64
-            }
+            Self::Training(training) => training.cases,
             Self::Rehearsal(rehearsal) => rehearsal.cases,
         }
     }
@@ -369,18 +368,25 @@ fn backbone_trouble(error: &BackboneError) -> Trouble {
 }
 
 fn train_unfinished(error: &TrainError) -> Unfinished {
+    if matches!(error, TrainError::Stopped) {
+        return Unfinished::Stopped;
+    }
+    Unfinished::Failed(training_trouble(error))
+}
+
+fn training_trouble(error: &TrainError) -> Trouble {
     let told = match error {
-        TrainError::Stopped => return Unfinished::Stopped,
-        TrainError::Data(error) => return Unfinished::Failed(data_trouble(error)),
+        TrainError::Data(error) => return data_trouble(error),
         TrainError::Label { .. } => "a case has a label that the task does not have".to_owned(),
-        TrainError::NoCases
+        TrainError::Stopped
+        | TrainError::NoCases
         | TrainError::Rehearsal
         | TrainError::Backbone { .. }
         | TrainError::Adapter(_)
         | TrainError::Input { .. }
         | TrainError::Diverged { .. } => error.to_string(),
     };
-    Unfinished::Failed(Trouble::new(told, chain(error)))
+    Trouble::new(told, chain(error))
 }
 
 #[cfg(test)]

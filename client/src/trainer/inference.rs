@@ -1,13 +1,18 @@
 //! What an adapter says of images, and how good it is.
 
-use tributary_shared::manifest::RunManifest;
+use tributary_shared::manifest::{RunManifest, Task};
 
-use super::loss::{case_loss, probabilities};
-use super::session::{Session, Source, TrainError};
-use super::{Control, Phase, Progress};
+use super::batch::{Draws, Source, Step};
+use super::loss::{Weighing, probabilities};
+use super::session::{Session, TrainError};
+use super::units::{Unit, units};
+use super::{Control, Progress};
 use crate::data::{Dataset, Label};
-use crate::metrics::{balanced_accuracy, macro_auroc};
-use crate::model::{Backbone, Compute, Dropout, Gradient};
+use crate::metrics::{
+    Overlap, balanced_accuracy, concordance, macro_auroc, mean_grade_error, median_grade,
+    quadratic_kappa,
+};
+use crate::model::{Backbone, Compute, Gradient};
 
 /// A trained adapter with images to look at.
 #[derive(Clone, Copy)]
@@ -24,23 +29,52 @@ pub struct Inference<'a> {
     pub compute: &'a Compute,
 }
 
-/// How good an adapter is on some cases.
-#[derive(Clone, Debug, PartialEq)]
+/// How good an adapter is on some cases; what a task has no such number for is `None`.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluation {
-    /// Labelled cases.
+    /// Labelled cases, or bags of them.
     pub cases: u64,
-    /// Mean loss; `None` without cases.
+    /// Mean loss, all classes weighed alike; `None` without cases.
     pub loss: Option<f64>,
     /// AUROC, macro over classes; `None` when no class occurs and is absent.
     pub auroc: Option<f64>,
-    /// Mean recall over classes; `None` without cases.
+    /// Mean recall over classes.
     pub balanced_accuracy: Option<f64>,
-    /// Each labelled case's index and probabilities, in the order asked for.
+    /// Quadratic weighted kappa of the median grade.
+    pub kappa: Option<f64>,
+    /// Mean distance of the median grade, in grades.
+    pub grade_error: Option<f64>,
+    /// Harrell's concordance of risks and times.
+    pub concordance: Option<f64>,
+    /// Dice coefficient, mean over classes but the background.
+    pub dice: Option<f64>,
+    /// Dice coefficient of each class over all pixels.
+    pub dice_of_class: Vec<Option<f64>>,
+    /// For each labelled case, or each bag by its first case: its index and what is predicted, in
+    /// the order asked for; see [`prediction_columns`].
     pub predictions: Vec<(usize, Vec<f32>)>,
 }
 
+/// What the numbers of a prediction are: probabilities, the logarithm of the relative hazard, or
+/// each class's share of the pixels.
+pub fn prediction_columns(task: &Task) -> Vec<String> {
+    let each = |what: &str, classes: &[String]| {
+        classes.iter().map(|class| format!("{what}({class})")).collect()
+    };
+    match task {
+        Task::Binary { classes } => each("p", &classes[1..]),
+        Task::MultiClass { classes } | Task::MultiLabel { classes } | Task::Ordinal { classes } => {
+            each("p", classes)
+        }
+        Task::Survival {} => vec!["log_hazard".to_owned()],
+        Task::Segmentation { classes, .. } => each("area", classes),
+        Task::Rehearsal { .. } => Vec::new(),
+    }
+}
+
 impl Inference<'_> {
-    /// Each case's probabilities, in the order of `indices`.
+    /// What is predicted of each labelled case or bag of `indices`, see [`prediction_columns`];
+    /// of every case where a run without bags has labels that are classes.
     pub fn predict(
         &self,
         indices: &[usize],
@@ -48,11 +82,15 @@ impl Inference<'_> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Vec<f32>>, TrainError> {
         let session = self.session()?;
-        let logits = self.logits(&session, indices, control, progress)?;
-        Ok(logits.iter().map(|logits| probabilities(session.task, logits)).collect())
+        let asked = match self.manifest.bags {
+            Some(_) => units(self.manifest, self.dataset, indices)?,
+            None => indices.iter().map(|case| Unit { cases: vec![*case] }).collect(),
+        };
+        let outputs = session.outputs(self.values, self.dataset, &asked, (control, progress))?;
+        Ok(outputs.iter().map(|outputs| said(&session, outputs)).collect())
     }
 
-    /// Loss and metrics over the labelled cases of `indices`.
+    /// Loss and metrics over the labelled cases, or bags of them, of `indices`.
     pub fn evaluate(
         &self,
         indices: &[usize],
@@ -60,29 +98,69 @@ impl Inference<'_> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Evaluation, TrainError> {
         let session = self.session()?;
-        let cases = session.labelled(self.dataset, indices)?;
-        let logits = self.logits(&session, &cases, control, progress)?;
+        let asked = units(self.manifest, self.dataset, indices)?;
+        let outputs = session.outputs(self.values, self.dataset, &asked, (control, progress))?;
+        let said: Vec<Vec<f32>> = outputs.iter().map(|outputs| said(&session, outputs)).collect();
+        let mut evaluation = Evaluation {
+            cases: asked.len() as u64,
+            loss: session.mean_loss(self.dataset, &asked, &outputs)?,
+            ..Evaluation::default()
+        };
         let labels: Vec<Label> =
-            cases.iter().map(|i| self.dataset.cases()[*i].label.clone()).collect();
-        let losses = logits.iter().zip(&labels).filter_map(|(x, y)| case_loss(session.task, x, y));
-        let loss_sum: f64 = losses.map(|loss| loss.value).sum();
-        let said: Vec<Vec<f32>> = logits.iter().map(|x| probabilities(session.task, x)).collect();
-        Ok(Evaluation {
-            cases: cases.len() as u64,
-            loss: (!cases.is_empty()).then(|| loss_sum / cases.len() as f64),
-            auroc: macro_auroc(&said, &labels),
-            balanced_accuracy: balanced_accuracy(&said, &labels),
-            predictions: cases.into_iter().zip(said).collect(),
-        })
+            asked.iter().map(|unit| self.dataset.cases()[unit.first()].label.clone()).collect();
+        match self.manifest.task {
+            Task::Segmentation { .. } => {
+                let overlap = self.overlap(&session, &asked, &outputs)?;
+                evaluation.dice = overlap.mean_dice();
+                evaluation.dice_of_class = overlap.dice();
+            }
+            Task::Survival {} => evaluation.concordance = concordance_of(&said, &labels),
+            Task::Binary { .. }
+            | Task::MultiClass { .. }
+            | Task::MultiLabel { .. }
+            | Task::Ordinal { .. }
+            | Task::Rehearsal { .. } => {
+                evaluation.auroc = macro_auroc(&said, &labels);
+                evaluation.balanced_accuracy = balanced_accuracy(&said, &labels);
+            }
+        }
+        if let Task::Ordinal { classes } = &self.manifest.task {
+            let pairs: Vec<(usize, usize)> = labels
+                .iter()
+                .zip(&said)
+                .filter_map(|(label, row)| Some((label.first_class()?, median_grade(row))))
+                .collect();
+            evaluation.kappa = quadratic_kappa(&pairs, classes.len());
+            evaluation.grade_error = mean_grade_error(&pairs);
+        }
+        evaluation.predictions = asked.iter().map(Unit::first).zip(said).collect();
+        Ok(evaluation)
+    }
+
+    fn overlap(
+        &self,
+        session: &Session<'_>,
+        asked: &[Unit],
+        outputs: &[Vec<f32>],
+    ) -> Result<Overlap, TrainError> {
+        let mut overlap = Overlap::new(self.manifest.task.classes().len());
+        if let Some(stretch) = session.stretch() {
+            for (unit, outputs) in asked.iter().zip(outputs) {
+                overlap.add(&self.dataset.mask(unit.first())?, &stretch.classes_of(outputs));
+            }
+        }
+        Ok(overlap)
     }
 
     /// The mean loss over the labelled cases of `indices` and its exact gradient, without
     /// dropout: what one full-batch step of plain gradient descent needs.
     pub fn gradient(&self, indices: &[usize]) -> Result<Gradient, TrainError> {
         let session = self.session()?;
-        let cases = session.labelled(self.dataset, indices)?;
+        let asked = units(self.manifest, self.dataset, indices)?;
         let source = Source::Images(self.dataset);
-        session.gradient(self.values, &source, &cases, &Control::default(), &|_| Dropout::off())
+        let (weighing, draws) = (Weighing::default(), Draws::default());
+        let step = Step { source: &source, weighing: &weighing, draws };
+        session.gradient(self.values, &step, &asked, &Control::default())
     }
 
     fn session(&self) -> Result<Session<'_>, TrainError> {
@@ -90,16 +168,25 @@ impl Inference<'_> {
         session.check(self.values, self.dataset)?;
         Ok(session)
     }
+}
 
-    fn logits(
-        &self,
-        session: &Session<'_>,
-        indices: &[usize],
-        control: &Control,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<Vec<f32>>, TrainError> {
-        let of_shard =
-            |rows: &[f32], images: usize| session.model.logits(self.values, rows, images);
-        session.map_cases(self.dataset, indices, Phase::Evaluating, (control, progress), &of_shard)
+/// One unit's outputs in the words of [`prediction_columns`].
+fn said(session: &Session<'_>, outputs: &[f32]) -> Vec<f32> {
+    let Some(stretch) = session.stretch() else { return probabilities(session.task, outputs) };
+    let mut areas = vec![0u32; stretch.classes];
+    let classes = stretch.classes_of(outputs);
+    classes.iter().for_each(|class| areas[usize::from(*class)] += 1);
+    areas.into_iter().map(|area| area as f32 / classes.len() as f32).collect()
+}
+
+fn concordance_of(said: &[Vec<f32>], labels: &[Label]) -> Option<f64> {
+    let (mut risks, mut times, mut events) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, label) in said.iter().zip(labels) {
+        if let (Label::FollowUp { time, event }, [risk]) = (label, &row[..]) {
+            risks.push(*risk);
+            times.push(*time);
+            events.push(*event);
+        }
     }
+    concordance(&risks, &times, &events)
 }

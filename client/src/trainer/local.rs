@@ -5,11 +5,14 @@ use std::time::Instant;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::terms::SiteMetrics;
 
+use super::batch::{Draws, Source, Step};
+use super::loss::Weighing;
 use super::optimizer::{AdamW, clip, learning_rate};
-use super::session::{Session, Source, TrainError, check_stop, shuffled, stream};
+use super::session::{Session, TrainError, check_stop, shuffled};
+use super::units::{Unit, units};
 use super::{Control, Inference, Meter, Phase, Progress};
 use crate::data::{Dataset, Split};
-use crate::model::{Backbone, Compute, Dropout, Values};
+use crate::model::{Backbone, Compute, Values};
 
 /// What one round's training starts from.
 #[derive(Clone, Copy)]
@@ -37,13 +40,14 @@ pub struct LocalTraining<'a> {
 pub struct LocalUpdate {
     /// The trained adapter, in the order of the base.
     pub values: Values,
-    /// Labelled training cases behind it.
+    /// Labelled training cases, or bags of them, behind it.
     pub cases: u64,
     /// What the site says of it.
     pub metrics: SiteMetrics,
 }
 
-/// Measures the base adapter on the held-out cases, then trains it for the manifest's epochs.
+/// Measures the base adapter on the held-out cases, then trains it for the manifest's epochs, or
+/// for fewer where the manifest's early stop says so.
 ///
 /// Every round is stateless: optimiser moments start at zero, the place on the learning rate's
 /// path over the whole run follows from the round's number.
@@ -54,7 +58,7 @@ pub fn train(
 ) -> Result<LocalUpdate, TrainError> {
     let session = Session::new(work.backbone, work.manifest, work.compute)?;
     session.check(work.base, work.dataset)?;
-    let cases = session.labelled(work.dataset, &work.split.train)?;
+    let cases = units(work.manifest, work.dataset, &work.split.train)?;
     if cases.is_empty() {
         return Err(TrainError::NoCases);
     }
@@ -68,12 +72,12 @@ pub fn train(
         Some(rows) => Source::Features(work.dataset, rows),
         None => Source::Images(work.dataset),
     };
-    let round = Round::of(work, &session, cases);
-    let (values, steps, loss) = round.run(&session, &source, control, progress)?;
-    metrics.steps = steps;
-    metrics.train_loss = Some(loss);
+    let round = Round::of(work, &session, cases)?;
+    let done = round.run(&session, &source, control, progress)?;
+    metrics.steps = done.steps;
+    metrics.train_loss = Some(done.loss_sum / done.steps as f64);
     metrics.train_s = began.elapsed().as_secs_f64();
-    Ok(LocalUpdate { values, cases: round.cases.len() as u64, metrics })
+    Ok(LocalUpdate { values: done.values, cases: round.cases.len() as u64, metrics })
 }
 
 fn holdout_metrics(
@@ -93,19 +97,24 @@ fn holdout_metrics(
         holdout_cases: evaluation.cases,
         holdout_loss: evaluation.loss,
         holdout_auroc: evaluation.auroc,
+        holdout_kappa: evaluation.kappa,
+        holdout_grade_error: evaluation.grade_error,
+        holdout_concordance: evaluation.concordance,
+        holdout_dice: evaluation.dice,
         ..SiteMetrics::default()
     })
 }
 
-/// A row of features for each of `cases`; empty rows for the other cases of the data set.
+/// A row of features for each of the cases of `units`; empty rows for the data set's others.
 fn frozen_features(
     session: &Session<'_>,
     work: &LocalTraining<'_>,
-    cases: &[usize],
+    units: &[Unit],
     watch: (&Control, &mut dyn FnMut(Progress)),
 ) -> Result<Vec<Vec<f32>>, TrainError> {
+    let cases: Vec<usize> = units.iter().flat_map(|unit| unit.cases.clone()).collect();
     let of_shard = |rows: &[f32], images: usize| session.model.features(rows, images);
-    let found = session.map_cases(work.dataset, cases, Phase::Features, watch, &of_shard)?;
+    let found = session.map_cases(work.dataset, &cases, Phase::Features, watch, &of_shard)?;
     let mut rows = vec![Vec::new(); work.dataset.len()];
     for (index, row) in cases.iter().zip(found) {
         rows[*index] = row;
@@ -113,74 +122,121 @@ fn frozen_features(
     Ok(rows)
 }
 
-impl Session<'_> {
-    /// Whether the features below the head stay the same while training.
-    fn trains_head_alone(&self) -> bool {
-        self.model.layout().tensors().iter().all(|spec| spec.name.starts_with("head."))
-    }
-}
-
 /// The steps of one round.
 struct Round<'a> {
     base: &'a [Vec<f32>],
-    cases: Vec<usize>,
+    cases: Vec<Unit>,
+    /// Looked at after each epoch where there is an early stop.
+    held: Vec<Unit>,
+    weighing: Weighing,
     /// Prefix of the names of this round's random streams.
     name: String,
     number: u64,
     rounds: u64,
 }
 
+/// What the steps of a round made.
+struct Trained {
+    values: Values,
+    steps: u64,
+    loss_sum: f64,
+}
+
 impl<'a> Round<'a> {
-    fn of(work: &LocalTraining<'a>, session: &Session<'_>, cases: Vec<usize>) -> Self {
-        Self {
+    fn of(
+        work: &LocalTraining<'a>,
+        session: &Session<'_>,
+        cases: Vec<Unit>,
+    ) -> Result<Self, TrainError> {
+        let labels = cases.iter().map(|unit| &work.dataset.cases()[unit.first()].label);
+        let held = match session.training.early_stop {
+            Some(_) => units(work.manifest, work.dataset, &work.split.holdout)?,
+            None => Vec::new(),
+        };
+        Ok(Self {
             base: work.base,
+            held,
+            weighing: Weighing::of(session.training, session.task, labels),
             cases,
             name: format!("{}\n{}\n{}", session.training.seed, work.site, work.round),
             number: u64::from(work.round.max(1)),
             rounds: u64::from(work.manifest.rounds.count),
-        }
+        })
     }
 
-    /// The trained values, the steps taken and their mean loss.
+    /// Epoch after epoch; the values are those of the best one where there is an early stop.
     fn run(
         &self,
         session: &Session<'_>,
         source: &Source<'_>,
         control: &Control,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<(Values, u64, f64), TrainError> {
+    ) -> Result<Trained, TrainError> {
+        let training = session.training;
+        let steps_of_epoch = self.cases.len().div_ceil(training.batch_size) as u64;
+        let mut meter = Meter::new(Phase::Training, steps_of_epoch * u64::from(training.epochs));
+        let decayed =
+            session.model.layout().tensors().iter().map(|t| !t.name.ends_with(".bias")).collect();
+        let mut optimizer = AdamW::new(self.base, decayed, training.weight_decay);
+        let mut done = Trained { values: self.base.to_vec(), steps: 0, loss_sum: 0.0 };
+        let mut best: Option<(f64, Values)> = None;
+        let mut worse = 0;
+        for epoch in 0..training.epochs {
+            let mut tell = |images, loss| progress(meter.advance(images, Some(loss)));
+            self.epoch(session, (source, control), epoch, (&mut optimizer, &mut done), &mut tell)?;
+            let Some(stop) = &training.early_stop else { continue };
+            let quiet: &mut dyn FnMut(Progress) = &mut |_| {};
+            let dataset = source.dataset();
+            let outputs = session.outputs(&done.values, dataset, &self.held, (control, quiet))?;
+            let Some(loss) = session.mean_loss(dataset, &self.held, &outputs)? else { continue };
+            if best.as_ref().is_none_or(|(least, _)| loss < least - stop.min_delta) {
+                best = Some((loss, done.values.clone()));
+                worse = 0;
+            } else {
+                worse += 1;
+                if worse >= stop.patience {
+                    break;
+                }
+            }
+        }
+        if let Some((_, values)) = best {
+            done.values = values;
+        }
+        Ok(done)
+    }
+
+    fn epoch(
+        &self,
+        session: &Session<'_>,
+        (source, control): (&Source<'_>, &Control),
+        epoch: u32,
+        (optimizer, done): (&mut AdamW, &mut Trained),
+        tell: &mut dyn FnMut(usize, f64),
+    ) -> Result<(), TrainError> {
         let training = session.training;
         let steps_of_epoch = self.cases.len().div_ceil(training.batch_size) as u64;
         let steps = steps_of_epoch * u64::from(training.epochs);
-        let mut values = self.base.to_vec();
-        let decayed =
-            session.model.layout().tensors().iter().map(|t| !t.name.ends_with(".bias")).collect();
-        let mut optimizer = AdamW::new(&values, decayed, training.weight_decay);
-        let mut meter = Meter::new(Phase::Training, steps);
-        let mut loss_sum = 0.0;
-        let mut step = 0;
-        for epoch in 0..training.epochs {
-            let order = shuffled(&self.cases, &format!("{}\nshuffle {epoch}", self.name));
-            for batch in order.chunks(training.batch_size) {
-                check_stop(control)?;
-                let dropout = |shard: usize| {
-                    let name = format!("{}\ndropout {step} {shard}", self.name);
-                    Dropout::seeded(session.dropout, stream(&name))
-                };
-                let mut gradient = session.gradient(&values, source, batch, control, &dropout)?;
-                let norm = clip(&mut gradient.values, training.gradient_clip);
-                check_finite(step + 1, gradient.loss, norm)?;
-                let position = (self.number - 1) * steps + step;
-                let warmup = u64::from(training.warmup_steps);
-                let rate =
-                    learning_rate(training.learning_rate, position, warmup, self.rounds * steps);
-                optimizer.step(&mut values, &gradient.values, rate);
-                step += 1;
-                loss_sum += gradient.loss;
-                progress(meter.advance(batch.len(), Some(gradient.loss)));
-            }
+        let order = shuffled(&self.cases, &format!("{}\nshuffle {epoch}", self.name));
+        for batch in order.chunks(training.batch_size) {
+            check_stop(control)?;
+            let draws = Draws {
+                place: Some((&self.name, epoch, done.steps)),
+                dropout: session.dropout,
+                augment: training.augment.as_ref(),
+            };
+            let step = Step { source, weighing: &self.weighing, draws };
+            let mut gradient = session.gradient(&done.values, &step, batch, control)?;
+            let norm = clip(&mut gradient.values, training.gradient_clip);
+            check_finite(done.steps + 1, gradient.loss, norm)?;
+            let position = (self.number - 1) * steps + done.steps;
+            let warmup = u64::from(training.warmup_steps);
+            let rate = learning_rate(training.learning_rate, position, warmup, self.rounds * steps);
+            optimizer.step(&mut done.values, &gradient.values, rate);
+            done.steps += 1;
+            done.loss_sum += gradient.loss;
+            tell(batch.len(), gradient.loss);
         }
-        Ok((values, steps, loss_sum / steps as f64))
+        Ok(())
     }
 }
 

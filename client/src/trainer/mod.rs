@@ -5,6 +5,8 @@
 //! streams named by the manifest's seed, the site and the round, so that a repeated round gives
 //! the same bits, however many threads compute it.
 
+mod batch;
+mod heads;
 mod inference;
 mod local;
 mod loss;
@@ -12,16 +14,22 @@ mod optimizer;
 mod peft;
 mod pretrain;
 mod probe;
+mod segmentation;
 mod session;
+mod survival;
+mod units;
 
-pub use inference::{Evaluation, Inference};
+pub use inference::{Evaluation, Inference, prediction_columns};
 pub use local::{LocalTraining, LocalUpdate, train};
-pub use loss::{Loss, case_loss, probabilities};
+pub use loss::{Loss, Weighing, case_loss, probabilities};
 pub use optimizer::{AdamW, clip, learning_rate};
 pub use peft::{ExportError, Transformers, export_peft};
 pub use pretrain::{Pretrained, Pretraining, pretrain};
 pub use probe::linear_probe;
+pub use segmentation::{Stretch, segmentation_loss};
 pub use session::TrainError;
+pub use survival::{FollowUp, cox_loss};
+pub use units::trainable;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -3,6 +3,7 @@
 use tributary_shared::contract::{AdapterContract, Lora};
 use tributary_shared::manifest::Task;
 
+use super::batch::{Draws, image_rows};
 use super::loss::{case_loss, probabilities};
 use super::optimizer::AdamW;
 use super::session::TrainError;
@@ -31,7 +32,7 @@ pub fn linear_probe(
     let images = session::shard_images(backbone);
     let mut features = |indices: &[usize]| {
         let of_shard = |rows: &[f32], images: usize| model.features(rows, images);
-        let rows = |shard: &[usize]| session::image_rows(&model, dataset, shard);
+        let rows = |shard: &[usize]| image_rows(&model, dataset, shard, &Draws::default());
         let mut tell = |done| progress(done);
         let watch: (&Control, &mut dyn FnMut(Progress)) = (control, &mut tell);
         session::map_shards(indices, images, Phase::Features, watch, &rows, &of_shard)

@@ -5,13 +5,21 @@ use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha12Rng;
 use rayon::prelude::*;
 use tributary_shared::architecture::Architecture;
+use tributary_shared::bags::Bags;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::{RunManifest, Task, Training};
 
-use super::loss::case_loss;
+use super::batch::{Draws, Source, Step, Truth, image_rows, truths};
+use super::heads::{pool_bags, segment};
+use super::loss::Weighing;
+use super::segmentation::{Stretch, segmentation_loss};
+use super::survival::{FollowUp, cox_loss};
+use super::units::Unit;
 use super::{Control, Meter, Phase, Progress};
 use crate::data::{DataError, Dataset, Label};
-use crate::model::{AdaptedVit, Backbone, Compute, Dropout, Gradient, Input, Values};
+use crate::model::{
+    AdaptedVit, Backbone, Compute, Dropout, Gradient, HeadOf, Input, Leaves, Level, Values,
+};
 
 /// Most images of one shard: what a core's cache holds of the demo's model.
 const SHARD_IMAGES_MAX: usize = 8;
@@ -68,26 +76,14 @@ pub enum TrainError {
     },
 }
 
-/// Where a batch's model inputs come from.
-pub(super) enum Source<'a> {
-    /// Images.
-    Images(&'a Dataset),
-    /// Features of the backbone, one row a case of the data set, where they were computed.
-    Features(&'a Dataset, &'a [Vec<f32>]),
-}
-
-impl Source<'_> {
-    fn label(&self, index: usize) -> &Label {
-        let (Self::Images(dataset) | Self::Features(dataset, _)) = self;
-        &dataset.cases()[index].label
-    }
-}
-
 /// A model on a device with a run's task.
 pub(super) struct Session<'a> {
     pub(super) model: AdaptedVit,
     pub(super) task: &'a Task,
     pub(super) training: &'a Training,
+    bags: Option<&'a Bags>,
+    /// Of a segmentation.
+    stretch: Option<Stretch>,
     pub(super) dropout: f64,
     shard_images: usize,
 }
@@ -107,12 +103,15 @@ impl<'a> Session<'a> {
             let (expected, found) = (asked.digest, backbone.digest());
             return Err(TrainError::Backbone { expected, found });
         }
+        let device_likes = shard_images(backbone);
         Ok(Self {
             model: AdaptedVit::new(backbone, &contract, compute),
             task: &manifest.task,
             training,
+            bags: manifest.bags.as_ref(),
+            stretch: Stretch::of(&manifest.task, backbone.architecture()),
             dropout: if lora.rank > 0 { lora.dropout } else { 0.0 },
-            shard_images: shard_images(backbone),
+            shard_images: training.micro_batch.map_or(device_likes, |most| most.min(device_likes)),
         })
     }
 
@@ -132,65 +131,246 @@ impl<'a> Session<'a> {
         if expected == found { Ok(()) } else { Err(TrainError::Input { expected, found }) }
     }
 
-    /// The mean loss of `batch` and its gradient. Shards are cut alike and added in order on any
-    /// number of threads, so the bits are the same.
+    /// The loss of `batch` and its gradient. Shards are cut alike and added in order on any number
+    /// of threads, so the bits are the same.
     pub(super) fn gradient(
         &self,
         values: &[Vec<f32>],
-        source: &Source<'_>,
-        batch: &[usize],
+        step: &Step<'_>,
+        batch: &[Unit],
         control: &Control,
-        dropout: &(dyn Fn(usize) -> Dropout + Sync),
     ) -> Result<Gradient, TrainError> {
+        if self.gathers() {
+            return self.gathered_gradient(values, step, batch, control);
+        }
         let share = 1.0 / batch.len() as f64;
-        let of_shard = |(number, shard): (usize, &[usize])| {
+        let of_shard = |(number, shard): (usize, &[Unit])| {
             check_stop(control)?;
-            let (rows, images) = (self.rows(source, shard)?, shard.len());
-            let input = match source {
-                Source::Images(_) => Input::Patches { rows: &rows, images },
-                Source::Features(..) => Input::Features { rows: &rows, images },
+            let cases: Vec<usize> = shard.iter().map(Unit::first).collect();
+            let (rows, images) = (self.rows(step, &cases)?, cases.len());
+            let truths = truths(step.source.dataset(), shard, &step.draws)?;
+            let loss = |outputs: &[f32]| self.loss(step.weighing, outputs, &truths, share);
+            let mut dropout = step.draws.dropout(number);
+            if self.stretch.is_some() {
+                let (rows, head) = ((&rows[..], images), &*self.segmentation_head());
+                let level = Level::Tokens;
+                return Ok(self.model.gradient_through(
+                    values,
+                    rows,
+                    level,
+                    &mut dropout,
+                    head,
+                    loss,
+                ));
+            }
+            let rows = &rows;
+            let input = match step.source {
+                Source::Images(_) => Input::Patches { rows, images },
+                Source::Features(..) => Input::Features { rows, images },
             };
-            let loss = |logits: &[f32]| self.shard_loss(source, shard, logits, share);
-            Ok(self.model.gradient(values, input, &mut dropout(number), loss))
+            Ok(self.model.gradient(values, input, &mut dropout, loss))
         };
-        let shards: Vec<&[usize]> = batch.chunks(self.shard_images).collect();
+        let shards: Vec<&[Unit]> = batch.chunks(self.shard_images).collect();
         let parts: Result<Vec<Gradient>, TrainError> =
             shards.into_par_iter().enumerate().map(of_shard).collect();
-        let mut parts = parts?.into_iter();
-        let mut whole = parts.next().ok_or(TrainError::NoCases)?;
-        for part in parts {
-            whole.loss += part.loss;
+        sum(parts?).ok_or(TrainError::NoCases)
+    }
+
+    /// Whether a loss needs the features of several images at once.
+    fn gathers(&self) -> bool {
+        self.bags.is_some() || matches!(self.task, Task::Survival {})
+    }
+
+    /// As [`Self::gradient`] of a loss over many images at once, in the memory of a few: all
+    /// features first, without a graph; the loss's derivative by each of them; then each shard's
+    /// own pass with that derivative (Gao et al. 2021, arXiv:2101.06983). The same numbers as one
+    /// graph over everything would give.
+    fn gathered_gradient(
+        &self,
+        values: &[Vec<f32>],
+        step: &Step<'_>,
+        batch: &[Unit],
+        control: &Control,
+    ) -> Result<Gradient, TrainError> {
+        let most = self.bags.map_or(usize::MAX, |bags| bags.instances_max);
+        let drawn: Vec<Vec<usize>> =
+            batch.iter().map(|unit| step.draws.instances(unit, most)).collect();
+        let sizes: Vec<usize> = drawn.iter().map(Vec::len).collect();
+        let cases: Vec<usize> = drawn.into_iter().flatten().collect();
+        let shards: Vec<&[usize]> = cases.chunks(self.shard_images).collect();
+        let features = match step.source {
+            Source::Features(..) => self.rows(step, &cases)?,
+            Source::Images(_) => {
+                let of_shard = |(number, shard): (usize, &&[usize])| {
+                    check_stop(control)?;
+                    let rows = self.rows(step, shard)?;
+                    let (rows, mut dropout) =
+                        ((&rows[..], shard.len()), step.draws.dropout(number));
+                    Ok(self.model.through(values, rows, Level::Features, &mut dropout, &as_it_is))
+                };
+                let parts: Result<Vec<Vec<f32>>, TrainError> =
+                    shards.par_iter().enumerate().map(of_shard).collect();
+                parts?.concat()
+            }
+        };
+        let truths = truths(step.source.dataset(), batch, &step.draws)?;
+        let share = 1.0 / batch.len() as f64;
+        let loss = |outputs: &[f32]| self.loss(step.weighing, outputs, &truths, share);
+        let width = features.len() / cases.len();
+        let dims = [cases.len(), 1, width];
+        let head = self.gathered_head(&sizes);
+        let (mut whole, by_feature) =
+            self.model.head_gradient(values, &features, dims, &*head, loss);
+        if let Source::Features(..) = step.source {
+            return Ok(whole);
+        }
+        let derivatives: Vec<&[f32]> = by_feature.chunks(self.shard_images * width).collect();
+        let of_shard = |(number, (shard, by_feature)): (usize, (&&[usize], &&[f32]))| {
+            check_stop(control)?;
+            let rows = self.rows(step, shard)?;
+            let (rows, mut dropout) = ((&rows[..], shard.len()), step.draws.dropout(number));
+            let known = |_: &[f32]| (0.0, by_feature.to_vec());
+            let level = Level::Features;
+            Ok(self.model.gradient_through(values, rows, level, &mut dropout, &as_it_is, known))
+        };
+        let parts: Result<Vec<Gradient>, TrainError> =
+            shards.par_iter().zip(&derivatives).enumerate().map(of_shard).collect();
+        for part in parts? {
             add(&mut whole.values, &part.values);
         }
         Ok(whole)
     }
 
-    fn shard_loss(
+    /// From features to the outputs of each bag of `sizes` or, without bags, of each image.
+    fn gathered_head<'s>(&'s self, sizes: &'s [usize]) -> Box<HeadOf<'s>> {
+        Box::new(move |leaves: &Leaves<'_>, features| {
+            let pooled = match self.bags {
+                Some(bags) => pool_bags(leaves, bags, sizes, features),
+                None => features,
+            };
+            self.model.head(leaves, pooled)
+        })
+    }
+
+    fn segmentation_head(&self) -> Box<HeadOf<'_>> {
+        Box::new(|leaves: &Leaves<'_>, tokens| {
+            let Task::Segmentation { decoder, .. } = self.task else { return tokens };
+            let decoder = (decoder, self.model.head_outputs());
+            segment(leaves, self.model.architecture(), decoder, tokens)
+        })
+    }
+
+    /// The sum of the units' losses, each times `share`, and its derivative by each output; of a
+    /// survival task the loss of the set.
+    pub(super) fn loss(
         &self,
-        source: &Source<'_>,
-        shard: &[usize],
-        logits: &[f32],
+        weighing: &Weighing,
+        outputs: &[f32],
+        truths: &[Truth<'_>],
         share: f64,
     ) -> (f64, Vec<f32>) {
-        let mut sum = 0.0;
-        let mut by_logit = Vec::with_capacity(logits.len());
-        for (index, logits) in shard.iter().zip(logits.chunks(self.model.head_outputs())) {
-            let loss = case_loss(self.task, logits, source.label(*index))
-                .expect("cases without a fitting label were left out or refused");
-            sum += share * loss.value;
-            by_logit.extend(loss.by_logit.iter().map(|d| (share * d) as f32));
+        if let Task::Survival {} = self.task {
+            let loss = cox_loss(outputs, &follow_ups(truths));
+            return (loss.value, loss.by_logit.into_iter().map(|d| d as f32).collect());
         }
-        (sum, by_logit)
+        let mut sum = 0.0;
+        let mut by_output = Vec::with_capacity(outputs.len());
+        let of_unit = outputs.len() / truths.len().max(1);
+        for (outputs, truth) in outputs.chunks(of_unit.max(1)).zip(truths) {
+            let loss = match (truth, &self.stretch) {
+                (Truth::Label(label), _) => weighing.case_loss(self.task, outputs, label),
+                (Truth::Mask(mask), Some(stretch)) => {
+                    Some(segmentation_loss(stretch, weighing, outputs, mask))
+                }
+                (Truth::Mask(_), None) => None,
+            };
+            let loss = loss.expect("units without a fitting label were left out or refused");
+            sum += share * loss.value;
+            by_output.extend(loss.by_logit.iter().map(|d| (share * d) as f32));
+        }
+        (sum, by_output)
+    }
+
+    /// The mean loss of `units` given the outputs of each, unweighed.
+    pub(super) fn mean_loss(
+        &self,
+        dataset: &Dataset,
+        units: &[Unit],
+        outputs: &[Vec<f32>],
+    ) -> Result<Option<f64>, TrainError> {
+        if units.is_empty() {
+            return Ok(None);
+        }
+        let plain = Weighing::default();
+        if let Task::Survival {} = self.task {
+            let truths = truths(dataset, units, &Draws::default())?;
+            return Ok(Some(self.loss(&plain, &outputs.concat(), &truths, 1.0).0));
+        }
+        let mut sum = 0.0;
+        for (unit, outputs) in units.iter().zip(outputs) {
+            let truths = truths(dataset, std::slice::from_ref(unit), &Draws::default())?;
+            sum += self.loss(&plain, outputs, &truths, 1.0).0;
+        }
+        Ok(Some(sum / units.len() as f64))
+    }
+
+    /// The outputs of each unit, nothing drawn.
+    pub(super) fn outputs(
+        &self,
+        values: &[Vec<f32>],
+        dataset: &Dataset,
+        units: &[Unit],
+        watch: (&Control, &mut dyn FnMut(Progress)),
+    ) -> Result<Vec<Vec<f32>>, TrainError> {
+        let cases: Vec<usize> = units.iter().flat_map(|unit| unit.cases.clone()).collect();
+        let dropout = Dropout::off;
+        if !self.gathers() {
+            let of_shard = |rows: &[f32], images: usize| match self.stretch {
+                Some(_) => {
+                    let (rows, head) = ((rows, images), &*self.segmentation_head());
+                    self.model.through(values, rows, Level::Tokens, &mut dropout(), head)
+                }
+                None => self.model.logits(values, rows, images),
+            };
+            return self.map_cases(dataset, &cases, Phase::Evaluating, watch, &of_shard);
+        }
+        let of_shard = |rows: &[f32], images: usize| {
+            let level = Level::Features;
+            self.model.through(values, (rows, images), level, &mut dropout(), &as_it_is)
+        };
+        let features = self.map_cases(dataset, &cases, Phase::Evaluating, watch, &of_shard)?;
+        let mut features = &features[..];
+        let mut outputs = Vec::with_capacity(units.len());
+        for unit in units {
+            let (own, rest) = features.split_at(unit.cases.len());
+            features = rest;
+            let sizes = [own.len()];
+            let dims = [own.len(), 1, own[0].len()];
+            let head = self.gathered_head(&sizes);
+            outputs.push(self.model.head_outputs_of(values, &own.concat(), dims, &*head));
+        }
+        Ok(outputs)
     }
 
     /// Model inputs of `cases`, row after row.
-    fn rows(&self, source: &Source<'_>, cases: &[usize]) -> Result<Vec<f32>, TrainError> {
-        match source {
+    fn rows(&self, step: &Step<'_>, cases: &[usize]) -> Result<Vec<f32>, TrainError> {
+        match step.source {
             Source::Features(_, features) => {
                 Ok(cases.iter().flat_map(|index| features[*index].iter().copied()).collect())
             }
-            Source::Images(dataset) => image_rows(&self.model, dataset, cases),
+            Source::Images(dataset) => image_rows(&self.model, dataset, cases, &step.draws),
         }
+    }
+
+    /// Whether the features below the head stay the same while training.
+    pub(super) fn trains_head_alone(&self) -> bool {
+        let head = self.model.layout().tensors().iter().all(|spec| spec.name.starts_with("head."));
+        head && self.stretch.is_none() && self.training.augment.is_none()
+    }
+
+    /// Of a segmentation.
+    pub(super) fn stretch(&self) -> Option<&Stretch> {
+        self.stretch.as_ref()
     }
 
     /// One row of `of_shard(rows, images)` a case, in the order of `cases`.
@@ -202,45 +382,34 @@ impl<'a> Session<'a> {
         watch: (&Control, &mut dyn FnMut(Progress)),
         of_shard: &(dyn Fn(&[f32], usize) -> Vec<f32> + Sync),
     ) -> Result<Vec<Vec<f32>>, TrainError> {
-        let rows = |shard: &[usize]| image_rows(&self.model, dataset, shard);
+        let rows = |shard: &[usize]| image_rows(&self.model, dataset, shard, &Draws::default());
         map_shards(cases, self.shard_images, phase, watch, &rows, of_shard)
-    }
-
-    /// The cases of `indices` that have a label; an error names one whose label is not the task's.
-    pub(super) fn labelled(
-        &self,
-        dataset: &Dataset,
-        indices: &[usize],
-    ) -> Result<Vec<usize>, TrainError> {
-        let zeros = vec![0.0; self.model.head_outputs()];
-        let mut labelled = Vec::with_capacity(indices.len());
-        for &index in indices {
-            let case = &dataset.cases()[index];
-            if case.label == Label::Unlabelled {
-                continue;
-            }
-            if case_loss(self.task, &zeros, &case.label).is_none() {
-                return Err(TrainError::Label { case: case.id.clone() });
-            }
-            labelled.push(index);
-        }
-        Ok(labelled)
     }
 }
 
-/// The patches of `cases`, image after image.
-pub(super) fn image_rows(
-    model: &AdaptedVit,
-    dataset: &Dataset,
-    cases: &[usize],
-) -> Result<Vec<f32>, TrainError> {
-    let mut image = vec![0.0; dataset.input().numbers()];
-    let mut rows = Vec::with_capacity(image.len() * cases.len());
-    for index in cases {
-        dataset.pixels(*index, &mut image)?;
-        model.patchify(&image, &mut rows);
+fn as_it_is(_: &Leaves<'_>, features: burn::tensor::Tensor<3>) -> burn::tensor::Tensor<3> {
+    features
+}
+
+/// The follow-ups among `truths`.
+pub(super) fn follow_ups(truths: &[Truth<'_>]) -> Vec<FollowUp> {
+    let of = |truth: &Truth<'_>| match truth {
+        Truth::Label(Label::FollowUp { time, event }) => {
+            Some(FollowUp { time: *time, event: *event })
+        }
+        Truth::Label(_) | Truth::Mask(_) => None,
+    };
+    truths.iter().filter_map(of).collect()
+}
+
+fn sum(parts: Vec<Gradient>) -> Option<Gradient> {
+    let mut parts = parts.into_iter();
+    let mut whole = parts.next()?;
+    for part in parts {
+        whole.loss += part.loss;
+        add(&mut whole.values, &part.values);
     }
-    Ok(rows)
+    Some(whole)
 }
 
 /// Gives the model inputs of a shard's cases, row after row.
@@ -296,7 +465,7 @@ pub(super) fn stream(name: &str) -> [u8; 32] {
 }
 
 /// `indices` in the order that the stream `name` gives.
-pub(super) fn shuffled(indices: &[usize], name: &str) -> Vec<usize> {
+pub(super) fn shuffled<T: Clone>(indices: &[T], name: &str) -> Vec<T> {
     let mut order = indices.to_vec();
     order.shuffle(&mut ChaCha12Rng::from_seed(stream(name)));
     order

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tributary_shared::initial::{adapter_header, initial_adapter};
 use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::outcome::{Failure, chain};
@@ -12,9 +12,9 @@ use super::local::train_head_alone;
 use super::progress::Display;
 use super::{Threads, read_backbone, read_data, read_manifest, shown};
 use crate::cli::{Format, print};
-use crate::data::{Dataset, Label};
+use crate::data::Dataset;
 use crate::model::{Compute, Values, write_whole};
-use crate::trainer::{Control, Evaluation, Inference};
+use crate::trainer::{Control, Evaluation, Inference, prediction_columns};
 
 /// Which cases to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -87,22 +87,50 @@ pub(super) fn run(args: &EvaluateArgs, format: Format) -> Result<(), Failure> {
     if let Some(path) = &args.predictions {
         write_predictions(path, &evaluation, &dataset, &manifest.task)?;
     }
-    report(&evaluation, format);
+    report(&evaluation, &manifest.task, format);
     Ok(())
 }
 
-fn report(evaluation: &Evaluation, format: Format) {
+fn report(evaluation: &Evaluation, task: &Task, format: Format) {
+    let classes = task.classes().iter().zip(&evaluation.dice_of_class);
+    let dice_of_class: serde_json::Map<String, Value> =
+        classes.map(|(class, dice)| (class.clone(), json!(dice))).collect();
     let data = json!({
         "cases": evaluation.cases,
         "loss": evaluation.loss,
         "auroc": evaluation.auroc,
         "balanced_accuracy": evaluation.balanced_accuracy,
+        "kappa": evaluation.kappa,
+        "grade_error": evaluation.grade_error,
+        "concordance": evaluation.concordance,
+        "dice": evaluation.dice,
+        "dice_of_class": dice_of_class,
     });
     print(format, data, || {
         println!("cases              {}", evaluation.cases);
         println!("loss               {}", shown(evaluation.loss));
-        println!("AUROC              {}", shown(evaluation.auroc));
-        println!("balanced accuracy  {}", shown(evaluation.balanced_accuracy));
+        let of_task: &[(&str, Option<f64>)] = match task {
+            Task::Survival {} => &[("concordance", evaluation.concordance)],
+            Task::Segmentation { .. } => &[("Dice", evaluation.dice)],
+            Task::Ordinal { .. } => &[
+                ("AUROC", evaluation.auroc),
+                ("balanced accuracy", evaluation.balanced_accuracy),
+                ("quadratic kappa", evaluation.kappa),
+                ("mean grade error", evaluation.grade_error),
+            ],
+            Task::Binary { .. }
+            | Task::MultiClass { .. }
+            | Task::MultiLabel { .. }
+            | Task::Rehearsal { .. } => {
+                &[("AUROC", evaluation.auroc), ("balanced accuracy", evaluation.balanced_accuracy)]
+            }
+        };
+        for (name, value) in of_task {
+            println!("{name:<18} {}", shown(*value));
+        }
+        for (class, dice) in task.classes().iter().zip(&evaluation.dice_of_class) {
+            println!("Dice of {class}: {}", shown(*dice));
+        }
     });
 }
 
@@ -152,19 +180,13 @@ fn write_predictions(
 ) -> Result<(), Failure> {
     let failed =
         |problem: String| Failure::invalid("output", format!("{}: {problem}", path.display()));
-    let classes = match task {
-        Task::Binary { classes } => &classes[1..],
-        Task::MultiClass { classes } | Task::MultiLabel { classes } => &classes[..],
-        Task::Rehearsal { .. } => &[],
-    };
     let mut table = csv::Writer::from_writer(Vec::new());
     let columns = ["case", "patient", "label"].into_iter().map(str::to_owned);
-    let header: Vec<String> =
-        columns.chain(classes.iter().map(|class| format!("p({class})"))).collect();
+    let header: Vec<String> = columns.chain(prediction_columns(task)).collect();
     let mut rows = vec![header];
     for (index, probabilities) in &evaluation.predictions {
         let case = &dataset.cases()[*index];
-        let label = label_text(&case.label, task.classes());
+        let label = case.label.text(task.classes());
         let numbers = probabilities.iter().map(f32::to_string);
         rows.push(
             [case.id.clone(), case.patient.clone(), label].into_iter().chain(numbers).collect(),
@@ -175,15 +197,4 @@ fn write_predictions(
     }
     let bytes = table.into_inner().map_err(|e| failed(e.to_string()))?;
     write_whole(path, &bytes).map_err(|e| failed(e.to_string()))
-}
-
-fn label_text(label: &Label, classes: &[String]) -> String {
-    match label {
-        Label::Class(class) => classes.get(*class).cloned().unwrap_or_default(),
-        Label::Many(marks) => {
-            let marked = classes.iter().zip(marks).filter(|(_, mark)| **mark);
-            marked.map(|(class, _)| class.as_str()).collect::<Vec<_>>().join(";")
-        }
-        Label::Unlabelled => String::new(),
-    }
 }

@@ -1,0 +1,27 @@
+//! A segmentation's truth: an 8-bit grey picture whose levels are class indices.
+
+use std::path::Path;
+
+use super::pixels::Picture;
+use super::{DataError, ImageProblem, image_file};
+
+/// The level of a pixel of which the mask says nothing; losses and metrics leave it out.
+pub const UNMARKED: u8 = 255;
+
+/// The mask at `path`, its nearest pixels on a square grid of `side`.
+pub(super) fn read(path: &Path, classes: usize, side: usize) -> Result<Vec<u8>, DataError> {
+    let refused = |problem| DataError::Image { path: path.display().to_string(), problem };
+    let Picture::Grey(grey) = image_file::decode(path)? else {
+        return Err(refused(ImageProblem::MaskColours));
+    };
+    let (width, height) = grey.dimensions();
+    let levels = grey.into_raw();
+    let stray = levels.iter().find(|level| usize::from(**level) >= classes && **level != UNMARKED);
+    if let Some(level) = stray {
+        return Err(refused(ImageProblem::MaskClass { level: *level, classes }));
+    }
+    // The middle of each cell, in integers: exact where the sizes agree.
+    let at = |i: usize, length: u32| (2 * i + 1) * length as usize / (2 * side);
+    let row = |y: usize| at(y, height) * width as usize;
+    Ok((0..side * side).map(|i| levels[row(i / side) + at(i % side, width)]).collect())
+}

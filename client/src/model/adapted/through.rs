@@ -1,0 +1,111 @@
+//! The adapted model under a head of the caller's: for tasks whose outputs are more than a linear
+//! map of one image's features.
+
+use burn::tensor::{Tensor, TensorData};
+
+use super::{AdaptedVit, Gradient, Leaves, download};
+use crate::model::Dropout;
+
+/// What a head takes of each image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// One row, `[images, 1, width]`.
+    Features,
+    /// The patches' tokens, `[images, patches, width]`.
+    Tokens,
+}
+
+/// A head over trained leaves: from `[images, rows, width]` to outputs.
+pub(crate) type HeadOf<'a> = dyn Fn(&Leaves<'_>, Tensor<3>) -> Tensor<3> + Sync + 'a;
+
+impl AdaptedVit {
+    /// The outputs of `head`, no graph built.
+    pub(crate) fn through(
+        &self,
+        values: &[Vec<f32>],
+        (rows, images): (&[f32], usize),
+        level: Level,
+        dropout: &mut Dropout,
+        head: &HeadOf<'_>,
+    ) -> Vec<f32> {
+        let leaves = self.leaves(values, false);
+        download(head(&leaves, self.level(&leaves, (rows, images), level, dropout, false)))
+    }
+
+    /// The gradient of a loss of which `loss` knows, given the outputs of `head`, its value and its
+    /// derivative by each output.
+    pub(crate) fn gradient_through(
+        &self,
+        values: &[Vec<f32>],
+        (rows, images): (&[f32], usize),
+        level: Level,
+        dropout: &mut Dropout,
+        head: &HeadOf<'_>,
+        loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
+    ) -> Gradient {
+        let leaves = self.leaves(values, true);
+        let below = self.level(&leaves, (rows, images), level, dropout, true);
+        let outputs = head(&leaves, below);
+        let (loss, by_output) = loss(&download(outputs.clone().inner()));
+        let mut gradients =
+            (outputs.clone() * self.constant(by_output, outputs.dims())).sum().backward();
+        Gradient { loss, values: leaves.gradients(&self.layout, &mut gradients) }
+    }
+
+    /// The gradient of a loss over `head` alone, given what enters it, and the loss's derivative by
+    /// each number that enters: where a batch's images meet before there is a loss.
+    pub(crate) fn head_gradient(
+        &self,
+        values: &[Vec<f32>],
+        inputs: &[f32],
+        dims: [usize; 3],
+        head: &HeadOf<'_>,
+        loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
+    ) -> (Gradient, Vec<f32>) {
+        let leaves = self.leaves(values, true);
+        let inputs = self.plain(inputs.to_vec(), dims).autodiff().require_grad();
+        let outputs = head(&leaves, inputs.clone());
+        let (loss, by_output) = loss(&download(outputs.clone().inner()));
+        let mut gradients =
+            (outputs.clone() * self.constant(by_output, outputs.dims())).sum().backward();
+        let by_input = inputs.grad_remove(&mut gradients);
+        let by_input = by_input.map_or_else(|| vec![0.0; dims.iter().product()], download);
+        (Gradient { loss, values: leaves.gradients(&self.layout, &mut gradients) }, by_input)
+    }
+
+    /// The outputs of `head` over what is given to it, no graph built.
+    pub(crate) fn head_outputs_of(
+        &self,
+        values: &[Vec<f32>],
+        inputs: &[f32],
+        dims: [usize; 3],
+        head: &HeadOf<'_>,
+    ) -> Vec<f32> {
+        download(head(&self.leaves(values, false), self.plain(inputs.to_vec(), dims)))
+    }
+
+    fn level(
+        &self,
+        leaves: &Leaves<'_>,
+        (rows, images): (&[f32], usize),
+        level: Level,
+        dropout: &mut Dropout,
+        trained: bool,
+    ) -> Tensor<3> {
+        let adapter = self.adapter(leaves);
+        let vit = if trained { &self.training } else { &self.inference };
+        let patches = self.patches(rows, images);
+        match level {
+            Level::Features => vit.features(patches, Some(&adapter), dropout).unsqueeze_dim(1),
+            Level::Tokens => vit.patch_tokens(patches, Some(&adapter), dropout),
+        }
+    }
+
+    fn plain(&self, values: Vec<f32>, dims: [usize; 3]) -> Tensor<3> {
+        Tensor::from_data(TensorData::new(values, dims), &self.device)
+    }
+
+    fn constant(&self, values: Vec<f32>, dims: [usize; 3]) -> Tensor<3> {
+        self.plain(values, dims).autodiff()
+    }
+}

@@ -1,0 +1,151 @@
+//! How a site trains in one round: the `[training]` table.
+
+use serde::{Deserialize, Serialize};
+
+use crate::augment::Augment;
+use crate::manifest::{InvalidManifest, require};
+use crate::task::Task;
+
+/// How a site trains in one round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Passes over the local training cases per round.
+    pub epochs: u32,
+    /// Cases per optimiser step.
+    pub batch_size: usize,
+    /// AdamW peak learning rate.
+    pub learning_rate: f64,
+    /// AdamW decoupled weight decay; biases are exempt.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Steps of linear warm-up over the whole run, before the cosine decay to zero.
+    #[serde(default)]
+    pub warmup_steps: u32,
+    /// Global gradient norm above which gradients are scaled down; 0 switches it off.
+    #[serde(default)]
+    pub gradient_clip: f64,
+    /// Share of patients held out for evaluation, by salted hash of the patient id.
+    pub holdout: f64,
+    /// Seed of initial weights, shuffles and dropout; a site mixes in its name and the round.
+    pub seed: u64,
+    /// Most images in one pass of the model. Gradients of passes add up to the batch's, so this
+    /// bounds memory and leaves the result but for rounding. As the device likes when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
+    /// How much each class counts in the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
+    /// Share of the target that is spread evenly over all classes (Szegedy et al. 2015,
+    /// arXiv:1512.00567).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub label_smoothing: f64,
+    /// When a site ends a round before its last epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stop: Option<EarlyStop>,
+    /// How training images are varied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub augment: Option<Augment>,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
+/// How much each class counts in the loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ClassWeights {
+    /// By a rule over the site's own training labels.
+    Rule(WeightRule),
+    /// One factor a class.
+    Declared(Vec<f64>),
+}
+
+/// A rule for class weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightRule {
+    /// cases / (classes * cases of the class): every class that occurs counts the same.
+    Balanced,
+}
+
+/// A site ends its round when the held-out loss, measured after each epoch, has not fallen by
+/// `min_delta` for `patience` epochs, and sends what its best epoch made. The run goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyStop {
+    /// Epochs in a row without a better held-out loss.
+    pub patience: u32,
+    /// What counts as better.
+    #[serde(default)]
+    pub min_delta: f64,
+}
+
+impl Training {
+    /// Refuses values that make no sense, alone or for `task`.
+    pub(crate) fn check(&self, task: &Task) -> Result<(), InvalidManifest> {
+        let ranges = [
+            ("training.epochs", f64::from(self.epochs), 1.0, 10_000.0),
+            ("training.batch_size", self.batch_size as f64, 1.0, 65_536.0),
+            ("training.learning_rate", self.learning_rate, 1e-12, 100.0),
+            ("training.weight_decay", self.weight_decay, 0.0, 10.0),
+            ("training.gradient_clip", self.gradient_clip, 0.0, 1e9),
+            ("training.holdout", self.holdout, 0.0, 0.9),
+            ("training.micro_batch", self.micro_batch.unwrap_or(1) as f64, 1.0, 65_536.0),
+            ("training.label_smoothing", self.label_smoothing, 0.0, 0.9),
+        ];
+        for (key, value, low, high) in ranges {
+            require((low..=high).contains(&value), key, || {
+                format!("{value} is not between {low} and {high}")
+            })?;
+        }
+        self.check_labels(task)?;
+        if let Some(stop) = &self.early_stop {
+            require((1..=10_000).contains(&stop.patience), "training.early_stop.patience", || {
+                format!("{} is not between 1 and 10000", stop.patience)
+            })?;
+            let least = stop.min_delta;
+            require((0.0..=1e6).contains(&least), "training.early_stop.min_delta", || {
+                format!("{least} is not between 0 and 1000000")
+            })?;
+            require(self.holdout > 0.0, "training.early_stop", || {
+                "needs held-out patients; set training.holdout above 0".to_owned()
+            })?;
+        }
+        self.augment.as_ref().map_or(Ok(()), Augment::check)
+    }
+
+    fn check_labels(&self, task: &Task) -> Result<(), InvalidManifest> {
+        let smoothed =
+            matches!(task, Task::Binary { .. } | Task::MultiClass { .. } | Task::MultiLabel { .. });
+        require(self.label_smoothing == 0.0 || smoothed, "training.label_smoothing", || {
+            format!("a {} task has no labels to smooth; remove it", task.as_str())
+        })?;
+        let Some(weights) = &self.class_weights else { return Ok(()) };
+        let key = "training.class_weights";
+        let classes = task.classes().len();
+        require(classes > 0, key, || {
+            format!("a {} task has no classes; remove it", task.as_str())
+        })?;
+        match weights {
+            ClassWeights::Declared(factors) => {
+                require(factors.len() == classes, key, || {
+                    format!("{} factors for {classes} classes", factors.len())
+                })?;
+                let sound = factors.iter().all(|w| (0.0..=1e6).contains(w))
+                    && factors.iter().any(|w| *w > 0.0);
+                require(sound, key, || "factors lie between 0 and 1000000, one above 0".to_owned())
+            }
+            ClassWeights::Rule(WeightRule::Balanced) => {
+                let counted = !matches!(task, Task::MultiLabel { .. } | Task::Segmentation { .. });
+                require(counted, key, || {
+                    format!(
+                        "`balanced` needs one class a case; declare one factor a class for a {} task",
+                        task.as_str()
+                    )
+                })
+            }
+        }
+    }
+}
