@@ -42,11 +42,11 @@ impl Target {
 
     /// Input and output width of the map.
     pub fn widths(self, architecture: &Architecture) -> (usize, usize) {
-        let (width, mlp) = (architecture.width, architecture.mlp_width);
+        let Architecture { width, mlp_width, .. } = *architecture;
         match self {
             Self::Q | Self::K | Self::V | Self::Proj => (width, width),
-            Self::Fc1 => (width, mlp),
-            Self::Fc2 => (mlp, width),
+            Self::Fc1 => (width, architecture.fc1_outputs()),
+            Self::Fc2 => (mlp_width, width),
         }
     }
 }
@@ -97,7 +97,7 @@ impl AdapterContract {
     ) -> Self {
         let spec = |name: String, shape: &[usize]| TensorSpec { name, shape: shape.to_vec() };
         let mut tensors = vec![
-            spec("head.weight".into(), &[head_outputs, architecture.width]),
+            spec("head.weight".into(), &[head_outputs, architecture.features()]),
             spec("head.bias".into(), &[head_outputs]),
         ];
         if lora.rank > 0 {
@@ -162,23 +162,12 @@ impl AdapterContract {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::architecture::{Gelu, Pool};
+    use crate::architecture::{Mlp, Pool};
 
     #[test]
     fn lora_layout_is_sorted_and_shaped_like_peft() {
-        let architecture = Architecture {
-            image_size: 16,
-            patch_size: 8,
-            channels: 1,
-            width: 12,
-            depth: 11,
-            heads: 3,
-            mlp_width: 20,
-            class_token: true,
-            pool: Pool::ClassToken,
-            gelu: Gelu::Exact,
-            layer_norm_eps: 1e-6,
-        };
+        let architecture =
+            Architecture { channels: 1, mlp_width: 20, ..Architecture::plain(16, 8, 12, 11, 3) };
         let lora = Lora { rank: 2, alpha: 4.0, dropout: 0.0, targets: [Target::Fc2].into() };
         let contract = AdapterContract::lora(Digest::of(b""), &architecture, lora, 3);
         let names: Vec<_> = contract.layout.tensors().iter().map(ToString::to_string).collect();
@@ -186,5 +175,27 @@ mod tests {
         assert_eq!(names[1], "blocks.0.mlp.fc2.lora_B [12, 2]");
         assert!(names[4].starts_with("blocks.10."), "bytewise order: {}", names[4]);
         assert_eq!(names.last().map(String::as_str), Some("head.weight [3, 12]"));
+    }
+    #[test]
+    fn head_and_gated_perceptron_have_the_widths_that_the_backbone_has() {
+        let architecture = Architecture {
+            mlp: Mlp::Swiglu,
+            mlp_width: 20,
+            pool: Pool::ClassTokenAndMean,
+            ..Architecture::plain(16, 8, 12, 1, 3)
+        };
+        let targets = [Target::Fc1, Target::Fc2].into();
+        let lora = Lora { rank: 2, alpha: 4.0, dropout: 0.0, targets };
+        let contract = AdapterContract::lora(Digest::of(b""), &architecture, lora, 3);
+        let names: Vec<_> = contract.layout.tensors().iter().map(ToString::to_string).collect();
+        let expected = [
+            "blocks.0.mlp.fc1.lora_A [2, 12]",
+            "blocks.0.mlp.fc1.lora_B [40, 2]",
+            "blocks.0.mlp.fc2.lora_A [2, 20]",
+            "blocks.0.mlp.fc2.lora_B [12, 2]",
+            "head.bias [3]",
+            "head.weight [3, 24]",
+        ];
+        assert_eq!(names, expected);
     }
 }

@@ -97,7 +97,7 @@ impl AdaptedVit {
         download(self.forward(&self.inference, &adapter, input, &mut Dropout::off()))
     }
 
-    /// What the frozen backbone, without any adapter, gives to the head: `[images, width]`.
+    /// What the frozen backbone, without any adapter, gives to the head: `[images, features]`.
     pub fn features(&self, rows: &[f32], images: usize) -> Vec<f32> {
         let patches = self.patches(rows, images);
         download(self.inference.features(patches, None, &mut Dropout::off()))
@@ -134,7 +134,7 @@ impl AdaptedVit {
                 vit.features(self.patches(rows, images), Some(adapter), dropout)
             }
             Input::Features { rows, images } => {
-                let dims = [images, self.architecture.width];
+                let dims = [images, self.architecture.features()];
                 Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device)
             }
         };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
-use tributary_shared::architecture::Architecture;
+use tributary_shared::architecture::{Architecture, FinalNorm};
 use tributary_shared::digest::Digest;
 use tributary_shared::layout::{Layout, TensorSpec};
 
@@ -23,6 +23,7 @@ const DIFFERENCES_MAX: usize = 64;
 /// Every tensor of a backbone of this shape, in the order of their names.
 pub fn backbone_layout(architecture: &Architecture) -> Layout {
     let Architecture { width, mlp_width, channels, patch_size: patch, .. } = *architecture;
+    let registers = architecture.register_tokens;
     let mut tensors = Vec::new();
     let mut add = |name: String, shape: &[usize]| {
         tensors.push(TensorSpec { name, shape: shape.to_vec() });
@@ -32,9 +33,15 @@ pub fn backbone_layout(architecture: &Architecture) -> Layout {
         add(format!("{name}.bias"), &weight[..1]);
     };
     pair(&mut add, "patch_embed", &[width, channels, patch, patch]);
-    add("pos_embed".to_owned(), &[1, architecture.tokens(), width]);
+    add("pos_embed".to_owned(), &[1, architecture.position_rows(), width]);
     if architecture.class_token {
         add("cls_token".to_owned(), &[1, 1, width]);
+    }
+    if registers > 0 {
+        add("reg_tokens".to_owned(), &[1, registers, width]);
+    }
+    if architecture.embedding_norm {
+        pair(&mut add, "norm_pre", &[width]);
     }
     for block in 0..architecture.depth {
         let name = |part: &str| format!("blocks.{block}.{part}");
@@ -44,10 +51,17 @@ pub fn backbone_layout(architecture: &Architecture) -> Layout {
         for map in ["attn.q", "attn.k", "attn.v", "attn.proj"] {
             pair(&mut add, &name(map), &[width, width]);
         }
-        pair(&mut add, &name("mlp.fc1"), &[mlp_width, width]);
+        pair(&mut add, &name("mlp.fc1"), &[architecture.fc1_outputs(), width]);
         pair(&mut add, &name("mlp.fc2"), &[width, mlp_width]);
+        if architecture.layer_scale {
+            add(name("ls1.gamma"), &[width]);
+            add(name("ls2.gamma"), &[width]);
+        }
     }
-    pair(&mut add, "norm", &[width]);
+    match architecture.final_norm {
+        FinalNorm::Tokens => pair(&mut add, "norm", &[width]),
+        FinalNorm::Pooled => pair(&mut add, "fc_norm", &[width]),
+    }
     Layout::new(tensors)
 }
 

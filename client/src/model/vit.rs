@@ -1,4 +1,5 @@
-//! A plain vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), pre-norm.
+//! A plain vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), pre-norm, with the
+//! options its family has: registers, LayerScale, a gated perceptron, CLIP's embedding norm.
 //!
 //! Tensors are `[images, tokens, width]`. Linear weights are stored in torch's orientation
 //! `[out, in]` and used through a transposed view, so that a file's bytes are the weights.
@@ -6,7 +7,7 @@
 use burn::tensor::module::{attention, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Tensor, activation};
-use tributary_shared::architecture::{Architecture, Gelu, Pool};
+use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
 use tributary_shared::contract::Target;
 
 use super::adapter::{Adapter, Dropout};
@@ -67,11 +68,16 @@ struct Block {
     norm2: Norm,
     fc1: Linear,
     fc2: Linear,
+    /// LayerScale of the attention's and of the perceptron's branch, `[1, 1, width]`.
+    scales: Option<[Tensor<3>; 2]>,
 }
 
 impl Block {
     fn of(source: &mut TensorSource<'_>, name: &str, architecture: &Architecture) -> Self {
-        let Architecture { width, mlp_width, layer_norm_eps: eps, .. } = *architecture;
+        let Architecture { width, layer_norm_eps: eps, .. } = *architecture;
+        let mut scale =
+            |branch: &str| source(&format!("{name}.{branch}.gamma")).reshape([1, 1, width]);
+        let scales = architecture.layer_scale.then(|| [scale("ls1"), scale("ls2")]);
         Self {
             norm1: Norm::of(source, &format!("{name}.norm1"), eps),
             q: linear_of(source, &format!("{name}.attn.q"), width),
@@ -79,8 +85,9 @@ impl Block {
             v: linear_of(source, &format!("{name}.attn.v"), width),
             proj: linear_of(source, &format!("{name}.attn.proj"), width),
             norm2: Norm::of(source, &format!("{name}.norm2"), eps),
-            fc1: linear_of(source, &format!("{name}.mlp.fc1"), mlp_width),
+            fc1: linear_of(source, &format!("{name}.mlp.fc1"), architecture.fc1_outputs()),
             fc2: linear_of(source, &format!("{name}.mlp.fc2"), width),
+            scales,
         }
     }
 
@@ -92,14 +99,50 @@ impl Block {
         let q = maps.apply(Target::Q, &self.q, first(normed.clone()));
         let k = maps.apply(Target::K, &self.k, normed.clone());
         let v = maps.apply(Target::V, &self.v, normed);
-        let mixed = attend(q, k, v, heads);
-        let x = first(x) + maps.apply(Target::Proj, &self.proj, mixed);
+        let mixed = maps.apply(Target::Proj, &self.proj, attend(q, k, v, heads));
+        let x = first(x) + self.scaled(0, mixed);
         let hidden = maps.apply(Target::Fc1, &self.fc1, self.norm2.forward(x.clone()));
-        let hidden = match maps.gelu {
-            Gelu::Exact => activation::gelu(hidden),
-            Gelu::Tanh => activation::gelu_approximate(hidden),
-        };
-        x + maps.apply(Target::Fc2, &self.fc2, hidden)
+        let hidden = maps.nonlinearity.apply(hidden);
+        let hidden = maps.apply(Target::Fc2, &self.fc2, hidden);
+        x + self.scaled(1, hidden)
+    }
+
+    fn scaled(&self, branch: usize, x: Tensor<3>) -> Tensor<3> {
+        match &self.scales {
+            Some(scales) => x * scales[branch].clone(),
+            None => x,
+        }
+    }
+}
+
+/// What stands between a perceptron's two layers.
+#[derive(Clone, Copy, Debug)]
+enum Nonlinearity {
+    Gelu(Gelu),
+    Swiglu,
+}
+
+impl Nonlinearity {
+    fn of(architecture: &Architecture) -> Self {
+        match architecture.mlp {
+            Mlp::Gelu => Self::Gelu(architecture.gelu),
+            Mlp::Swiglu => Self::Swiglu,
+        }
+    }
+
+    fn apply(self, hidden: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Gelu(Gelu::Exact) => activation::gelu(hidden),
+            Self::Gelu(Gelu::Tanh) => activation::gelu_approximate(hidden),
+            Self::Gelu(Gelu::Quick) => {
+                hidden.clone() * activation::sigmoid(hidden.mul_scalar(1.702))
+            }
+            Self::Swiglu => {
+                let half = hidden.dims()[2] / 2;
+                let gate = activation::silu(hidden.clone().narrow(2, 0, half));
+                gate * hidden.narrow(2, half, half)
+            }
+        }
     }
 }
 
@@ -118,7 +161,7 @@ fn attend(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
 /// A block's linear maps together with what the adapter adds to them.
 struct Maps<'a> {
     block: usize,
-    gelu: Gelu,
+    nonlinearity: Nonlinearity,
     adapter: Option<&'a Adapter>,
     dropout: &'a mut Dropout,
 }
@@ -135,13 +178,13 @@ impl Maps<'_> {
     }
 }
 
-/// Transformer blocks and the final norm.
+/// Transformer blocks and, unless what is pooled is normed instead, the final norm.
 #[derive(Clone, Debug)]
 pub(crate) struct Trunk {
     blocks: Vec<Block>,
-    norm: Norm,
+    norm: Option<Norm>,
     heads: usize,
-    gelu: Gelu,
+    nonlinearity: Nonlinearity,
 }
 
 impl Trunk {
@@ -151,15 +194,12 @@ impl Trunk {
         prefix: &str,
         source: &mut TensorSource<'_>,
     ) -> Self {
-        let Architecture { heads, gelu, layer_norm_eps, .. } = *architecture;
+        let Architecture { heads, layer_norm_eps, final_norm, .. } = *architecture;
         let block = |i| Block::of(source, &format!("{prefix}blocks.{i}"), architecture);
         let blocks = (0..architecture.depth).map(block).collect();
-        Self {
-            blocks,
-            norm: Norm::of(source, &format!("{prefix}norm"), layer_norm_eps),
-            heads,
-            gelu,
-        }
+        let norm = (final_norm == FinalNorm::Tokens)
+            .then(|| Norm::of(source, &format!("{prefix}norm"), layer_norm_eps));
+        Self { blocks, norm, heads, nonlinearity: Nonlinearity::of(architecture) }
     }
 
     /// All tokens after the last block and the final norm.
@@ -178,10 +218,13 @@ impl Trunk {
     ) -> Tensor<3> {
         for (i, block) in self.blocks.iter().enumerate() {
             let kept = if i + 1 == self.blocks.len() { kept } else { x.dims()[1] };
-            let mut maps = Maps { block: i, gelu: self.gelu, adapter, dropout };
+            let mut maps = Maps { block: i, nonlinearity: self.nonlinearity, adapter, dropout };
             x = block.forward(x, kept, self.heads, &mut maps);
         }
-        self.norm.forward(x)
+        match &self.norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        }
     }
 }
 
@@ -190,38 +233,64 @@ impl Trunk {
 pub(crate) struct Vit {
     architecture: Architecture,
     patch_embed: Linear,
-    cls_token: Option<Tensor<3>>,
-    pos_embed: Tensor<3>,
+    /// Class token with its position, then registers, `[1, prefix, width]`.
+    prefix: Option<Tensor<3>>,
+    /// Of the patches, `[1, patches, width]`.
+    positions: Tensor<3>,
+    norm_pre: Option<Norm>,
     trunk: Trunk,
+    fc_norm: Option<Norm>,
 }
 
 impl Vit {
     /// Takes every tensor of `backbone_layout` from `source`.
     pub(crate) fn of(architecture: &Architecture, source: &mut TensorSource<'_>) -> Self {
-        let width = architecture.width;
-        let cls_token =
-            architecture.class_token.then(|| source("cls_token").reshape([1, 1, width]));
+        let Architecture { width, register_tokens: registers, .. } = *architecture;
+        let eps = architecture.layer_norm_eps;
+        let rows = architecture.position_rows();
+        let positions = source("pos_embed").reshape([1, rows, width]);
+        let mut prefix = Vec::new();
+        if architecture.class_token {
+            let token = source("cls_token").reshape([1, 1, width]);
+            prefix.push(token + positions.clone().narrow(1, 0, 1));
+        }
+        if registers > 0 {
+            prefix.push(source("reg_tokens").reshape([1, registers, width]));
+        }
+        let patches = architecture.patches();
         Self {
             architecture: architecture.clone(),
             patch_embed: linear_of(source, "patch_embed", width),
-            cls_token,
-            pos_embed: source("pos_embed").reshape([1, architecture.tokens(), width]),
+            prefix: (!prefix.is_empty()).then(|| Tensor::cat(prefix, 1)),
+            positions: positions.narrow(1, rows - patches, patches),
+            norm_pre: architecture.embedding_norm.then(|| Norm::of(source, "norm_pre", eps)),
             trunk: Trunk::of(architecture, "", source),
+            fc_norm: (architecture.final_norm == FinalNorm::Pooled)
+                .then(|| Norm::of(source, "fc_norm", eps)),
         }
     }
 
     /// Patches `[images, patches, channels * patch * patch]` embedded with the rows of
-    /// `positions`, without the class token.
+    /// `positions`, without the prefix.
     pub(crate) fn embed(&self, patches: Tensor<3>, positions: Tensor<3>) -> Tensor<3> {
         self.patch_embed.forward(patches) + positions
     }
 
-    /// Puts the class token, if there is one, before embedded patches.
-    pub(crate) fn with_class_token(&self, embedded: Tensor<3>) -> Tensor<3> {
-        let Some(token) = &self.cls_token else { return embedded };
-        let [images, _, width] = embedded.dims();
-        let token = token.clone() + self.pos_embed.clone().narrow(1, 0, 1);
-        Tensor::cat(vec![token.expand([images, 1, width]), embedded], 1)
+    /// What enters the first block: class token and registers, if there are any, before embedded
+    /// patches.
+    pub(crate) fn with_prefix(&self, embedded: Tensor<3>) -> Tensor<3> {
+        let tokens = match &self.prefix {
+            Some(prefix) => {
+                let [images, _, width] = embedded.dims();
+                let prefix = prefix.clone().expand([images, prefix.dims()[1], width]);
+                Tensor::cat(vec![prefix, embedded], 1)
+            }
+            None => embedded,
+        };
+        match &self.norm_pre {
+            Some(norm) => norm.forward(tokens),
+            None => tokens,
+        }
     }
 
     /// All tokens after the last block and the final norm.
@@ -229,29 +298,34 @@ impl Vit {
         self.trunk.forward(tokens)
     }
 
-    /// What the head sees, `[images, width]`.
+    /// What the head sees, `[images, features]`.
     pub(crate) fn features(
         &self,
         patches: Tensor<3>,
         adapter: Option<&Adapter>,
         dropout: &mut Dropout,
     ) -> Tensor<2> {
-        let before = usize::from(self.cls_token.is_some());
-        let positions = self.pos_embed.clone().narrow(1, before, self.architecture.patches());
-        let tokens = self.with_class_token(self.embed(patches, positions));
-        let [images, all, width] = tokens.dims();
-        match self.architecture.pool {
-            // Of the last block only the class token is looked at: the others' queries and
-            // multilayer perceptron are not computed.
-            Pool::ClassToken => {
-                self.trunk.adapted(tokens, 1, adapter, dropout).reshape([images, width])
+        let tokens = self.with_prefix(self.embed(patches, self.positions.clone()));
+        let [images, all, _] = tokens.dims();
+        let pool = self.architecture.pool;
+        // Where only the class token is looked at, the last block does not compute the others'
+        // queries and perceptron.
+        let kept = if pool == Pool::ClassToken { 1 } else { all };
+        let tokens = self.trunk.adapted(tokens, kept, adapter, dropout);
+        let patches = self.architecture.patches();
+        let mean = |tokens: Tensor<3>| tokens.narrow(1, all - patches, patches).mean_dim(1);
+        let pooled = match pool {
+            Pool::ClassToken => tokens,
+            Pool::Mean => mean(tokens),
+            Pool::ClassTokenAndMean => {
+                Tensor::cat(vec![tokens.clone().narrow(1, 0, 1), mean(tokens)], 2)
             }
-            Pool::Mean => {
-                let tokens = self.trunk.adapted(tokens, all, adapter, dropout);
-                let patches = tokens.narrow(1, before, all - before);
-                patches.mean_dim(1).reshape([images, width])
-            }
-        }
+        };
+        let pooled = match &self.fc_norm {
+            Some(norm) => norm.forward(pooled),
+            None => pooled,
+        };
+        pooled.reshape([images, self.architecture.features()])
     }
 }
 
@@ -259,7 +333,7 @@ impl Vit {
 /// in the element order of a convolution's weight.
 pub(crate) fn patchify(architecture: &Architecture, image: &[f32], out: &mut Vec<f32>) {
     let (size, patch) = (architecture.image_size, architecture.patch_size);
-    let side = size / patch;
+    let side = architecture.side();
     for row in 0..side {
         for column in 0..side {
             for channel in 0..architecture.channels {

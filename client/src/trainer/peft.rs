@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
-use tributary_shared::architecture::Pool;
+use tributary_shared::architecture::{FinalNorm, Gelu, Mlp, Pool};
 use tributary_shared::contract::{Lora, Target};
 use tributary_shared::manifest::RunManifest;
 
@@ -121,9 +121,21 @@ fn parts(manifest: &RunManifest) -> Result<&Lora, ExportError> {
     let (Some(backbone), Some(lora)) = (&manifest.backbone, &manifest.adapter) else {
         return unsupported("a rehearsal has no adapter to export");
     };
-    if backbone.architecture.pool != Pool::ClassToken {
+    let shape = &backbone.architecture;
+    if shape.pool != Pool::ClassToken {
         return unsupported(
-            "transformers' ViTForImageClassification reads the class token; a run with pool = \"mean\" cannot be exported",
+            "transformers' ViTForImageClassification reads the class token; a run with another pool cannot be exported",
+        );
+    }
+    if shape.mlp != Mlp::Gelu
+        || shape.gelu == Gelu::Quick
+        || shape.register_tokens > 0
+        || shape.layer_scale
+        || shape.embedding_norm
+        || shape.final_norm != FinalNorm::Tokens
+    {
+        return unsupported(
+            "transformers' ViTForImageClassification has no registers, LayerScale, gated perceptron, quick GELU, embedding norm or pooled norm; a run on such a backbone cannot be exported to it",
         );
     }
     Ok(lora)
