@@ -77,7 +77,7 @@ fn merged_weights_equal_backbone_and_adapter() {
 /// W + alpha/rank * B A, in f64, for every adapted map.
 fn merge(backbone: &Backbone, manifest: &RunManifest, values: &[Vec<f32>]) -> Backbone {
     let layout = manifest.contract().unwrap().layout;
-    let lora = manifest.adapter.clone().unwrap();
+    let Some(Adaptation::Lora(lora)) = &manifest.adapter else { panic!("a run of LoRA") };
     let factor = |name: &str| {
         let at = layout.tensors().iter().position(|spec| spec.name == name)?;
         Some(&values[at])

@@ -1,6 +1,8 @@
 //! The shape of the frozen backbone: a plain vision transformer (Dosovitskiy et al. 2021,
 //! arXiv:2010.11929) described by numbers, so that both sides derive the same tensor layout.
 
+mod tensors;
+
 use serde::{Deserialize, Serialize};
 
 /// Which GELU the multilayer perceptron uses; a gated one has none.

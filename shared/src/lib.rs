@@ -2,9 +2,11 @@
 //!
 //! Pure and synchronous: no clock, no randomness that is not an argument, no I/O.
 
+pub mod adaptation;
 pub mod architecture;
 pub mod contract;
 pub mod digest;
+pub mod head;
 pub mod initial;
 pub mod layout;
 pub mod manifest;

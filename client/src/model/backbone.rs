@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
-use tributary_shared::architecture::{Architecture, FinalNorm};
+use tributary_shared::architecture::Architecture;
 use tributary_shared::digest::Digest;
 use tributary_shared::layout::{Layout, TensorSpec};
 
@@ -22,47 +22,7 @@ const DIFFERENCES_MAX: usize = 64;
 
 /// Every tensor of a backbone of this shape, in the order of their names.
 pub fn backbone_layout(architecture: &Architecture) -> Layout {
-    let Architecture { width, mlp_width, channels, patch_size: patch, .. } = *architecture;
-    let registers = architecture.register_tokens;
-    let mut tensors = Vec::new();
-    let mut add = |name: String, shape: &[usize]| {
-        tensors.push(TensorSpec { name, shape: shape.to_vec() });
-    };
-    let pair = |add: &mut dyn FnMut(String, &[usize]), name: &str, weight: &[usize]| {
-        add(format!("{name}.weight"), weight);
-        add(format!("{name}.bias"), &weight[..1]);
-    };
-    pair(&mut add, "patch_embed", &[width, channels, patch, patch]);
-    add("pos_embed".to_owned(), &[1, architecture.position_rows(), width]);
-    if architecture.class_token {
-        add("cls_token".to_owned(), &[1, 1, width]);
-    }
-    if registers > 0 {
-        add("reg_tokens".to_owned(), &[1, registers, width]);
-    }
-    if architecture.embedding_norm {
-        pair(&mut add, "norm_pre", &[width]);
-    }
-    for block in 0..architecture.depth {
-        let name = |part: &str| format!("blocks.{block}.{part}");
-        for norm in ["norm1", "norm2"] {
-            pair(&mut add, &name(norm), &[width]);
-        }
-        for map in ["attn.q", "attn.k", "attn.v", "attn.proj"] {
-            pair(&mut add, &name(map), &[width, width]);
-        }
-        pair(&mut add, &name("mlp.fc1"), &[architecture.fc1_outputs(), width]);
-        pair(&mut add, &name("mlp.fc2"), &[width, mlp_width]);
-        if architecture.layer_scale {
-            add(name("ls1.gamma"), &[width]);
-            add(name("ls2.gamma"), &[width]);
-        }
-    }
-    match architecture.final_norm {
-        FinalNorm::Tokens => pair(&mut add, "norm", &[width]),
-        FinalNorm::Pooled => pair(&mut add, "fc_norm", &[width]),
-    }
-    Layout::new(tensors)
+    architecture.layout()
 }
 
 /// Frozen weights as a file holds them.

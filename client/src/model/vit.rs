@@ -4,13 +4,15 @@
 //! Tensors are `[images, tokens, width]`. Linear weights are stored in torch's orientation
 //! `[out, in]` and used through a transposed view, so that a file's bytes are the weights.
 
+use std::ops::Range;
+
 use burn::tensor::module::{attention, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Tensor, activation};
+use tributary_shared::adaptation::Target;
 use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
-use tributary_shared::contract::Target;
 
-use super::adapter::{Adapter, Dropout};
+use super::adapter::{Adapter, Dropout, Sublayer};
 
 /// Gives the flat tensor of a name.
 pub(crate) type TensorSource<'a> = dyn FnMut(&str) -> Tensor<1> + 'a;
@@ -25,6 +27,21 @@ pub(crate) struct Linear {
 impl Linear {
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         linear(x, self.weight.clone(), Some(self.bias.clone()))
+    }
+
+    /// Without the bias.
+    pub(crate) fn product(&self, x: Tensor<3>) -> Tensor<3> {
+        linear(x, self.weight.clone(), None)
+    }
+
+    /// The bias as `[1, 1, out]`.
+    pub(crate) fn bias_row(&self) -> Tensor<3> {
+        self.bias.clone().unsqueeze()
+    }
+
+    /// The weight `[in, out]` as a constant.
+    pub(crate) fn constant(&self) -> Tensor<2> {
+        self.weight.clone().detach()
     }
 }
 
@@ -93,18 +110,24 @@ impl Block {
 
     /// Tokens after the block; of the first `kept` tokens only, where the rest is not needed.
     fn forward(&self, x: Tensor<3>, kept: usize, heads: usize, maps: &mut Maps<'_>) -> Tensor<3> {
-        let normed = self.norm1.forward(x.clone());
+        let normed = maps.norm("norm1", &self.norm1, x.clone());
         let [_, tokens, _] = normed.dims();
         let first = |x: Tensor<3>| if kept < tokens { x.narrow(1, 0, kept) } else { x };
         let q = maps.apply(Target::Q, &self.q, first(normed.clone()));
         let k = maps.apply(Target::K, &self.k, normed.clone());
         let v = maps.apply(Target::V, &self.v, normed);
         let mixed = maps.apply(Target::Proj, &self.proj, attend(q, k, v, heads));
-        let x = first(x) + self.scaled(0, mixed);
-        let hidden = maps.apply(Target::Fc1, &self.fc1, self.norm2.forward(x.clone()));
+        let x = first(x) + maps.after(Sublayer::Attention, self.scaled(0, mixed));
+        let normed = maps.norm("norm2", &self.norm2, x.clone());
+        let beside = maps.adapter.and_then(|adapter| adapter.beside(maps.block, &normed));
+        let hidden = maps.apply(Target::Fc1, &self.fc1, normed);
         let hidden = maps.nonlinearity.apply(hidden);
         let hidden = maps.apply(Target::Fc2, &self.fc2, hidden);
-        x + self.scaled(1, hidden)
+        let x = x + maps.after(Sublayer::Mlp, self.scaled(1, hidden));
+        match beside {
+            Some(beside) => x + beside,
+            None => x,
+        }
     }
 
     fn scaled(&self, branch: usize, x: Tensor<3>) -> Tensor<3> {
@@ -168,12 +191,24 @@ struct Maps<'a> {
 
 impl Maps<'_> {
     fn apply(&mut self, target: Target, map: &Linear, x: Tensor<3>) -> Tensor<3> {
-        let branch =
-            self.adapter.and_then(|adapter| adapter.branch(self.block, target, &x, self.dropout));
-        let y = map.forward(x);
-        match branch {
-            Some(branch) => y + branch,
+        match self.adapter {
+            Some(adapter) => adapter.map(self.block, target, map, x, self.dropout),
+            None => map.forward(x),
+        }
+    }
+
+    fn norm(&self, module: &'static str, norm: &Norm, x: Tensor<3>) -> Tensor<3> {
+        let y = norm.forward(x);
+        match self.adapter {
+            Some(adapter) => adapter.shifted(self.block, module, y),
             None => y,
+        }
+    }
+
+    fn after(&self, sublayer: Sublayer, h: Tensor<3>) -> Tensor<3> {
+        match self.adapter {
+            Some(adapter) => adapter.after(self.block, sublayer, h),
+            None => h,
         }
     }
 }
@@ -205,22 +240,31 @@ impl Trunk {
     /// All tokens after the last block and the final norm.
     pub(crate) fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
         let all = tokens.dims()[1];
-        self.adapted(tokens, all, None, &mut Dropout::off())
+        self.normed(self.run(tokens, 0..self.blocks.len(), all, None, &mut Dropout::off()))
     }
 
-    /// As [`Self::forward`] under an adapter, of the first `kept` tokens only.
-    fn adapted(
+    /// Tokens after `blocks` under an adapter; after the last block of the first `kept` alone.
+    fn run(
         &self,
         mut x: Tensor<3>,
+        blocks: Range<usize>,
         kept: usize,
         adapter: Option<&Adapter>,
         dropout: &mut Dropout,
     ) -> Tensor<3> {
-        for (i, block) in self.blocks.iter().enumerate() {
+        let own = x.dims()[1];
+        for i in blocks {
+            if let Some(adapter) = adapter {
+                x = adapter.prompted(i, own, x);
+            }
             let kept = if i + 1 == self.blocks.len() { kept } else { x.dims()[1] };
             let mut maps = Maps { block: i, nonlinearity: self.nonlinearity, adapter, dropout };
-            x = block.forward(x, kept, self.heads, &mut maps);
+            x = self.blocks[i].forward(x, kept, self.heads, &mut maps);
         }
+        x
+    }
+
+    fn normed(&self, x: Tensor<3>) -> Tensor<3> {
         match &self.norm {
             Some(norm) => norm.forward(x),
             None => x,
@@ -298,34 +342,54 @@ impl Vit {
         self.trunk.forward(tokens)
     }
 
-    /// What the head sees, `[images, features]`.
-    pub(crate) fn features(
+    /// The tokens that enter the first block.
+    pub(crate) fn tokens(&self, patches: Tensor<3>) -> Tensor<3> {
+        self.with_prefix(self.embed(patches, self.positions.clone()))
+    }
+
+    /// Tokens after `blocks`. Where only the class token is looked at, the last block does not
+    /// compute the others' queries and perceptron.
+    pub(crate) fn run(
         &self,
-        patches: Tensor<3>,
+        tokens: Tensor<3>,
+        blocks: Range<usize>,
         adapter: Option<&Adapter>,
         dropout: &mut Dropout,
-    ) -> Tensor<2> {
-        let tokens = self.with_prefix(self.embed(patches, self.positions.clone()));
-        let [images, all, _] = tokens.dims();
-        let pool = self.architecture.pool;
-        // Where only the class token is looked at, the last block does not compute the others'
-        // queries and perceptron.
-        let kept = if pool == Pool::ClassToken { 1 } else { all };
-        let tokens = self.trunk.adapted(tokens, kept, adapter, dropout);
-        let patches = self.architecture.patches();
-        let mean = |tokens: Tensor<3>| tokens.narrow(1, all - patches, patches).mean_dim(1);
-        let pooled = match pool {
-            Pool::ClassToken => tokens,
-            Pool::Mean => mean(tokens),
-            Pool::ClassTokenAndMean => {
-                Tensor::cat(vec![tokens.clone().narrow(1, 0, 1), mean(tokens)], 2)
+    ) -> Tensor<3> {
+        let every = adapter.is_some_and(|adapter| adapter.head.pools());
+        let class_token = self.architecture.pool == Pool::ClassToken && !every;
+        let kept = if class_token { 1 } else { tokens.dims()[1] };
+        self.trunk.run(tokens, blocks, kept, adapter, dropout)
+    }
+
+    /// Every token after `blocks`, the last block's too.
+    pub(crate) fn every(&self, tokens: Tensor<3>, blocks: Range<usize>) -> Tensor<3> {
+        let all = tokens.dims()[1];
+        self.trunk.run(tokens, blocks, all, None, &mut Dropout::off())
+    }
+
+    /// What the head sees of the last block's tokens, `[images, 1, features]`.
+    pub(crate) fn pool(&self, tokens: Tensor<3>, adapter: Option<&Adapter>) -> Tensor<3> {
+        let tokens = self.trunk.normed(tokens);
+        let patches = || {
+            let (all, patches) = (tokens.dims()[1], self.architecture.patches());
+            tokens.clone().narrow(1, all - patches, patches)
+        };
+        let attended = adapter
+            .filter(|adapter| adapter.head.pools())
+            .and_then(|adapter| adapter.head.pool(&patches()));
+        let pooled = match (attended, self.architecture.pool) {
+            (Some(attended), _) => attended,
+            (None, Pool::ClassToken) => tokens.clone().narrow(1, 0, 1),
+            (None, Pool::Mean) => patches().mean_dim(1),
+            (None, Pool::ClassTokenAndMean) => {
+                Tensor::cat(vec![tokens.clone().narrow(1, 0, 1), patches().mean_dim(1)], 2)
             }
         };
-        let pooled = match &self.fc_norm {
+        match &self.fc_norm {
             Some(norm) => norm.forward(pooled),
             None => pooled,
-        };
-        pooled.reshape([images, self.architecture.features()])
+        }
     }
 }
 

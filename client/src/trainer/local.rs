@@ -60,12 +60,12 @@ pub fn train(
     }
     let mut metrics = holdout_metrics(work, control, progress)?;
     let began = Instant::now();
-    let features = match session.trains_head_alone() {
+    let features = match session.model.prefix_is_pooled() {
         true => Some(frozen_features(&session, work, &cases, (control, progress))?),
         false => None,
     };
     let source = match &features {
-        Some(rows) => Source::Features(work.dataset, rows),
+        Some(rows) => Source::Prefix(work.dataset, rows),
         None => Source::Images(work.dataset),
     };
     let round = Round::of(work, &session, cases);
@@ -111,13 +111,6 @@ fn frozen_features(
         rows[*index] = row;
     }
     Ok(rows)
-}
-
-impl Session<'_> {
-    /// Whether the features below the head stay the same while training.
-    fn trains_head_alone(&self) -> bool {
-        self.model.layout().tensors().iter().all(|spec| spec.name.starts_with("head."))
-    }
 }
 
 /// The steps of one round.

@@ -72,13 +72,13 @@ pub enum TrainError {
 pub(super) enum Source<'a> {
     /// Images.
     Images(&'a Dataset),
-    /// Features of the backbone, one row a case of the data set, where they were computed.
-    Features(&'a Dataset, &'a [Vec<f32>]),
+    /// What the frozen blocks made of them, one row a case of the data set, where it was computed.
+    Prefix(&'a Dataset, &'a [Vec<f32>]),
 }
 
 impl Source<'_> {
     fn label(&self, index: usize) -> &Label {
-        let (Self::Images(dataset) | Self::Features(dataset, _)) = self;
+        let (Self::Images(dataset) | Self::Prefix(dataset, _)) = self;
         &dataset.cases()[index].label
     }
 }
@@ -98,7 +98,7 @@ impl<'a> Session<'a> {
         manifest: &'a RunManifest,
         compute: &Compute,
     ) -> Result<Self, TrainError> {
-        let (Some(asked), Some(lora), Some(training), Some(contract)) =
+        let (Some(asked), Some(adaptation), Some(training), Some(contract)) =
             (&manifest.backbone, &manifest.adapter, &manifest.training, manifest.contract())
         else {
             return Err(TrainError::Rehearsal);
@@ -111,7 +111,7 @@ impl<'a> Session<'a> {
             model: AdaptedVit::new(backbone, &contract, compute),
             task: &manifest.task,
             training,
-            dropout: if lora.rank > 0 { lora.dropout } else { 0.0 },
+            dropout: adaptation.dropout(),
             shard_images: shard_images(backbone),
         })
     }
@@ -148,7 +148,7 @@ impl<'a> Session<'a> {
             let (rows, images) = (self.rows(source, shard)?, shard.len());
             let input = match source {
                 Source::Images(_) => Input::Patches { rows: &rows, images },
-                Source::Features(..) => Input::Features { rows: &rows, images },
+                Source::Prefix(..) => Input::Prefix { rows: &rows, images },
             };
             let loss = |logits: &[f32]| self.shard_loss(source, shard, logits, share);
             Ok(self.model.gradient(values, input, &mut dropout(number), loss))
@@ -186,7 +186,7 @@ impl<'a> Session<'a> {
     /// Model inputs of `cases`, row after row.
     fn rows(&self, source: &Source<'_>, cases: &[usize]) -> Result<Vec<f32>, TrainError> {
         match source {
-            Source::Features(_, features) => {
+            Source::Prefix(_, features) => {
                 Ok(cases.iter().flat_map(|index| features[*index].iter().copied()).collect())
             }
             Source::Images(dataset) => image_rows(&self.model, dataset, cases),
