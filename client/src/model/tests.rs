@@ -247,7 +247,8 @@ fn each_images_gradient_is_that_of_a_batch_of_one() {
             let (loss, expected) = trial.gradient(&values, rows, 1);
             losses += loss;
             let expected = expected.concat();
-            assert_close(&found.of(image).concat(), &expected, 1e-6, &trial.what);
+            // Products of another shape round otherwise: a few parts in a million in f32.
+            assert_close(&found.of(image).concat(), &expected, 5e-6, &trial.what);
             assert!((found.norms()[image] / norm(&expected) - 1.0).abs() < 1e-5);
         }
         assert!((found.loss - losses).abs() < 1e-5 * losses.abs().max(1.0));
