@@ -12,6 +12,7 @@ use tributary_client::model::{AdaptedVit, Backbone, Compute, Values};
 use tributary_client::trainer::{
     Control, Inference, LocalTraining, LocalUpdate, Phase, Pretraining, TrainError, pretrain, train,
 };
+use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
 use tributary_shared::manifest::RunManifest;
 
