@@ -97,14 +97,19 @@ fn an_export_is_the_directory_that_python_loaded() {
 
 #[test]
 fn what_transformers_cannot_compute_is_not_exported() {
-    let (mut run, values) = fixture_run();
+    let (run, values) = fixture_run();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let refused = export_peft(&out, &run, &values[1..], Transformers::V5);
     assert!(matches!(refused, Err(ExportError::Adapter)), "{refused:?}");
-    run.backbone.as_mut().unwrap().architecture.pool = Pool::Mean;
-    let refused = export_peft(&out, &run, &values, Transformers::V5);
-    assert!(matches!(refused, Err(ExportError::Unsupported(_))), "{refused:?}");
+    let others: [fn(&mut Architecture); 3] =
+        [|a| a.pool = Pool::Mean, |a| a.layer_scale = true, |a| a.register_tokens = 1];
+    for change in others {
+        let mut run = run.clone();
+        change(&mut run.backbone.as_mut().unwrap().architecture);
+        let refused = export_peft(&out, &run, &values, Transformers::V5);
+        assert!(matches!(refused, Err(ExportError::Unsupported(_))), "{refused:?}");
+    }
     assert!(!out.exists());
 }
 

@@ -16,6 +16,7 @@ use tributary_client::model::{Backbone, Compute, Values};
 use tributary_client::trainer::{
     Control, Evaluation, Inference, LocalTraining, LocalUpdate, TrainError, train, trainable,
 };
+use tributary_shared::adaptation::Adaptation;
 use tributary_shared::manifest::{RunManifest, Task};
 
 /// A site whose folder is drawn by a test.
@@ -341,7 +342,8 @@ fn micro_batches_add_up_to_the_batch() {
     let update = |most: usize| {
         let (mut site, data) = plain(&format!("micro_batch = {most}\n"));
         // Dropout's masks follow the passes.
-        site.run.adapter.as_mut().unwrap().dropout = 0.0;
+        let Some(Adaptation::Lora(lora)) = &mut site.run.adapter else { panic!("LoRA is trained") };
+        lora.dropout = 0.0;
         site.run.training.as_mut().unwrap().epochs = 1;
         site.train(&data, &initial(&site.run)).unwrap()
     };

@@ -12,7 +12,8 @@ use tributary_client::model::{AdaptedVit, Backbone, Compute, Values};
 use tributary_client::trainer::{
     Control, Inference, LocalTraining, LocalUpdate, Phase, Pretraining, TrainError, pretrain, train,
 };
-use tributary_shared::architecture::Pool;
+use tributary_shared::adaptation::Adaptation;
+use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
 use tributary_shared::manifest::RunManifest;
 
 /// Patches of a few images that nobody drew.
@@ -40,9 +41,18 @@ fn an_adapter_with_b_zero_changes_nothing() {
 
 #[test]
 fn merged_weights_equal_backbone_and_adapter() {
-    for pool in [Pool::ClassToken, Pool::Mean] {
-        let mut architecture = architecture();
-        architecture.pool = pool;
+    let plain = architecture();
+    let retfound =
+        Architecture { pool: Pool::Mean, final_norm: FinalNorm::Pooled, ..plain.clone() };
+    let giant = Architecture {
+        mlp: Mlp::Swiglu,
+        register_tokens: 3,
+        layer_scale: true,
+        pool: Pool::ClassTokenAndMean,
+        ..plain.clone()
+    };
+    let clip = Architecture { embedding_norm: true, gelu: Gelu::Quick, ..plain.clone() };
+    for architecture in [plain, retfound, giant, clip] {
         let backbone = backbone(&architecture);
         let adapted = manifest(&backbone, 3);
         let values = moved(&adapted, 2);
@@ -68,7 +78,7 @@ fn merged_weights_equal_backbone_and_adapter() {
 /// W + alpha/rank * B A, in f64, for every adapted map.
 fn merge(backbone: &Backbone, manifest: &RunManifest, values: &[Vec<f32>]) -> Backbone {
     let layout = manifest.contract().unwrap().layout;
-    let lora = manifest.adapter.clone().unwrap();
+    let Some(Adaptation::Lora(lora)) = &manifest.adapter else { panic!("a run of LoRA") };
     let factor = |name: &str| {
         let at = layout.tensors().iter().position(|spec| spec.name == name)?;
         Some(&values[at])

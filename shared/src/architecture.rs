@@ -1,9 +1,11 @@
 //! The shape of the frozen backbone: a plain vision transformer (Dosovitskiy et al. 2021,
 //! arXiv:2010.11929) described by numbers, so that both sides derive the same tensor layout.
 
+mod tensors;
+
 use serde::{Deserialize, Serialize};
 
-/// Which GELU the multilayer perceptron uses.
+/// Which GELU the multilayer perceptron uses; a gated one has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gelu {
@@ -12,20 +14,51 @@ pub enum Gelu {
     Exact,
     /// The tanh approximation.
     Tanh,
+    /// x * sigmoid(1.702 x), as OpenAI's CLIP computes it.
+    Quick,
 }
 
-/// What the head sees of the last block's tokens (after the final LayerNorm).
+/// The multilayer perceptron of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mlp {
+    /// `fc2(gelu(fc1(x)))`.
+    #[default]
+    Gelu,
+    /// `fc2(silu(a) * b)` with `a` and `b` the halves of `fc1(x)` (Shazeer 2020,
+    /// arXiv:2002.05202), as DINOv2's giant, Virchow and UNI2 have it.
+    Swiglu,
+}
+
+/// What the head sees of the last block's tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pool {
     /// The class token.
     #[default]
     ClassToken,
-    /// The mean of the patch tokens.
+    /// The mean of the patch tokens; neither class nor register tokens count.
     Mean,
+    /// The class token, then the mean of the patch tokens: twice the width.
+    ClassTokenAndMean,
+}
+
+/// Where the final LayerNorm stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinalNorm {
+    /// On every token, before pooling.
+    #[default]
+    Tokens,
+    /// On what was pooled: `fc_norm` of timm, of the masked autoencoder's fine-tuning code and of
+    /// RETFound.
+    Pooled,
 }
 
 /// A vision transformer's shape. Widths and sizes in elements and pixels.
+///
+/// Keys after `layer_norm_eps` came later: at their defaults they are not written, so that files
+/// and manifests from before keep their bytes and digests.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
@@ -41,7 +74,7 @@ pub struct Architecture {
     pub depth: usize,
     /// Attention heads; divides `width`.
     pub heads: usize,
-    /// Hidden width of the multilayer perceptron.
+    /// Hidden width of the multilayer perceptron: what `fc2` reads.
     pub mlp_width: usize,
     /// Whether a learned class token is prepended.
     #[serde(default = "yes")]
@@ -55,6 +88,27 @@ pub struct Architecture {
     /// Epsilon of every LayerNorm (timm and DINOv2 1e-6, transformers ViT 1e-12).
     #[serde(default = "layer_norm_eps")]
     pub layer_norm_eps: f64,
+    /// The kind of multilayer perceptron.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mlp: Mlp,
+    /// Learned tokens between class token and patches that have no position and that no head
+    /// sees (Darcet et al. 2024, arXiv:2309.16588).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub register_tokens: usize,
+    /// Whether each branch of a block is scaled per channel before it is added (Touvron et al.
+    /// 2021, arXiv:2103.17239).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub layer_scale: bool,
+    /// Whether a LayerNorm stands between the embedding and the first block, as in CLIP.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub embedding_norm: bool,
+    /// Where the final LayerNorm stands.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub final_norm: FinalNorm,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn yes() -> bool {
@@ -76,14 +130,74 @@ pub struct InvalidArchitecture {
 }
 
 impl Architecture {
-    /// Patches of one image.
-    pub fn patches(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2)
+    /// The plain vision transformer of timm's names on colour images: class token, exact GELU,
+    /// perceptron four times as wide, eps 1e-6.
+    pub fn plain(
+        image_size: usize,
+        patch_size: usize,
+        width: usize,
+        depth: usize,
+        heads: usize,
+    ) -> Self {
+        Self {
+            image_size,
+            patch_size,
+            channels: 3,
+            width,
+            depth,
+            heads,
+            mlp_width: width.saturating_mul(4),
+            class_token: true,
+            pool: Pool::ClassToken,
+            gelu: Gelu::Exact,
+            layer_norm_eps: layer_norm_eps(),
+            mlp: Mlp::Gelu,
+            register_tokens: 0,
+            layer_scale: false,
+            embedding_norm: false,
+            final_norm: FinalNorm::Tokens,
+        }
     }
 
-    /// Tokens of one image, the class token included.
+    /// Patches along one side of the image.
+    pub fn side(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
+    /// Patches of one image.
+    pub fn patches(&self) -> usize {
+        self.side().pow(2)
+    }
+
+    /// Tokens before the patches: the class token and the registers.
+    pub fn prefix(&self) -> usize {
+        usize::from(self.class_token) + self.register_tokens
+    }
+
+    /// Tokens of one image: prefix and patches.
     pub fn tokens(&self) -> usize {
-        self.patches() + usize::from(self.class_token)
+        self.prefix() + self.patches()
+    }
+
+    /// Rows of the position embedding: the class token's and the patches'; registers have none.
+    pub fn position_rows(&self) -> usize {
+        usize::from(self.class_token) + self.patches()
+    }
+
+    /// Outputs of a block's `fc1`: gate and value, or the hidden width alone.
+    pub fn fc1_outputs(&self) -> usize {
+        match self.mlp {
+            Mlp::Gelu => self.mlp_width,
+            Mlp::Swiglu => 2 * self.mlp_width,
+        }
+    }
+
+    /// Numbers that the head sees of one image.
+    pub fn features(&self) -> usize {
+        match self.pool {
+            Pool::ClassToken | Pool::Mean => self.width,
+            Pool::ClassTokenAndMean => 2 * self.width,
+        }
     }
 
     /// Refuses sizes that fit no vision transformer or no machine.
@@ -117,14 +231,68 @@ impl Architecture {
         within("heads", self.heads, 1, self.width)?;
         divides("heads", self.heads, "width", self.width)?;
         within("mlp_width", self.mlp_width, 1, 65_536)?;
-        if self.pool == Pool::ClassToken && !self.class_token {
-            let problem = "`class_token` needs `class_token = true`; use `mean`".to_owned();
+        within("register_tokens", self.register_tokens, 0, 64)?;
+        if self.pool != Pool::Mean && !self.class_token {
+            let problem = "only `mean` can do without `class_token = true`".to_owned();
             return Err(InvalidArchitecture { key: "pool", problem });
+        }
+        if self.pool == Pool::ClassTokenAndMean && self.final_norm == FinalNorm::Pooled {
+            let problem = "`pooled` goes with `pool = \"mean\"` or `\"class_token\"`".to_owned();
+            return Err(InvalidArchitecture { key: "final_norm", problem });
         }
         if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps < 1.0) {
             let problem = format!("{} is not between 0 and 1", self.layer_norm_eps);
             return Err(InvalidArchitecture { key: "layer_norm_eps", problem });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Byte for byte what the first release wrote: manifests and files are named by digests.
+    #[test]
+    fn later_keys_at_their_defaults_leave_no_trace() {
+        let json = r#"{"image_size":64,"patch_size":8,"channels":3,"width":128,"depth":6,"heads":4,"mlp_width":512,"class_token":true,"pool":"class_token","gelu":"exact","layer_norm_eps":1e-6}"#;
+        let architecture: Architecture = serde_json::from_str(json).expect("an architecture");
+        assert_eq!(architecture, Architecture::plain(64, 8, 128, 6, 4));
+        assert_eq!(serde_json::to_string(&architecture).expect("plain data"), json);
+    }
+
+    #[test]
+    fn later_keys_are_written_and_read_when_set() {
+        let giant = Architecture {
+            mlp: Mlp::Swiglu,
+            register_tokens: 4,
+            layer_scale: true,
+            embedding_norm: true,
+            pool: Pool::ClassTokenAndMean,
+            ..Architecture::plain(28, 14, 12, 2, 3)
+        };
+        let json = serde_json::to_string(&giant).expect("plain data");
+        let expected =
+            r#""mlp":"swiglu","register_tokens":4,"layer_scale":true,"embedding_norm":true}"#;
+        assert!(json.ends_with(expected), "{json}");
+        assert_eq!(serde_json::from_str::<Architecture>(&json).expect("its own json"), giant);
+        assert_eq!((giant.tokens(), giant.position_rows(), giant.prefix()), (9, 5, 5));
+        assert_eq!((giant.features(), giant.fc1_outputs()), (24, 96));
+        giant.check().expect("a vision transformer");
+    }
+
+    #[test]
+    fn a_head_cannot_see_what_is_not_there() {
+        let plain = Architecture::plain(28, 14, 12, 2, 3);
+        let key = |architecture: Architecture| architecture.check().map_err(|e| e.key);
+        for pool in [Pool::ClassToken, Pool::ClassTokenAndMean] {
+            assert_eq!(
+                key(Architecture { class_token: false, pool, ..plain.clone() }),
+                Err("pool")
+            );
+        }
+        let (pool, final_norm) = (Pool::ClassTokenAndMean, FinalNorm::Pooled);
+        assert_eq!(key(Architecture { pool, final_norm, ..plain.clone() }), Err("final_norm"));
+        assert_eq!(key(Architecture { register_tokens: 65, ..plain }), Err("register_tokens"));
     }
 }

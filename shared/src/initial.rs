@@ -20,9 +20,11 @@ pub fn adapter_header(run: &RunName, version: u32, contract: &AdapterContract) -
     Header::new(subject, contract.digest(), &contract.layout)
 }
 
-/// Canonical bytes of a checked manifest's initial adapter. LoRA factors as `peft` begins:
-/// A uniform in +-1/sqrt(in), B zero, so the adapted model equals the backbone; the head's
-/// weights uniform in +-1/sqrt(in) as torch's `Linear` and `Conv2d`, their biases zero.
+/// Canonical bytes of a checked manifest's initial adapter: the adapted features equal the frozen
+/// backbone's, except under prompts. LoRA's A (as `peft` begins), a bottleneck's way down and the
+/// head's maps are uniform in +-1/sqrt(in) as torch's `Linear` and `Conv2d`; prompts are uniform
+/// with deviation 0.02; everything else is zero: B, the way up, biases, changes of frozen weights,
+/// the query.
 ///
 /// # Panics
 /// When `manifest` has not passed its check.
@@ -57,8 +59,7 @@ pub fn write_initial_adapter(manifest: &RunManifest, mut sink: impl FnMut(&[u8])
 
 fn write_initial_values(spec: &TensorSpec, seed: u64, sink: &mut impl FnMut(&[u8])) {
     let mut block = [0; BLOCK_VALUES * 4];
-    let random = spec.name.ends_with(".lora_A")
-        || (spec.name.starts_with("head.") && spec.name.ends_with("weight"));
+    let bound = initial_bound(spec);
     // One stream a tensor: adding a tensor leaves the others as they were.
     let key = Digest::of(format!("tributary initial adapter\n{seed}\n{}", spec.name).as_bytes());
     let mut rng = ChaCha12Rng::from_seed(*key.as_bytes());
@@ -66,9 +67,7 @@ fn write_initial_values(spec: &TensorSpec, seed: u64, sink: &mut impl FnMut(&[u8
     while left > 0 {
         let take = left.min(BLOCK_VALUES);
         let piece = &mut block[..take * 4];
-        if random {
-            let inputs: usize = spec.shape[1..].iter().product();
-            let bound = 1.0 / (inputs as f32).sqrt();
+        if let Some(bound) = bound {
             for value in piece.chunks_exact_mut(4) {
                 let unit = (rng.next_u32() >> 8) as f32 / 16_777_216.0;
                 value.copy_from_slice(&(bound * (2.0 * unit - 1.0)).to_le_bytes());
@@ -76,6 +75,22 @@ fn write_initial_values(spec: &TensorSpec, seed: u64, sink: &mut impl FnMut(&[u8
         }
         sink(piece);
         left -= take;
+    }
+}
+
+/// Half the width of the uniform distribution that a tensor is drawn from; `None` for zeros.
+/// A uniform one everywhere: it needs no function that platforms round differently.
+fn initial_bound(spec: &TensorSpec) -> Option<f32> {
+    let name = spec.name.as_str();
+    let from_inputs = name.ends_with(".lora_A")
+        || name.ends_with(".adapter.down.weight")
+        || (name.starts_with("head.") && name.ends_with("weight"));
+    match spec.shape[..] {
+        [_, ref inputs @ ..] if from_inputs => {
+            Some(1.0 / (inputs.iter().product::<usize>() as f32).sqrt())
+        }
+        [_, _] if spec.name.ends_with(".prompts") => Some(0.02 * 3.0_f32.sqrt()),
+        _ => None,
     }
 }
 

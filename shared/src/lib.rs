@@ -2,12 +2,14 @@
 //!
 //! Pure and synchronous: no clock, no randomness that is not an argument, no I/O.
 
+pub mod adaptation;
 pub mod architecture;
 pub mod augment;
 pub mod bags;
 pub mod contract;
 pub mod dataset;
 pub mod digest;
+pub mod head;
 pub mod initial;
 pub mod layout;
 pub mod manifest;

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::adaptation::Adaptation;
 use crate::architecture::Architecture;
 use crate::bags::Bags;
-use crate::contract::{AdapterContract, Lora};
+use crate::contract::AdapterContract;
 use crate::dataset::DataContract;
 use crate::digest::Digest;
+use crate::head::Head;
 use crate::name::{RunName, SiteName};
 pub use crate::task::Task;
 pub use crate::training::Training;
@@ -25,6 +27,8 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub const MANIFEST_BYTES_MAX: usize = 48 * 1024;
 /// Most sites asked in one round: their names, and the reasons of the missing, must fit one leaf.
 pub const COHORT_MAX: usize = 256;
+/// A payload above this deserves a word to the operator who starts the run, bytes.
+pub const PAYLOAD_BYTES_LARGE: u64 = 64 << 20;
 /// Largest adapter payload accepted from a manifest, bytes.
 pub const PAYLOAD_BYTES_MAX: u64 = 4 << 30;
 
@@ -43,7 +47,10 @@ pub struct RunManifest {
     pub backbone: Option<Backbone>,
     /// The trained weights; required unless the task is a rehearsal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub adapter: Option<Lora>,
+    pub adapter: Option<Adaptation>,
+    /// What turns tokens into logits; a linear map when absent.
+    #[serde(default, skip_serializing_if = "Head::is_default")]
+    pub head: Head,
     /// How each site trains; required unless the task is a rehearsal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<Training>,
@@ -249,14 +256,15 @@ impl RunManifest {
             return Some(AdapterContract::rehearsal(payload_bytes));
         }
         let backbone = self.backbone.as_ref()?;
-        let lora = self.adapter.clone()?;
+        let (adaptation, head) = (self.adapter.clone()?, self.head.clone());
         let outputs = self.task.head_outputs();
-        let contract =
-            AdapterContract::lora(backbone.digest, &backbone.architecture, lora, outputs);
-        let width = backbone.architecture.width;
-        let mut head = self.task.head_tensors(width);
-        head.extend(self.bags.iter().flat_map(|bags| bags.tensors(width)));
-        Some(contract.with_tensors(head))
+        let shape = &backbone.architecture;
+        let mut more = self.task.head_tensors(shape.width);
+        if let Some(bags) = &self.bags {
+            more.extend(bags.tensors(head.input_width(shape)));
+        }
+        let contract = AdapterContract::new(backbone.digest, shape, adaptation, head, outputs);
+        Some(contract.with_tensors(more))
     }
 
     /// Refuses what cannot mean a run.
@@ -286,11 +294,13 @@ impl RunManifest {
     fn check_rehearsal(&self) -> Result<(), InvalidManifest> {
         let modelless = self.backbone.is_none()
             && self.adapter.is_none()
+            && self.head.is_default()
             && self.training.is_none()
             && self.data.is_none()
             && self.bags.is_none();
         require(modelless, "task.kind", || {
-            "a rehearsal takes no [backbone], [adapter], [training], [data] or [bags]; remove them"
+            "a rehearsal takes no [backbone], [adapter], [head], [training], [data] or [bags]; \
+             remove them"
                 .to_owned()
         })
     }
@@ -313,21 +323,25 @@ impl RunManifest {
     }
 
     fn check_adapter(&self) -> Result<(), InvalidManifest> {
-        let lora = self.adapter.as_ref().ok_or_else(|| missing("adapter"))?;
-        let width = self.backbone.as_ref().map_or(1, |b| b.architecture.width);
-        require(lora.rank <= width, "adapter.rank", || {
-            format!("{} is above the backbone's width {width}", lora.rank)
+        let adaptation = self.adapter.as_ref().ok_or_else(|| missing("adapter"))?;
+        let backbone = self.backbone.as_ref().ok_or_else(|| missing("backbone"))?;
+        adaptation.check(&backbone.architecture).map_err(|e| InvalidManifest::Value {
+            key: format!("adapter.{}", e.key),
+            problem: e.problem,
         })?;
-        require(lora.rank == 0 || !lora.targets.is_empty(), "adapter.targets", || {
-            "name at least one of q, k, v, proj, fc1, fc2 (or set rank = 0 for the head alone)"
-                .to_owned()
+        self.head.check().map_err(|(key, problem)| InvalidManifest::Value {
+            key: format!("head.{key}"),
+            problem,
         })?;
-        require(lora.alpha.is_finite() && lora.alpha > 0.0, "adapter.alpha", || {
-            format!("{} is not above 0", lora.alpha)
-        })?;
-        require((0.0..1.0).contains(&lora.dropout), "adapter.dropout", || {
-            format!("{} is not in [0, 1)", lora.dropout)
-        })?;
+        if let Task::Segmentation { .. } = self.task {
+            let shape = &backbone.architecture;
+            require(self.head.is_default(), "head", || {
+                "a segmentation has its own head, task.decoder; remove the table [head]".to_owned()
+            })?;
+            require(shape.features() == shape.width, "backbone.architecture.pool", || {
+                "a segmentation reads patch tokens alone; use `class_token` or `mean`".to_owned()
+            })?;
+        }
         let bytes = self.contract().map_or(0, |c| c.layout.payload_bytes());
         require(bytes <= PAYLOAD_BYTES_MAX, "adapter", || {
             format!("the adapter would have {bytes} bytes, above {PAYLOAD_BYTES_MAX}")

@@ -4,15 +4,17 @@ mod through;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
+use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::Architecture;
-use tributary_shared::contract::{AdapterContract, Lora};
-use tributary_shared::layout::{Layout, TensorSpec};
+use tributary_shared::contract::AdapterContract;
+use tributary_shared::layout::Layout;
 
 pub(crate) use self::through::{HeadOf, Level};
 use super::adapter::{Adapter, Dropout};
 use super::backbone::Backbone;
 use super::compute::Compute;
+use super::trained::Leaves;
 use super::vit::{Vit, patchify};
 
 /// One flat vector a tensor, in a layout's order.
@@ -27,23 +29,66 @@ pub struct Gradient {
     pub values: Values,
 }
 
+/// Losses of several images and each one's derivative by every trained value.
+#[derive(Clone, Debug)]
+pub struct SampleGradients {
+    /// The sum of the losses, as the caller made it.
+    pub loss: f64,
+    images: usize,
+    /// Image after image in every tensor.
+    values: Values,
+}
+
+impl SampleGradients {
+    /// One image's gradient, tensor after tensor in the layout's order.
+    pub fn of(&self, image: usize) -> Values {
+        let part = |tensor: &Vec<f32>| {
+            let elements = tensor.len() / self.images;
+            tensor[image * elements..(image + 1) * elements].to_vec()
+        };
+        self.values.iter().map(part).collect()
+    }
+
+    /// Each image's L2 norm over all tensors.
+    pub fn norms(&self) -> Vec<f64> {
+        let square = |image: usize| {
+            let part = |tensor: &Vec<f32>| {
+                let elements = tensor.len() / self.images;
+                let own = &tensor[image * elements..(image + 1) * elements];
+                own.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>()
+            };
+            self.values.iter().map(part).sum::<f64>().sqrt()
+        };
+        (0..self.images).map(square).collect()
+    }
+}
+
+/// An adaptation whose gradients are not computed image by image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "per-sample gradients of kind = \"{0}\" would need one copy of every trained backbone weight for each image; use lora, houlsby, adaptformer, prompts, bitfit or head_only"
+)]
+pub struct NoSampleGradients(&'static str);
+
 /// What enters the model.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Input<'a> {
     /// Patches of `images` images, see [`patchify`].
     Patches { rows: &'a [f32], images: usize },
-    /// What the backbone made of `images` images: the head is all that is left to compute.
-    Features { rows: &'a [f32], images: usize },
+    /// What [`AdaptedVit::prefix`] made of `images` images.
+    Prefix { rows: &'a [f32], images: usize },
 }
 
 /// The frozen backbone on a device, ready to take adapters of one contract.
 #[derive(Debug)]
 pub struct AdaptedVit {
     architecture: Architecture,
-    lora: Lora,
+    adaptation: Adaptation,
     head_outputs: usize,
     layout: Layout,
     device: Device,
+    /// The frozen tensors by name, where adapters change them; empty otherwise.
+    frozen: BTreeMap<String, Tensor<1>>,
     /// Without autodiff: fused kernels, no graph.
     inference: Vit,
     /// The same tensors as untracked constants of an autodiff graph: they cost no gradient.
@@ -62,11 +107,19 @@ impl AdaptedVit {
             .map(|(spec, values)| (spec.name.as_str(), upload(values, device)))
             .collect();
         let architecture = backbone.architecture();
+        let adaptation =
+            contract.adaptation.clone().expect("the contract of a model has its adaptation");
+        let owned = |(name, tensor): (&&str, &Tensor<1>)| ((*name).to_owned(), tensor.clone());
+        let frozen = match copies_weights(&adaptation) {
+            true => tensors.iter().map(owned).collect(),
+            false => BTreeMap::new(),
+        };
         Self {
             inference: Vit::of(architecture, &mut |name| tensors[name].clone()),
             training: Vit::of(architecture, &mut |name| tensors[name].clone().autodiff()),
             architecture: architecture.clone(),
-            lora: contract.lora.clone().expect("the contract of a model has its adaptation"),
+            adaptation,
+            frozen,
             head_outputs: contract.head_outputs,
             layout: contract.layout.clone(),
             device: device.clone(),
@@ -105,14 +158,40 @@ impl AdaptedVit {
         input: Input<'_>,
         dropout: &mut Dropout,
     ) -> Vec<f32> {
-        let adapter = self.adapter(&self.leaves(values, false));
-        download(self.forward(&self.inference, &adapter, input, dropout))
+        download(self.forward(&self.leaves(values, false), input, dropout, false))
     }
 
-    /// What the frozen backbone, without any adapter, gives to the head: `[images, width]`.
+    /// What the frozen backbone, without any adapter, gives to the head: `[images, features]`.
     pub fn features(&self, rows: &[f32], images: usize) -> Vec<f32> {
-        let patches = self.patches(rows, images);
-        download(self.inference.features(patches, None, &mut Dropout::off()))
+        download(self.pooled(self.patches(rows, images)))
+    }
+
+    fn pooled(&self, patches: Tensor<3>) -> Tensor<3> {
+        let tokens = self.inference.tokens(patches);
+        let all = 0..self.architecture.depth;
+        self.inference.pool(self.inference.run(tokens, all, None, &mut Dropout::off()), None)
+    }
+
+    /// Blocks at the bottom that no adapter touches; `None` when even the embedding is trained.
+    pub fn prefix_blocks(&self) -> Option<usize> {
+        self.adaptation.prefix_blocks(self.architecture.depth)
+    }
+
+    /// Whether [`Self::prefix`] is the pooled features, one short row an image.
+    pub fn prefix_is_pooled(&self) -> bool {
+        let pools = self.layout.tensors().iter().any(|spec| spec.name == "head.query");
+        self.adaptation == Adaptation::HeadOnly && !pools
+    }
+
+    /// What of `images` images does not depend on the adapter and is all that the rest needs:
+    /// the pooled features when nothing but a head is trained on them, the tokens entering the
+    /// first adapted block otherwise. `None` when even the embedding is trained.
+    pub fn prefix(&self, rows: &[f32], images: usize) -> Option<Vec<f32>> {
+        if self.prefix_is_pooled() {
+            return Some(self.features(rows, images));
+        }
+        let blocks = self.prefix_blocks()?;
+        Some(download(self.below(self.patches(rows, images), blocks)))
     }
 
     /// The gradient of a loss of which `loss` knows, given the logits, its value and its derivative
@@ -124,38 +203,136 @@ impl AdaptedVit {
         dropout: &mut Dropout,
         loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
     ) -> Gradient {
-        let leaves = self.leaves(values, true);
-        let adapter = self.adapter(&leaves);
-        let logits = self.forward(&self.training, &adapter, input, dropout);
+        let (loss, values) = self.backward(&self.leaves(values, true), input, dropout, loss);
+        Gradient { loss, values }
+    }
+
+    /// Each image's own gradient, from one backward pass: every trained tensor is a leaf of one
+    /// copy an image. `loss` is as for the plain gradient, the sum over the images; dividing by
+    /// their number is the caller's. Nothing is dropped.
+    pub fn sample_gradients(
+        &self,
+        values: &[Vec<f32>],
+        rows: &[f32],
+        images: usize,
+        loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
+    ) -> Result<SampleGradients, NoSampleGradients> {
+        if copies_weights(&self.adaptation) {
+            return Err(NoSampleGradients(self.adaptation.name()));
+        }
+        let leaves = Leaves::per_image(&self.layout, values, &self.device, images);
+        let input = Input::Patches { rows, images };
+        let (loss, values) = self.backward(&leaves, input, &mut Dropout::off(), loss);
+        Ok(SampleGradients { loss, images, values })
+    }
+
+    fn backward(
+        &self,
+        leaves: &Leaves<'_>,
+        input: Input<'_>,
+        dropout: &mut Dropout,
+        loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
+    ) -> (f64, Values) {
+        let logits = self.forward(leaves, input, dropout, true);
         let dims = logits.dims();
         let (loss, by_logit) = loss(&download(logits.clone().inner()));
         let by_logit = Tensor::<2>::from_data(TensorData::new(by_logit, dims), &self.device);
         let mut gradients = (logits * by_logit.autodiff()).sum().backward();
-        Gradient { loss, values: leaves.gradients(&self.layout, &mut gradients) }
+        (loss, leaves.gradients(&self.layout, &mut gradients))
     }
 
-    /// The run's head over rows `[images, 1, width]` of features.
+    /// The run's head over rows `[images, 1, features]`.
     pub(crate) fn head(&self, leaves: &Leaves<'_>, features: Tensor<3>) -> Tensor<3> {
-        self.adapter(leaves).head.forward(features)
+        self.adapter(leaves).head.forward(features).unsqueeze_dim(1)
     }
 
+    /// Logits; of a graph when `trained`.
     fn forward(
         &self,
-        vit: &Vit,
-        adapter: &Adapter,
+        leaves: &Leaves<'_>,
         input: Input<'_>,
         dropout: &mut Dropout,
+        trained: bool,
     ) -> Tensor<2> {
-        let features = match input {
-            Input::Patches { rows, images } => {
-                vit.features(self.patches(rows, images), Some(adapter), dropout)
+        let (adapter, below) = self.below_head(leaves, input, Level::Features, dropout, trained);
+        adapter.head.forward(below)
+    }
+
+    /// The adapter, and what its head is given; of a graph when `trained`, whose blocks below the
+    /// first adapted one are constants.
+    fn below_head(
+        &self,
+        leaves: &Leaves<'_>,
+        input: Input<'_>,
+        level: Level,
+        dropout: &mut Dropout,
+        trained: bool,
+    ) -> (Adapter, Tensor<3>) {
+        let adapter = self.adapter(leaves);
+        let changed = self.changed(leaves, trained);
+        let plain = if trained { &self.training } else { &self.inference };
+        let vit = changed.as_ref().unwrap_or(plain);
+        let lift = |x: Tensor<3>| if trained { x.autodiff() } else { x };
+        let pooled = level == Level::Features && self.prefix_is_pooled();
+        let first = self.prefix_blocks();
+        let entering = match (input, first) {
+            (Input::Patches { rows, images }, _) if pooled => {
+                lift(self.pooled(self.patches(rows, images)))
             }
-            Input::Features { rows, images } => {
-                let dims = [images, self.architecture.width];
-                Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device)
+            (Input::Patches { rows, images }, None) => vit.tokens(lift(self.patches(rows, images))),
+            (Input::Patches { rows, images }, Some(first)) => {
+                lift(self.below(self.patches(rows, images), first))
+            }
+            (Input::Prefix { rows, images }, _) => lift(self.entering(rows, images)),
+        };
+        if pooled {
+            return (adapter, entering);
+        }
+        let rest = first.unwrap_or(0)..self.architecture.depth;
+        let below = match level {
+            Level::Features => {
+                let tokens = vit.run(entering, rest, Some(&adapter), dropout);
+                vit.pool(tokens, Some(&adapter))
+            }
+            Level::Tokens => vit.patch_tokens(entering, rest, Some(&adapter), dropout),
+        };
+        (adapter, below)
+    }
+
+    fn adapter(&self, leaves: &Leaves<'_>) -> Adapter {
+        Adapter::of(&self.adaptation, self.architecture.depth, leaves)
+    }
+
+    /// A prefix as it was computed: pooled features or tokens.
+    fn entering(&self, rows: &[f32], images: usize) -> Tensor<3> {
+        let width = match self.prefix_is_pooled() {
+            true => self.architecture.features(),
+            false => self.architecture.width,
+        };
+        let dims = [images, rows.len() / (images * width), width];
+        Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device)
+    }
+
+    /// All tokens entering block `first`, without a graph.
+    fn below(&self, patches: Tensor<3>, first: usize) -> Tensor<3> {
+        let tokens = self.inference.tokens(patches);
+        self.inference.every(tokens, 0..first)
+    }
+
+    /// The transformer with the trained changes added to its weights; `None` where there are none.
+    fn changed(&self, leaves: &Leaves<'_>, trained: bool) -> Option<Vit> {
+        if !copies_weights(&self.adaptation) {
+            return None;
+        }
+        let mut source = |name: &str| {
+            let frozen = self.frozen[name].clone();
+            let frozen = if trained { frozen.autodiff() } else { frozen };
+            match leaves.change(name) {
+                Some(change) => frozen + change,
+                None => frozen,
             }
         };
-        adapter.head.forward(features)
+        Some(Vit::of(&self.architecture, &mut source))
     }
 
     fn patches(&self, rows: &[f32], images: usize) -> Tensor<3> {
@@ -167,44 +344,11 @@ impl AdaptedVit {
     fn leaves<'a>(&'a self, values: &[Vec<f32>], trained: bool) -> Leaves<'a> {
         Leaves::new(&self.layout, values, &self.device, trained)
     }
-
-    fn adapter(&self, leaves: &Leaves<'_>) -> Adapter {
-        let depth = self.architecture.depth;
-        Adapter::of(&self.lora, depth, self.head_outputs, &mut |name| leaves.take(name))
-    }
 }
 
-/// Trained values as flat leaves of a graph, by name.
-pub(crate) struct Leaves<'a>(BTreeMap<&'a str, Tensor<1>>);
-
-impl<'a> Leaves<'a> {
-    pub(crate) fn new(
-        layout: &'a Layout,
-        values: &[Vec<f32>],
-        device: &Device,
-        trained: bool,
-    ) -> Self {
-        let leaf = |(spec, values): (&'a TensorSpec, &Vec<f32>)| {
-            let tensor = upload(values, device);
-            let tensor = if trained { tensor.autodiff().require_grad() } else { tensor };
-            (spec.name.as_str(), tensor)
-        };
-        Self(layout.tensors().iter().zip(values).map(leaf).collect())
-    }
-
-    /// The leaf of a name that the layout has.
-    pub(crate) fn take(&self, name: &str) -> Tensor<1> {
-        self.0[name].clone()
-    }
-
-    /// The derivative by each leaf; zero where the loss does not depend on it.
-    pub(crate) fn gradients(&self, layout: &Layout, gradients: &mut Gradients) -> Values {
-        let of = |spec: &TensorSpec| match self.0[spec.name.as_str()].grad_remove(gradients) {
-            Some(gradient) => download(gradient),
-            None => vec![0.0; spec.elements()],
-        };
-        layout.tensors().iter().map(of).collect()
-    }
+/// Whether whole weights are trained, so that a step needs a changed copy of them.
+fn copies_weights(adaptation: &Adaptation) -> bool {
+    matches!(adaptation, Adaptation::LastBlocks { .. } | Adaptation::Full)
 }
 
 pub(crate) fn upload(values: &[f32], device: &Device) -> Tensor<1> {

@@ -1,67 +1,187 @@
-//! LoRA factors and head on the device (Hu et al. 2021, arXiv:2106.09685).
+//! What the adapter adds inside the frozen blocks, by kind: see
+//! [`Adaptation`](tributary_shared::adaptation::Adaptation) for the formulas and their papers.
 
 use std::collections::BTreeMap;
 
-use burn::tensor::module::linear;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData, activation};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tributary_shared::contract::{Lora, Target};
+use tributary_shared::adaptation::{Adaptation, Target};
 
-use super::vit::{Linear, TensorSource, linear_of};
+use super::head::Head;
+use super::trained::{Layer, Leaves, Map};
+use super::vit::Linear;
+
+/// The two halves of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Sublayer {
+    Attention,
+    Mlp,
+}
 
 /// The trained weights on a device.
 #[derive(Clone, Debug)]
 pub(crate) struct Adapter {
     factors: BTreeMap<(usize, Target), Factors>,
-    scale: f64,
-    pub(crate) head: Linear,
+    factor_scale: f64,
+    bottlenecks: BTreeMap<(usize, Sublayer), Bottleneck>,
+    /// AdaptFormer's factor; absent where bottlenecks stand in line.
+    parallel_scale: Option<f64>,
+    prompts: BTreeMap<usize, Tensor<3>>,
+    /// Changes of frozen biases, by block and module.
+    shifts: BTreeMap<(usize, &'static str), Tensor<3>>,
+    pub(crate) head: Head,
 }
 
-/// Views `[in, rank]` and `[rank, out]` of the stored `lora_A [rank, in]`, `lora_B [out, rank]`.
+/// LoRA's A and B, and with DoRA the change of every output's row length, `[copies, 1, out]`.
 #[derive(Clone, Debug)]
 struct Factors {
-    down: Tensor<2>,
-    up: Tensor<2>,
+    down: Map,
+    up: Map,
+    magnitude: Option<Tensor<3>>,
+}
+
+#[derive(Clone, Debug)]
+struct Bottleneck {
+    down: Layer,
+    up: Layer,
+}
+
+impl Bottleneck {
+    fn of(leaves: &Leaves<'_>, name: &str) -> Option<Self> {
+        let down = Layer::of(leaves, &format!("{name}.adapter.down"))?;
+        Some(Self { down, up: Layer::of(leaves, &format!("{name}.adapter.up"))? })
+    }
 }
 
 impl Adapter {
-    /// Takes every tensor of the adapter contract from `source`.
-    pub(crate) fn of(
-        lora: &Lora,
-        depth: usize,
-        head_outputs: usize,
-        source: &mut TensorSource<'_>,
-    ) -> Self {
-        let mut factors = BTreeMap::new();
-        if lora.rank > 0 {
-            for block in 0..depth {
-                for &target in &lora.targets {
-                    let module = format!("blocks.{block}.{}", target.module());
-                    let mut factor = |name: &str| source(&format!("{module}.{name}"));
-                    let (a, b) = (factor("lora_A"), factor("lora_B"));
-                    let rank = lora.rank as i32;
-                    let down = a.reshape([rank, -1]).transpose();
-                    let up = b.reshape([-1, rank]).transpose();
-                    factors.insert((block, target), Factors { down, up });
+    /// Takes from `leaves` what the adaptation adds; changes of whole weights are the model's own.
+    pub(crate) fn of(adaptation: &Adaptation, depth: usize, leaves: &Leaves<'_>) -> Self {
+        let scale = |kind: &Adaptation| match kind {
+            Adaptation::Lora(lora) => (lora.scale(), None),
+            Adaptation::AdaptFormer { scale, .. } => (0.0, Some(*scale)),
+            Adaptation::Houlsby { .. }
+            | Adaptation::Prompts { .. }
+            | Adaptation::BitFit { .. }
+            | Adaptation::HeadOnly
+            | Adaptation::LastBlocks { .. }
+            | Adaptation::Full => (0.0, None),
+        };
+        let (factor_scale, parallel_scale) = scale(adaptation);
+        let mut adapter = Self {
+            factors: BTreeMap::new(),
+            factor_scale,
+            bottlenecks: BTreeMap::new(),
+            parallel_scale,
+            prompts: BTreeMap::new(),
+            shifts: BTreeMap::new(),
+            head: Head::of(leaves),
+        };
+        for block in 0..depth {
+            adapter.take_block(block, leaves, matches!(adaptation, Adaptation::BitFit { .. }));
+        }
+        adapter
+    }
+
+    fn take_block(&mut self, block: usize, leaves: &Leaves<'_>, shifted: bool) {
+        for target in Target::ALL {
+            let module = format!("blocks.{block}.{}", target.module());
+            let factor = |name: &str| leaves.map(&format!("{module}.{name}"));
+            if let (Some(down), Some(up)) = (factor("lora_A"), factor("lora_B")) {
+                let magnitude = leaves.row(&format!("{module}.lora_magnitude"));
+                self.factors.insert((block, target), Factors { down, up, magnitude });
+            }
+        }
+        for (sublayer, part) in [(Sublayer::Attention, "attn"), (Sublayer::Mlp, "mlp")] {
+            if let Some(found) = Bottleneck::of(leaves, &format!("blocks.{block}.{part}")) {
+                self.bottlenecks.insert((block, sublayer), found);
+            }
+        }
+        if let Some(prompts) = leaves.tokens(&format!("blocks.{block}.prompts")) {
+            self.prompts.insert(block, prompts);
+        }
+        if shifted {
+            let modules = Target::ALL.into_iter().map(Target::module).chain(["norm1", "norm2"]);
+            for module in modules {
+                if let Some(shift) = leaves.row(&format!("blocks.{block}.{module}.bias")) {
+                    self.shifts.insert((block, module), shift);
                 }
             }
         }
-        Self { factors, scale: lora.scale(), head: linear_of(source, "head", head_outputs) }
     }
 
-    /// What the adapter adds to `target`'s output: alpha/rank * B A dropout(x), as two thin
-    /// products. The dense W + B A is never formed: its gradient would cost as much as training W.
-    pub(crate) fn branch(
+    /// The frozen `map` of `x` with what is added to it. LoRA's branch is two thin products: the
+    /// dense W + B A is never differentiated, its gradient would cost as much as training W.
+    pub(crate) fn map(
         &self,
         block: usize,
         target: Target,
-        x: &Tensor<3>,
+        map: &Linear,
+        x: Tensor<3>,
         dropout: &mut Dropout,
-    ) -> Option<Tensor<3>> {
-        let factors = self.factors.get(&(block, target))?;
-        let low = linear(dropout.apply(x.clone()), factors.down.clone(), None);
-        Some(linear(low.mul_scalar(self.scale), factors.up.clone(), None))
+    ) -> Tensor<3> {
+        let y = match self.factors.get(&(block, target)) {
+            None => map.forward(x),
+            Some(factors) => {
+                let low = factors.down.apply(dropout.apply(x.clone()));
+                let branch = factors.up.apply(low.mul_scalar(self.factor_scale));
+                match &factors.magnitude {
+                    None => map.forward(x) + branch,
+                    Some(change) => {
+                        let scale = factors.row_scale(map, self.factor_scale, change.clone());
+                        (map.product(x) + branch) * scale + map.bias_row()
+                    }
+                }
+            }
+        };
+        self.shifted(block, target.module(), y)
+    }
+
+    /// `y` with the change of the bias of `module`, if that is trained.
+    pub(crate) fn shifted(&self, block: usize, module: &'static str, y: Tensor<3>) -> Tensor<3> {
+        match self.shifts.get(&(block, module)) {
+            Some(shift) => y + shift.clone(),
+            None => y,
+        }
+    }
+
+    /// What follows a sublayer before its skip connection.
+    pub(crate) fn after(&self, block: usize, sublayer: Sublayer, h: Tensor<3>) -> Tensor<3> {
+        match (self.bottlenecks.get(&(block, sublayer)), self.parallel_scale) {
+            (Some(Bottleneck { down, up }), None) => {
+                h.clone() + up.forward(activation::gelu(down.forward(h)))
+            }
+            (Some(_), Some(_)) | (None, _) => h,
+        }
+    }
+
+    /// What is added beside the multilayer perceptron, which reads the same `normed`.
+    pub(crate) fn beside(&self, block: usize, normed: &Tensor<3>) -> Option<Tensor<3>> {
+        let scale = self.parallel_scale?;
+        let Bottleneck { down, up } = self.bottlenecks.get(&(block, Sublayer::Mlp))?;
+        Some(up.forward(activation::relu(down.forward(normed.clone()))).mul_scalar(scale))
+    }
+
+    /// The tokens that enter a block: an image's own `own` with this block's prompts after them,
+    /// which replace an earlier block's. Attention does not see in what order they stand.
+    pub(crate) fn prompted(&self, block: usize, own: usize, x: Tensor<3>) -> Tensor<3> {
+        let Some(prompts) = self.prompts.get(&block) else { return x };
+        let [images, _, width] = x.dims();
+        let prompts = prompts.clone().expand([images, prompts.dims()[1], width]);
+        Tensor::cat(vec![x.narrow(1, 0, own), prompts], 1)
+    }
+}
+
+impl Factors {
+    /// DoRA's factor `[copies, 1, out]` on every output: its trained row length over the length
+    /// of the row of W + s B A, which counts as a constant (section 4.3 of the paper).
+    fn row_scale(&self, map: &Linear, scale: f64, change: Tensor<3>) -> Tensor<3> {
+        let weight = map.constant();
+        let lengths = |weight: Tensor<2>| weight.square().sum_dim(0).sqrt().unsqueeze_dim::<3>(0);
+        let product = self.down.constant().matmul(self.up.constant()).mul_scalar(scale);
+        // A row of zeros has no direction to keep.
+        let adapted = lengths(weight.clone() + product).clamp_min(1e-12);
+        (lengths(weight).clamp_min(1e-12) + change) / adapted
     }
 }
 
@@ -80,7 +200,7 @@ impl Dropout {
         Self((rate > 0.0).then(|| (rate, ChaCha8Rng::from_seed(seed))))
     }
 
-    fn apply(&mut self, x: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn apply(&mut self, x: Tensor<3>) -> Tensor<3> {
         let Some((rate, rng)) = &mut self.0 else { return x };
         let dims = x.dims();
         // Sixteen bits a decision: the rate is met within 1/65536.

@@ -22,33 +22,7 @@ const DIFFERENCES_MAX: usize = 64;
 
 /// Every tensor of a backbone of this shape, in the order of their names.
 pub fn backbone_layout(architecture: &Architecture) -> Layout {
-    let Architecture { width, mlp_width, channels, patch_size: patch, .. } = *architecture;
-    let mut tensors = Vec::new();
-    let mut add = |name: String, shape: &[usize]| {
-        tensors.push(TensorSpec { name, shape: shape.to_vec() });
-    };
-    let pair = |add: &mut dyn FnMut(String, &[usize]), name: &str, weight: &[usize]| {
-        add(format!("{name}.weight"), weight);
-        add(format!("{name}.bias"), &weight[..1]);
-    };
-    pair(&mut add, "patch_embed", &[width, channels, patch, patch]);
-    add("pos_embed".to_owned(), &[1, architecture.tokens(), width]);
-    if architecture.class_token {
-        add("cls_token".to_owned(), &[1, 1, width]);
-    }
-    for block in 0..architecture.depth {
-        let name = |part: &str| format!("blocks.{block}.{part}");
-        for norm in ["norm1", "norm2"] {
-            pair(&mut add, &name(norm), &[width]);
-        }
-        for map in ["attn.q", "attn.k", "attn.v", "attn.proj"] {
-            pair(&mut add, &name(map), &[width, width]);
-        }
-        pair(&mut add, &name("mlp.fc1"), &[mlp_width, width]);
-        pair(&mut add, &name("mlp.fc2"), &[width, mlp_width]);
-    }
-    pair(&mut add, "norm", &[width]);
-    Layout::new(tensors)
+    architecture.layout()
 }
 
 /// Frozen weights as a file holds them.

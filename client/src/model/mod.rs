@@ -1,4 +1,4 @@
-//! The vision transformer in burn: frozen backbone, LoRA factors, linear head.
+//! The vision transformer in burn: frozen backbone, adapter, head.
 //!
 //! Values stay flat `Vec<f32>` at every border, in the order of a [`Layout`]; burn's types do not
 //! leave `model` and `trainer`.
@@ -9,16 +9,21 @@ mod adapted;
 mod adapter;
 mod backbone;
 mod compute;
+mod head;
+#[cfg(test)]
+mod tests;
+mod trained;
 mod untrained;
 mod vit;
 
-pub use adapted::{AdaptedVit, Gradient, Values};
+pub use adapted::{AdaptedVit, Gradient, NoSampleGradients, SampleGradients, Values};
 pub use backbone::{Backbone, BackboneError, backbone_layout};
 pub use compute::{Compute, ThreadsError, set_threads};
 pub use untrained::random_backbone;
 
-pub(crate) use adapted::{HeadOf, Input, Leaves, Level, download};
+pub(crate) use adapted::{HeadOf, Input, Level, download};
 pub(crate) use adapter::Dropout;
 pub(crate) use backbone::write_whole;
+pub(crate) use trained::Leaves;
 pub(crate) use untrained::{positions, untrained};
 pub(crate) use vit::{Linear, Trunk, Vit, linear_of, patchify};

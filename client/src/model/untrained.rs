@@ -20,7 +20,8 @@ pub fn random_backbone(architecture: &Architecture, seed: u64) -> Backbone {
 }
 
 /// One tensor as the masked autoencoder begins (He et al. 2021, arXiv:2111.06377): matrices
-/// uniform after Glorot, tokens normal with deviation 0.02, biases zero, norms the identity.
+/// uniform after Glorot, tokens normal with deviation 0.02, biases zero, norms and scales the
+/// identity.
 pub(crate) fn untrained(spec: &TensorSpec, seed: u64) -> Vec<f32> {
     let elements = spec.elements();
     if spec.name.ends_with(".bias") {
@@ -45,12 +46,12 @@ pub(crate) fn untrained(spec: &TensorSpec, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// Fixed sine and cosine positions `[tokens, width]` of the patch grid, half the width for the
+/// Fixed sine and cosine positions `[position rows, width]` of the patch grid, half the width for the
 /// column and half for the row, zero for the class token (as the masked autoencoder's code).
 pub(crate) fn positions(architecture: &Architecture, width: usize) -> Vec<f32> {
-    let side = architecture.image_size / architecture.patch_size;
+    let side = architecture.side();
     let quarter = width / 4;
-    let mut rows = vec![0.0; architecture.tokens() * width];
+    let mut rows = vec![0.0; architecture.position_rows() * width];
     let before = usize::from(architecture.class_token);
     for (patch, row) in rows.chunks_mut(width).skip(before).enumerate() {
         for (axis, place) in [patch % side, patch / side].into_iter().enumerate() {

@@ -1,15 +1,18 @@
-//! A plain vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), pre-norm.
+//! A plain vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), pre-norm, with the
+//! options its family has: registers, LayerScale, a gated perceptron, CLIP's embedding norm.
 //!
 //! Tensors are `[images, tokens, width]`. Linear weights are stored in torch's orientation
 //! `[out, in]` and used through a transposed view, so that a file's bytes are the weights.
 
+use std::ops::Range;
+
 use burn::tensor::module::{attention, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Tensor, activation};
-use tributary_shared::architecture::{Architecture, Gelu, Pool};
-use tributary_shared::contract::Target;
+use tributary_shared::adaptation::Target;
+use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
 
-use super::adapter::{Adapter, Dropout};
+use super::adapter::{Adapter, Dropout, Sublayer};
 
 /// Gives the flat tensor of a name.
 pub(crate) type TensorSource<'a> = dyn FnMut(&str) -> Tensor<1> + 'a;
@@ -24,6 +27,21 @@ pub(crate) struct Linear {
 impl Linear {
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         linear(x, self.weight.clone(), Some(self.bias.clone()))
+    }
+
+    /// Without the bias.
+    pub(crate) fn product(&self, x: Tensor<3>) -> Tensor<3> {
+        linear(x, self.weight.clone(), None)
+    }
+
+    /// The bias as `[1, 1, out]`.
+    pub(crate) fn bias_row(&self) -> Tensor<3> {
+        self.bias.clone().unsqueeze()
+    }
+
+    /// The weight `[in, out]` as a constant.
+    pub(crate) fn constant(&self) -> Tensor<2> {
+        self.weight.clone().detach()
     }
 }
 
@@ -67,11 +85,16 @@ struct Block {
     norm2: Norm,
     fc1: Linear,
     fc2: Linear,
+    /// LayerScale of the attention's and of the perceptron's branch, `[1, 1, width]`.
+    scales: Option<[Tensor<3>; 2]>,
 }
 
 impl Block {
     fn of(source: &mut TensorSource<'_>, name: &str, architecture: &Architecture) -> Self {
-        let Architecture { width, mlp_width, layer_norm_eps: eps, .. } = *architecture;
+        let Architecture { width, layer_norm_eps: eps, .. } = *architecture;
+        let mut scale =
+            |branch: &str| source(&format!("{name}.{branch}.gamma")).reshape([1, 1, width]);
+        let scales = architecture.layer_scale.then(|| [scale("ls1"), scale("ls2")]);
         Self {
             norm1: Norm::of(source, &format!("{name}.norm1"), eps),
             q: linear_of(source, &format!("{name}.attn.q"), width),
@@ -79,27 +102,70 @@ impl Block {
             v: linear_of(source, &format!("{name}.attn.v"), width),
             proj: linear_of(source, &format!("{name}.attn.proj"), width),
             norm2: Norm::of(source, &format!("{name}.norm2"), eps),
-            fc1: linear_of(source, &format!("{name}.mlp.fc1"), mlp_width),
+            fc1: linear_of(source, &format!("{name}.mlp.fc1"), architecture.fc1_outputs()),
             fc2: linear_of(source, &format!("{name}.mlp.fc2"), width),
+            scales,
         }
     }
 
     /// Tokens after the block; of the first `kept` tokens only, where the rest is not needed.
     fn forward(&self, x: Tensor<3>, kept: usize, heads: usize, maps: &mut Maps<'_>) -> Tensor<3> {
-        let normed = self.norm1.forward(x.clone());
+        let normed = maps.norm("norm1", &self.norm1, x.clone());
         let [_, tokens, _] = normed.dims();
         let first = |x: Tensor<3>| if kept < tokens { x.narrow(1, 0, kept) } else { x };
         let q = maps.apply(Target::Q, &self.q, first(normed.clone()));
         let k = maps.apply(Target::K, &self.k, normed.clone());
         let v = maps.apply(Target::V, &self.v, normed);
-        let mixed = attend(q, k, v, heads);
-        let x = first(x) + maps.apply(Target::Proj, &self.proj, mixed);
-        let hidden = maps.apply(Target::Fc1, &self.fc1, self.norm2.forward(x.clone()));
-        let hidden = match maps.gelu {
-            Gelu::Exact => activation::gelu(hidden),
-            Gelu::Tanh => activation::gelu_approximate(hidden),
-        };
-        x + maps.apply(Target::Fc2, &self.fc2, hidden)
+        let mixed = maps.apply(Target::Proj, &self.proj, attend(q, k, v, heads));
+        let x = first(x) + maps.after(Sublayer::Attention, self.scaled(0, mixed));
+        let normed = maps.norm("norm2", &self.norm2, x.clone());
+        let beside = maps.adapter.and_then(|adapter| adapter.beside(maps.block, &normed));
+        let hidden = maps.apply(Target::Fc1, &self.fc1, normed);
+        let hidden = maps.nonlinearity.apply(hidden);
+        let hidden = maps.apply(Target::Fc2, &self.fc2, hidden);
+        let x = x + maps.after(Sublayer::Mlp, self.scaled(1, hidden));
+        match beside {
+            Some(beside) => x + beside,
+            None => x,
+        }
+    }
+
+    fn scaled(&self, branch: usize, x: Tensor<3>) -> Tensor<3> {
+        match &self.scales {
+            Some(scales) => x * scales[branch].clone(),
+            None => x,
+        }
+    }
+}
+
+/// What stands between a perceptron's two layers.
+#[derive(Clone, Copy, Debug)]
+enum Nonlinearity {
+    Gelu(Gelu),
+    Swiglu,
+}
+
+impl Nonlinearity {
+    fn of(architecture: &Architecture) -> Self {
+        match architecture.mlp {
+            Mlp::Gelu => Self::Gelu(architecture.gelu),
+            Mlp::Swiglu => Self::Swiglu,
+        }
+    }
+
+    fn apply(self, hidden: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Gelu(Gelu::Exact) => activation::gelu(hidden),
+            Self::Gelu(Gelu::Tanh) => activation::gelu_approximate(hidden),
+            Self::Gelu(Gelu::Quick) => {
+                hidden.clone() * activation::sigmoid(hidden.mul_scalar(1.702))
+            }
+            Self::Swiglu => {
+                let half = hidden.dims()[2] / 2;
+                let gate = activation::silu(hidden.clone().narrow(2, 0, half));
+                gate * hidden.narrow(2, half, half)
+            }
+        }
     }
 }
 
@@ -118,30 +184,42 @@ fn attend(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
 /// A block's linear maps together with what the adapter adds to them.
 struct Maps<'a> {
     block: usize,
-    gelu: Gelu,
+    nonlinearity: Nonlinearity,
     adapter: Option<&'a Adapter>,
     dropout: &'a mut Dropout,
 }
 
 impl Maps<'_> {
     fn apply(&mut self, target: Target, map: &Linear, x: Tensor<3>) -> Tensor<3> {
-        let branch =
-            self.adapter.and_then(|adapter| adapter.branch(self.block, target, &x, self.dropout));
-        let y = map.forward(x);
-        match branch {
-            Some(branch) => y + branch,
+        match self.adapter {
+            Some(adapter) => adapter.map(self.block, target, map, x, self.dropout),
+            None => map.forward(x),
+        }
+    }
+
+    fn norm(&self, module: &'static str, norm: &Norm, x: Tensor<3>) -> Tensor<3> {
+        let y = norm.forward(x);
+        match self.adapter {
+            Some(adapter) => adapter.shifted(self.block, module, y),
             None => y,
+        }
+    }
+
+    fn after(&self, sublayer: Sublayer, h: Tensor<3>) -> Tensor<3> {
+        match self.adapter {
+            Some(adapter) => adapter.after(self.block, sublayer, h),
+            None => h,
         }
     }
 }
 
-/// Transformer blocks and the final norm.
+/// Transformer blocks and, unless what is pooled is normed instead, the final norm.
 #[derive(Clone, Debug)]
 pub(crate) struct Trunk {
     blocks: Vec<Block>,
-    norm: Norm,
+    norm: Option<Norm>,
     heads: usize,
-    gelu: Gelu,
+    nonlinearity: Nonlinearity,
 }
 
 impl Trunk {
@@ -151,37 +229,46 @@ impl Trunk {
         prefix: &str,
         source: &mut TensorSource<'_>,
     ) -> Self {
-        let Architecture { heads, gelu, layer_norm_eps, .. } = *architecture;
+        let Architecture { heads, layer_norm_eps, final_norm, .. } = *architecture;
         let block = |i| Block::of(source, &format!("{prefix}blocks.{i}"), architecture);
         let blocks = (0..architecture.depth).map(block).collect();
-        Self {
-            blocks,
-            norm: Norm::of(source, &format!("{prefix}norm"), layer_norm_eps),
-            heads,
-            gelu,
-        }
+        let norm = (final_norm == FinalNorm::Tokens)
+            .then(|| Norm::of(source, &format!("{prefix}norm"), layer_norm_eps));
+        Self { blocks, norm, heads, nonlinearity: Nonlinearity::of(architecture) }
     }
 
     /// All tokens after the last block and the final norm.
     pub(crate) fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
         let all = tokens.dims()[1];
-        self.adapted(tokens, all, None, &mut Dropout::off())
+        self.normed(self.run(tokens, 0..self.blocks.len(), all, None, &mut Dropout::off()))
     }
 
-    /// As [`Self::forward`] under an adapter, of the first `kept` tokens only.
-    fn adapted(
+    /// Tokens after `blocks` under an adapter; after the last block of the first `kept` alone.
+    fn run(
         &self,
         mut x: Tensor<3>,
+        blocks: Range<usize>,
         kept: usize,
         adapter: Option<&Adapter>,
         dropout: &mut Dropout,
     ) -> Tensor<3> {
-        for (i, block) in self.blocks.iter().enumerate() {
+        let own = x.dims()[1];
+        for i in blocks {
+            if let Some(adapter) = adapter {
+                x = adapter.prompted(i, own, x);
+            }
             let kept = if i + 1 == self.blocks.len() { kept } else { x.dims()[1] };
-            let mut maps = Maps { block: i, gelu: self.gelu, adapter, dropout };
-            x = block.forward(x, kept, self.heads, &mut maps);
+            let mut maps = Maps { block: i, nonlinearity: self.nonlinearity, adapter, dropout };
+            x = self.blocks[i].forward(x, kept, self.heads, &mut maps);
         }
-        self.norm.forward(x)
+        x
+    }
+
+    fn normed(&self, x: Tensor<3>) -> Tensor<3> {
+        match &self.norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        }
     }
 }
 
@@ -190,38 +277,64 @@ impl Trunk {
 pub(crate) struct Vit {
     architecture: Architecture,
     patch_embed: Linear,
-    cls_token: Option<Tensor<3>>,
-    pos_embed: Tensor<3>,
+    /// Class token with its position, then registers, `[1, prefix, width]`.
+    prefix: Option<Tensor<3>>,
+    /// Of the patches, `[1, patches, width]`.
+    positions: Tensor<3>,
+    norm_pre: Option<Norm>,
     trunk: Trunk,
+    fc_norm: Option<Norm>,
 }
 
 impl Vit {
     /// Takes every tensor of `backbone_layout` from `source`.
     pub(crate) fn of(architecture: &Architecture, source: &mut TensorSource<'_>) -> Self {
-        let width = architecture.width;
-        let cls_token =
-            architecture.class_token.then(|| source("cls_token").reshape([1, 1, width]));
+        let Architecture { width, register_tokens: registers, .. } = *architecture;
+        let eps = architecture.layer_norm_eps;
+        let rows = architecture.position_rows();
+        let positions = source("pos_embed").reshape([1, rows, width]);
+        let mut prefix = Vec::new();
+        if architecture.class_token {
+            let token = source("cls_token").reshape([1, 1, width]);
+            prefix.push(token + positions.clone().narrow(1, 0, 1));
+        }
+        if registers > 0 {
+            prefix.push(source("reg_tokens").reshape([1, registers, width]));
+        }
+        let patches = architecture.patches();
         Self {
             architecture: architecture.clone(),
             patch_embed: linear_of(source, "patch_embed", width),
-            cls_token,
-            pos_embed: source("pos_embed").reshape([1, architecture.tokens(), width]),
+            prefix: (!prefix.is_empty()).then(|| Tensor::cat(prefix, 1)),
+            positions: positions.narrow(1, rows - patches, patches),
+            norm_pre: architecture.embedding_norm.then(|| Norm::of(source, "norm_pre", eps)),
             trunk: Trunk::of(architecture, "", source),
+            fc_norm: (architecture.final_norm == FinalNorm::Pooled)
+                .then(|| Norm::of(source, "fc_norm", eps)),
         }
     }
 
     /// Patches `[images, patches, channels * patch * patch]` embedded with the rows of
-    /// `positions`, without the class token.
+    /// `positions`, without the prefix.
     pub(crate) fn embed(&self, patches: Tensor<3>, positions: Tensor<3>) -> Tensor<3> {
         self.patch_embed.forward(patches) + positions
     }
 
-    /// Puts the class token, if there is one, before embedded patches.
-    pub(crate) fn with_class_token(&self, embedded: Tensor<3>) -> Tensor<3> {
-        let Some(token) = &self.cls_token else { return embedded };
-        let [images, _, width] = embedded.dims();
-        let token = token.clone() + self.pos_embed.clone().narrow(1, 0, 1);
-        Tensor::cat(vec![token.expand([images, 1, width]), embedded], 1)
+    /// What enters the first block: class token and registers, if there are any, before embedded
+    /// patches.
+    pub(crate) fn with_prefix(&self, embedded: Tensor<3>) -> Tensor<3> {
+        let tokens = match &self.prefix {
+            Some(prefix) => {
+                let [images, _, width] = embedded.dims();
+                let prefix = prefix.clone().expand([images, prefix.dims()[1], width]);
+                Tensor::cat(vec![prefix, embedded], 1)
+            }
+            None => embedded,
+        };
+        match &self.norm_pre {
+            Some(norm) => norm.forward(tokens),
+            None => tokens,
+        }
     }
 
     /// All tokens after the last block and the final norm.
@@ -229,43 +342,67 @@ impl Vit {
         self.trunk.forward(tokens)
     }
 
-    /// The patches' tokens after the last block and the final norm, `[images, patches, width]`.
+    /// The tokens that enter the first block.
+    pub(crate) fn tokens(&self, patches: Tensor<3>) -> Tensor<3> {
+        self.with_prefix(self.embed(patches, self.positions.clone()))
+    }
+
+    /// The patches' tokens after `blocks` and the final norm, `[images, patches, width]`.
     pub(crate) fn patch_tokens(
         &self,
-        patches: Tensor<3>,
+        tokens: Tensor<3>,
+        blocks: Range<usize>,
         adapter: Option<&Adapter>,
         dropout: &mut Dropout,
     ) -> Tensor<3> {
-        let before = usize::from(self.cls_token.is_some());
-        let count = self.architecture.patches();
-        let positions = self.pos_embed.clone().narrow(1, before, count);
-        let tokens = self.with_class_token(self.embed(patches, positions));
         let all = tokens.dims()[1];
-        self.trunk.adapted(tokens, all, adapter, dropout).narrow(1, before, count)
+        let tokens = self.trunk.normed(self.trunk.run(tokens, blocks, all, adapter, dropout));
+        let (all, patches) = (tokens.dims()[1], self.architecture.patches());
+        tokens.narrow(1, all - patches, patches)
     }
 
-    /// What the head sees, `[images, width]`.
-    pub(crate) fn features(
+    /// Tokens after `blocks`. Where only the class token is looked at, the last block does not
+    /// compute the others' queries and perceptron.
+    pub(crate) fn run(
         &self,
-        patches: Tensor<3>,
+        tokens: Tensor<3>,
+        blocks: Range<usize>,
         adapter: Option<&Adapter>,
         dropout: &mut Dropout,
-    ) -> Tensor<2> {
-        let before = usize::from(self.cls_token.is_some());
-        let positions = self.pos_embed.clone().narrow(1, before, self.architecture.patches());
-        let tokens = self.with_class_token(self.embed(patches, positions));
-        let [images, all, width] = tokens.dims();
-        match self.architecture.pool {
-            // Of the last block only the class token is looked at: the others' queries and
-            // multilayer perceptron are not computed.
-            Pool::ClassToken => {
-                self.trunk.adapted(tokens, 1, adapter, dropout).reshape([images, width])
+    ) -> Tensor<3> {
+        let every = adapter.is_some_and(|adapter| adapter.head.pools());
+        let class_token = self.architecture.pool == Pool::ClassToken && !every;
+        let kept = if class_token { 1 } else { tokens.dims()[1] };
+        self.trunk.run(tokens, blocks, kept, adapter, dropout)
+    }
+
+    /// Every token after `blocks`, the last block's too.
+    pub(crate) fn every(&self, tokens: Tensor<3>, blocks: Range<usize>) -> Tensor<3> {
+        let all = tokens.dims()[1];
+        self.trunk.run(tokens, blocks, all, None, &mut Dropout::off())
+    }
+
+    /// What the head sees of the last block's tokens, `[images, 1, features]`.
+    pub(crate) fn pool(&self, tokens: Tensor<3>, adapter: Option<&Adapter>) -> Tensor<3> {
+        let tokens = self.trunk.normed(tokens);
+        let patches = || {
+            let (all, patches) = (tokens.dims()[1], self.architecture.patches());
+            tokens.clone().narrow(1, all - patches, patches)
+        };
+        let attended = adapter
+            .filter(|adapter| adapter.head.pools())
+            .and_then(|adapter| adapter.head.pool(&patches()));
+        let pooled = match (attended, self.architecture.pool) {
+            (Some(attended), _) => attended,
+            (None, Pool::ClassToken) => tokens.clone().narrow(1, 0, 1),
+            (None, Pool::Mean) => patches().mean_dim(1),
+            (None, Pool::ClassTokenAndMean) => {
+                Tensor::cat(vec![tokens.clone().narrow(1, 0, 1), patches().mean_dim(1)], 2)
             }
-            Pool::Mean => {
-                let tokens = self.trunk.adapted(tokens, all, adapter, dropout);
-                let patches = tokens.narrow(1, before, all - before);
-                patches.mean_dim(1).reshape([images, width])
-            }
+        };
+        match &self.fc_norm {
+            Some(norm) => norm.forward(pooled),
+            None => pooled,
         }
     }
 }
@@ -274,7 +411,7 @@ impl Vit {
 /// in the element order of a convolution's weight.
 pub(crate) fn patchify(architecture: &Architecture, image: &[f32], out: &mut Vec<f32>) {
     let (size, patch) = (architecture.image_size, architecture.patch_size);
-    let side = size / patch;
+    let side = architecture.side();
     for row in 0..side {
         for column in 0..side {
             for channel in 0..architecture.channels {

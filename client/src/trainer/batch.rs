@@ -16,13 +16,13 @@ use crate::model::{AdaptedVit, Dropout};
 pub(super) enum Source<'a> {
     /// Images.
     Images(&'a Dataset),
-    /// Features of the backbone, one row a case of the data set, where they were computed.
-    Features(&'a Dataset, &'a [Vec<f32>]),
+    /// Pooled features of the backbone, one row a case of the data set, where they were computed.
+    Prefix(&'a Dataset, &'a [Vec<f32>]),
 }
 
 impl Source<'_> {
     pub(super) fn dataset(&self) -> &Dataset {
-        let (Self::Images(dataset) | Self::Features(dataset, _)) = self;
+        let (Self::Images(dataset) | Self::Prefix(dataset, _)) = self;
         dataset
     }
 }

@@ -69,7 +69,7 @@ pub fn train(
         false => None,
     };
     let source = match &features {
-        Some(rows) => Source::Features(work.dataset, rows),
+        Some(rows) => Source::Prefix(work.dataset, rows),
         None => Source::Images(work.dataset),
     };
     let round = Round::of(work, &session, cases)?;

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
-use tributary_shared::architecture::Pool;
-use tributary_shared::contract::{Lora, Target};
-use tributary_shared::manifest::RunManifest;
+use tributary_shared::adaptation::{Adaptation, Lora, Scaling, Target};
+use tributary_shared::architecture::{FinalNorm, Gelu, Mlp, Pool};
+use tributary_shared::head::Head;
+use tributary_shared::manifest::{RunManifest, Task};
 
 /// The major version of transformers, which renamed the ViT's modules in 5.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -116,42 +117,85 @@ fn write_all(directory: &Path, config: &Value, weights: &[u8]) -> Result<(), Exp
     Ok(())
 }
 
-fn parts(manifest: &RunManifest) -> Result<&Lora, ExportError> {
+/// The run's LoRA; `None` when the head alone is trained.
+fn parts(manifest: &RunManifest) -> Result<Option<&Lora>, ExportError> {
     let unsupported = |what| Err(ExportError::Unsupported(what));
-    let (Some(backbone), Some(lora)) = (&manifest.backbone, &manifest.adapter) else {
+    let (Some(backbone), Some(adaptation)) = (&manifest.backbone, &manifest.adapter) else {
         return unsupported("a rehearsal has no adapter to export");
     };
-    if backbone.architecture.pool != Pool::ClassToken {
+    let shape = &backbone.architecture;
+    if shape.pool != Pool::ClassToken {
         return unsupported(
-            "transformers' ViTForImageClassification reads the class token; a run with pool = \"mean\" cannot be exported",
+            "transformers' ViTForImageClassification reads the class token; a run with another pool cannot be exported",
         );
     }
-    Ok(lora)
+    if shape.mlp != Mlp::Gelu
+        || shape.gelu == Gelu::Quick
+        || shape.register_tokens > 0
+        || shape.layer_scale
+        || shape.embedding_norm
+        || shape.final_norm != FinalNorm::Tokens
+    {
+        return unsupported(
+            "transformers' ViTForImageClassification has no registers, LayerScale, gated perceptron, quick GELU, embedding norm or pooled norm; a run on such a backbone cannot be exported to it",
+        );
+    }
+    if manifest.bags.is_some() || matches!(manifest.task, Task::Segmentation { .. }) {
+        return unsupported(
+            "transformers' ViTForImageClassification judges one image as a whole; a run on bags or regions cannot be exported to it",
+        );
+    }
+    if manifest.head != (Head::Linear {}) {
+        return unsupported(
+            "transformers' ViTForImageClassification has a linear head; a run with another head cannot be exported to it",
+        );
+    }
+    match adaptation {
+        Adaptation::HeadOnly => Ok(None),
+        Adaptation::Lora(lora) if !lora.dora => Ok(Some(lora)),
+        Adaptation::Lora(_) => unsupported(
+            "this version writes no DoRA for peft: its file holds whole row lengths, the adapter their changes",
+        ),
+        Adaptation::Houlsby { .. }
+        | Adaptation::AdaptFormer { .. }
+        | Adaptation::Prompts { .. }
+        | Adaptation::BitFit { .. }
+        | Adaptation::LastBlocks { .. }
+        | Adaptation::Full => unsupported(
+            "peft has a counterpart for kind = \"lora\" and \"head_only\" alone; this run's adaptation cannot be exported to it",
+        ),
+    }
 }
 
 fn config(manifest: &RunManifest, transformers: Transformers) -> Result<Value, ExportError> {
     let lora = parts(manifest)?;
     // A pattern with the layers' path: `output.dense` alone would also match the attention's.
     // peft adapts at least one module: a head alone comes with untrained factors, which are zero.
-    let targets: BTreeSet<Target> = match lora.rank {
-        0 => [Target::Q].into(),
-        _ => lora.targets.clone(),
-    };
+    let targets: BTreeSet<Target> =
+        lora.map_or_else(|| [Target::Q].into(), |lora| lora.targets.clone());
     let modules: Vec<String> =
         targets.iter().map(|t| transformers.module(*t).replace('.', r"\.")).collect();
     let layers = transformers.layers().replace('.', r"\.");
-    let pattern = format!(r".*{layers}\.\d+\.({})", modules.join("|"));
+    let depth = manifest.backbone.as_ref().map_or(0, |b| b.architecture.depth);
+    let blocks = match lora.and_then(|lora| lora.last_blocks) {
+        None => r"\d+".to_owned(),
+        Some(last) => {
+            let numbers: Vec<String> = (depth - last..depth).map(|b| b.to_string()).collect();
+            format!("({})", numbers.join("|"))
+        }
+    };
+    let pattern = format!(r".*{layers}\.{blocks}\.({})", modules.join("|"));
     Ok(json!({
         "peft_type": "LORA",
         "task_type": Value::Null,
         "base_model_name_or_path": Value::Null,
         "inference_mode": true,
-        "r": lora.rank.max(1),
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
+        "r": lora.map_or(1, |lora| lora.rank),
+        "lora_alpha": lora.map_or(1.0, |lora| lora.alpha),
+        "lora_dropout": lora.map_or(0.0, |lora| lora.dropout),
         "bias": "none",
         "fan_in_fan_out": false,
-        "use_rslora": false,
+        "use_rslora": lora.is_some_and(|lora| lora.scaling == Scaling::Rslora),
         "use_dora": false,
         "init_lora_weights": true,
         "target_modules": pattern,
@@ -184,15 +228,13 @@ fn weights(
 
 /// `blocks.0.attn.q.lora_A` becomes `base_model.model.vit.layers.0.attention.q_proj.lora_A.weight`.
 fn peft_name(name: &str, transformers: Transformers) -> String {
-    const TARGETS: [Target; 6] =
-        [Target::Q, Target::K, Target::V, Target::Proj, Target::Fc1, Target::Fc2];
     if let Some(part) = name.strip_prefix("head.") {
         return format!("base_model.model.classifier.{part}");
     }
     let (block, rest) =
         name.strip_prefix("blocks.").and_then(|n| n.split_once('.')).unwrap_or(("", name));
     let (module, factor) = rest.rsplit_once('.').unwrap_or((rest, ""));
-    let module = TARGETS
+    let module = Target::ALL
         .into_iter()
         .find(|target| target.module() == module)
         .map_or(module, |target| transformers.module(target));

@@ -9,7 +9,7 @@ mod mask;
 
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
-use tributary_shared::architecture::Architecture;
+use tributary_shared::architecture::{Architecture, FinalNorm, Mlp};
 use tributary_shared::layout::{Layout, TensorSpec};
 
 use self::mask::{Masked, masked};
@@ -173,7 +173,7 @@ impl<'a> Autoencoder<'a> {
         let patches = self.tensor(&masked.patches, images, visible);
         let places = masked.rows(&self.positions, width, 0..visible);
         let embedded = encoder.embed(patches, self.tensor(&places, images, visible));
-        let encoded = encoder.encode(encoder.with_class_token(embedded));
+        let encoded = encoder.encode(encoder.with_prefix(embedded));
         let before = encoded.dims()[1] - visible;
         let (encoded, first) = match seen {
             Seen::All => (encoded, 0),
@@ -192,7 +192,7 @@ impl<'a> Autoencoder<'a> {
     }
 
     fn on_device(&self, leaves: &Leaves<'_>) -> (Vit, Decoder) {
-        let positions = self.tensor(&self.positions, 1, self.plan.architecture.tokens());
+        let positions = self.tensor(&self.positions, 1, self.plan.architecture.position_rows());
         let positions = positions.flatten::<1>(0, 2).autodiff();
         let mut source = |name: &str| match name {
             "pos_embed" => positions.clone(),
@@ -251,6 +251,9 @@ fn decoder_architecture(plan: &Pretraining) -> Architecture {
         depth: plan.decoder_depth,
         heads: plan.decoder_width / 32,
         mlp_width: 4 * plan.decoder_width,
+        mlp: Mlp::Gelu,
+        layer_scale: false,
+        final_norm: FinalNorm::Tokens,
         ..plan.architecture.clone()
     }
 }

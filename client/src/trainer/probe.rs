@@ -1,6 +1,8 @@
 //! A linear probe: how much of the labels a linear map sees in frozen features.
 
-use tributary_shared::contract::{AdapterContract, Lora};
+use tributary_shared::adaptation::Adaptation;
+use tributary_shared::contract::AdapterContract;
+use tributary_shared::head::Head;
 use tributary_shared::manifest::Task;
 
 use super::batch::{Draws, image_rows};
@@ -26,8 +28,9 @@ pub fn linear_probe(
     (control, progress): (&Control, &mut dyn FnMut(Progress)),
 ) -> Result<Option<f64>, TrainError> {
     let outputs = task.head_outputs();
-    let lora = Lora { rank: 0, alpha: 1.0, dropout: 0.0, targets: [].into() };
-    let contract = AdapterContract::lora(backbone.digest(), backbone.architecture(), lora, outputs);
+    let (shape, head) = (backbone.architecture(), Head::default());
+    let contract =
+        AdapterContract::new(backbone.digest(), shape, Adaptation::HeadOnly, head, outputs);
     let model = AdaptedVit::new(backbone, &contract, compute);
     let images = session::shard_images(backbone);
     let mut features = |indices: &[usize]| {

@@ -94,7 +94,7 @@ impl<'a> Session<'a> {
         manifest: &'a RunManifest,
         compute: &Compute,
     ) -> Result<Self, TrainError> {
-        let (Some(asked), Some(lora), Some(training), Some(contract)) =
+        let (Some(asked), Some(adaptation), Some(training), Some(contract)) =
             (&manifest.backbone, &manifest.adapter, &manifest.training, manifest.contract())
         else {
             return Err(TrainError::Rehearsal);
@@ -110,7 +110,7 @@ impl<'a> Session<'a> {
             training,
             bags: manifest.bags.as_ref(),
             stretch: Stretch::of(&manifest.task, backbone.architecture()),
-            dropout: if lora.rank > 0 { lora.dropout } else { 0.0 },
+            dropout: adaptation.dropout(),
             shard_images: training.micro_batch.map_or(device_likes, |most| most.min(device_likes)),
         })
     }
@@ -166,7 +166,7 @@ impl<'a> Session<'a> {
             let rows = &rows;
             let input = match step.source {
                 Source::Images(_) => Input::Patches { rows, images },
-                Source::Features(..) => Input::Features { rows, images },
+                Source::Prefix(..) => Input::Prefix { rows, images },
             };
             Ok(self.model.gradient(values, input, &mut dropout, loss))
         };
@@ -199,7 +199,7 @@ impl<'a> Session<'a> {
         let cases: Vec<usize> = drawn.into_iter().flatten().collect();
         let shards: Vec<&[usize]> = cases.chunks(self.shard_images).collect();
         let features = match step.source {
-            Source::Features(..) => self.rows(step, &cases)?,
+            Source::Prefix(..) => self.rows(step, &cases)?,
             Source::Images(_) => {
                 let of_shard = |(number, shard): (usize, &&[usize])| {
                     check_stop(control)?;
@@ -221,7 +221,7 @@ impl<'a> Session<'a> {
         let head = self.gathered_head(&sizes);
         let (mut whole, by_feature) =
             self.model.head_gradient(values, &features, dims, &*head, loss);
-        if let Source::Features(..) = step.source {
+        if let Source::Prefix(..) = step.source {
             return Ok(whole);
         }
         let derivatives: Vec<&[f32]> = by_feature.chunks(self.shard_images * width).collect();
@@ -355,7 +355,7 @@ impl<'a> Session<'a> {
     /// Model inputs of `cases`, row after row.
     fn rows(&self, step: &Step<'_>, cases: &[usize]) -> Result<Vec<f32>, TrainError> {
         match step.source {
-            Source::Features(_, features) => {
+            Source::Prefix(_, features) => {
                 Ok(cases.iter().flat_map(|index| features[*index].iter().copied()).collect())
             }
             Source::Images(dataset) => image_rows(&self.model, dataset, cases, &step.draws),
@@ -364,8 +364,8 @@ impl<'a> Session<'a> {
 
     /// Whether the features below the head stay the same while training.
     pub(super) fn trains_head_alone(&self) -> bool {
-        let head = self.model.layout().tensors().iter().all(|spec| spec.name.starts_with("head."));
-        head && self.stretch.is_none() && self.training.augment.is_none()
+        let images_stay = self.stretch.is_none() && self.training.augment.is_none();
+        images_stay && self.model.prefix_is_pooled()
     }
 
     /// Of a segmentation.

@@ -8,25 +8,14 @@ use rand::{Rng as _, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tributary_client::data::{DataSource, Dataset, InputSpec};
 use tributary_client::model::{Backbone, Values, random_backbone};
-use tributary_shared::architecture::{Architecture, Gelu, Pool};
+use tributary_shared::architecture::Architecture;
 use tributary_shared::initial::{adapter_header, initial_adapter};
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::tensors::decode;
 
 pub(crate) fn architecture() -> Architecture {
-    Architecture {
-        image_size: 16,
-        patch_size: 4,
-        channels: 1,
-        width: 16,
-        depth: 2,
-        heads: 2,
-        mlp_width: 24,
-        class_token: true,
-        pool: Pool::ClassToken,
-        gelu: Gelu::Exact,
-        layer_norm_eps: 1e-6,
-    }
+    let plain = Architecture::plain(16, 4, 16, 2, 2);
+    Architecture { channels: 1, mlp_width: 24, ..plain }
 }
 
 /// A backbone none of whose tensors is zero or one, so that a forgotten one shows.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tributary_proto::v1::{
     ListRunsRequest, RunRow, ShowRunReply, ShowRunRequest, StartRunRequest, StopRunRequest,
 };
+use tributary_shared::manifest::PAYLOAD_BYTES_LARGE;
 use tributary_shared::name::RunName;
 use tributary_shared::outcome::{ExitCode, Failure};
 
@@ -39,11 +40,21 @@ pub(super) async fn start(file: &Path, globals: &Globals) -> Result<Answer, Fail
             .hint("stop it; the coordinator and this program may be of different versions"));
     }
     let name = &written.manifest.name;
+    let payload_bytes = written.manifest.contract().map_or(0, |c| c.layout.payload_bytes());
+    let large = if payload_bytes > PAYLOAD_BYTES_LARGE {
+        format!(
+            "\nEvery site downloads and uploads {} MiB in every round; lora or last_blocks send less.",
+            payload_bytes >> 20
+        )
+    } else {
+        String::new()
+    };
     let text = format!(
-        "Run {name} started: {} rounds, terms {digest}.\nWatch it: tributary run show {name} --watch",
+        "Run {name} started: {} rounds, terms {digest}.{large}\nWatch it: tributary run show {name} --watch",
         written.manifest.rounds.count
     );
-    Ok(Answer::new(json!({ "run": name, "manifest_digest": digest }), text))
+    let data = json!({ "run": name, "manifest_digest": digest, "payload_bytes": payload_bytes });
+    Ok(Answer::new(data, text))
 }
 
 /// Ends a run; what it has published stands.

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tributary_shared::contract::{Lora, Target};
+use tributary_shared::adaptation::{Adaptation, Lora, Scaling, Target};
+use tributary_shared::head::Head;
 use tributary_shared::manifest::{
     Backbone, Limits, Quorum, Rounds, RunManifest, SCHEMA_VERSION, Strategy, Training,
 };
@@ -92,7 +93,16 @@ fn manifest(
         name,
         task: images.task.clone(),
         backbone: Some(backbone),
-        adapter: Some(Lora { rank: 8, alpha: 16.0, dropout: 0.0, targets }),
+        adapter: Some(Adaptation::Lora(Lora {
+            rank: 8,
+            alpha: 16.0,
+            scaling: Scaling::Lora,
+            dora: false,
+            dropout: 0.0,
+            targets,
+            last_blocks: None,
+        })),
+        head: Head::default(),
         training: Some(Training {
             epochs: options.epochs,
             batch_size: 16,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::json;
+use tributary_shared::adaptation::Adaptation;
 use tributary_shared::digest::Digest;
 use tributary_shared::initial::{adapter_header, initial_adapter};
 use tributary_shared::manifest::RunManifest;
@@ -86,11 +87,9 @@ pub(super) fn run(args: &TrainArgs, format: Format) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The run without LoRA: rank 0.
+/// The run without anything trained below its head.
 pub(super) fn train_head_alone(manifest: &mut RunManifest) {
-    if let Some(lora) = &mut manifest.adapter {
-        lora.rank = 0;
-    }
+    manifest.adapter = Some(Adaptation::HeadOnly);
 }
 
 struct Done {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use tributary_shared::architecture::{Architecture, Gelu, Pool};
+use tributary_shared::architecture::Architecture;
 use tributary_shared::outcome::{Failure, chain};
 
 use super::progress::Display;
@@ -85,19 +85,10 @@ struct Shape {
 
 impl Shape {
     fn architecture(&self) -> Result<Architecture, Failure> {
-        let architecture = Architecture {
-            image_size: self.image_size,
-            patch_size: self.patch_size,
-            channels: self.channels,
-            width: self.width,
-            depth: self.depth,
-            heads: self.heads,
-            mlp_width: self.mlp_width.unwrap_or(4 * self.width),
-            class_token: true,
-            pool: Pool::ClassToken,
-            gelu: Gelu::Exact,
-            layer_norm_eps: 1e-6,
-        };
+        let Self { image_size, patch_size, channels, width, depth, heads, mlp_width } = *self;
+        let mut architecture = Architecture::plain(image_size, patch_size, width, depth, heads);
+        architecture.channels = channels;
+        architecture.mlp_width = mlp_width.unwrap_or(architecture.mlp_width);
         let checked = architecture.check();
         checked.map_err(|e| Failure::invalid("arguments", e.to_string()))?;
         Ok(architecture)

@@ -3,13 +3,13 @@
 
 use burn::tensor::{Tensor, TensorData};
 
-use super::{AdaptedVit, Gradient, Leaves, download};
+use super::{AdaptedVit, Gradient, Input, Leaves, download};
 use crate::model::Dropout;
 
 /// What a head takes of each image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// One row, `[images, 1, width]`.
+    /// One row, `[images, 1, features]`.
     Features,
     /// The patches' tokens, `[images, patches, width]`.
     Tokens,
@@ -92,13 +92,7 @@ impl AdaptedVit {
         dropout: &mut Dropout,
         trained: bool,
     ) -> Tensor<3> {
-        let adapter = self.adapter(leaves);
-        let vit = if trained { &self.training } else { &self.inference };
-        let patches = self.patches(rows, images);
-        match level {
-            Level::Features => vit.features(patches, Some(&adapter), dropout).unsqueeze_dim(1),
-            Level::Tokens => vit.patch_tokens(patches, Some(&adapter), dropout),
-        }
+        self.below_head(leaves, Input::Patches { rows, images }, level, dropout, trained).1
     }
 
     fn plain(&self, values: Vec<f32>, dims: [usize; 3]) -> Tensor<3> {
