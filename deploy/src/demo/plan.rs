@@ -102,7 +102,13 @@ fn manifest(
             gradient_clip: 1.0,
             holdout: 0.6,
             seed: options.seed,
+            micro_batch: None,
+            class_weights: None,
+            label_smoothing: 0.0,
+            early_stop: None,
+            augment: None,
         }),
+        bags: None,
         rounds: Rounds {
             count: options.rounds,
             round_deadline_s: 3600,
