@@ -205,10 +205,9 @@ fn gradients_are_the_slopes_of_the_loss() {
                 continue;
             }
             // DoRA's row lengths count as constants: only their own slope is the whole one.
-            if trial.what.contains("dora: true") && spec.name.contains(".lora_") {
-                if !spec.name.ends_with("magnitude") {
-                    continue;
-                }
+            let dora = trial.what.contains("dora: true") && spec.name.contains(".lora_");
+            if dora && !spec.name.ends_with("magnitude") {
+                continue;
             }
             assert!(size > 0.0, "{} {spec}: no gradient arrives", trial.what);
             let step = 0.002;
