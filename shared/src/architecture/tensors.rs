@@ -6,7 +6,7 @@ use crate::layout::{Layout, TensorSpec};
 impl Architecture {
     /// Every tensor of a backbone of this shape, in the order of their names.
     pub fn layout(&self) -> Layout {
-        let Architecture { width, mlp_width, channels, patch_size: patch, .. } = *self;
+        let Self { width, mlp_width, channels, patch_size: patch, .. } = *self;
         let registers = self.register_tokens;
         let mut tensors = Vec::new();
         let mut add = |name: String, shape: &[usize]| {
