@@ -246,8 +246,14 @@ fn each_images_gradient_is_that_of_a_batch_of_one() {
             let (loss, expected) = trial.gradient(&values, rows, 1);
             losses += loss;
             let expected = expected.concat();
-            // Products of another shape round otherwise: a few parts in a million in f32.
-            assert_close(&found.of(image).concat(), &expected, 5e-6, &trial.what);
+            let found_one = found.of(image).concat();
+            assert_eq!(found_one.len(), expected.len(), "{}", trial.what);
+            // A batch of three rounds its sums otherwise than a batch of one: just above 1e-6.
+            let largest = expected.iter().fold(1.0f32, |most, g| most.max(g.abs()));
+            for (found, expected) in found_one.iter().zip(&expected) {
+                let apart = (found - expected).abs();
+                assert!(apart <= 3e-6 * largest, "{}: {found} {expected}", trial.what);
+            }
             assert!((found.norms()[image] / norm(&expected) - 1.0).abs() < 1e-5);
         }
         assert!((found.loss - losses).abs() < 1e-5 * losses.abs().max(1.0));
