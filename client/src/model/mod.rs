@@ -9,12 +9,16 @@ mod adapted;
 mod adapter;
 mod backbone;
 mod compute;
+mod import;
+mod preset;
 mod untrained;
 mod vit;
 
 pub use adapted::{AdaptedVit, Gradient, Values};
 pub use backbone::{Backbone, BackboneError, backbone_layout};
 pub use compute::{Compute, ThreadsError, set_threads};
+pub use import::{ImportError, ImportReport, Imported, import_backbone};
+pub use preset::{Interpolation, Preset, preset, presets};
 pub use untrained::random_backbone;
 
 pub(crate) use adapted::{Input, Leaves, download};
