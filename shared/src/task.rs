@@ -158,8 +158,15 @@ impl Task {
         };
         let classes = self.classes();
         require((fewest..=most).contains(&classes.len()), "task.classes", || {
-            let count = classes.len();
-            format!("{count} classes; a {} task has {fewest} to {most}", self.as_str())
+            let (count, task) = (classes.len(), self.as_str());
+            match fewest == most {
+                true => format!("{count} classes do not fit a {task} task, which has {most}"),
+                false => {
+                    format!(
+                        "{count} classes do not fit a {task} task, which has {fewest} to {most}"
+                    )
+                }
+            }
         })?;
         let unique: BTreeSet<_> = classes.iter().collect();
         let named = unique.len() == classes.len()

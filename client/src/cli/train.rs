@@ -5,6 +5,7 @@ mod evaluate;
 mod export;
 mod local;
 mod pretrain;
+mod probe;
 mod progress;
 
 use std::path::{Path, PathBuf};
@@ -28,8 +29,8 @@ pub enum TrainCommand {
     /// Write an adapter as a directory that Python's `peft` loads.
     Export(export::ExportArgs),
     /// Compare a backbone's features with an untrained one's by a linear probe.
-    Probe(backbone::ProbeArgs),
-    /// Look at a backbone file.
+    Probe(probe::ProbeArgs),
+    /// Import published weights as a backbone, or look at one.
     #[command(subcommand)]
     Backbone(backbone::BackboneCommand),
 }
@@ -41,7 +42,7 @@ pub fn run(command: &TrainCommand, format: Format) -> Result<(), Failure> {
         TrainCommand::Train(args) => local::run(args, format),
         TrainCommand::Evaluate(args) => evaluate::run(args, format),
         TrainCommand::Export(args) => export::run(args, format),
-        TrainCommand::Probe(args) => backbone::probe(args, format),
+        TrainCommand::Probe(args) => probe::run(args, format),
         TrainCommand::Backbone(command) => backbone::run(command, format),
     }
 }

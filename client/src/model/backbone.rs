@@ -1,12 +1,13 @@
 //! The frozen backbone as a file: safetensors, f32, canonical names.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensorError, SafeTensors};
+use safetensors::{SafeTensorError, SafeTensors, View};
 use tributary_shared::architecture::Architecture;
 use tributary_shared::digest::Digest;
 use tributary_shared::layout::{Layout, TensorSpec};
@@ -192,15 +193,9 @@ impl Backbone {
 
     /// The canonical file.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let data: Vec<Vec<u8>> = self
-            .values
-            .iter()
-            .map(|tensor| tensor.iter().flat_map(|v| v.to_le_bytes()).collect())
-            .collect();
-        let views = self.layout.tensors().iter().zip(&data).map(|(spec, data)| {
-            let view = TensorView::new(Dtype::F32, spec.shape.clone(), data);
-            (spec.name.clone(), view.expect("four bytes an element"))
-        });
+        let views = self
+            .tensors()
+            .map(|(spec, values)| (spec.name.as_str(), Tensor { shape: &spec.shape, values }));
         let architecture =
             serde_json::to_string(&self.architecture).expect("an architecture is plain data");
         let metadata = [(ARCHITECTURE_KEY.to_owned(), architecture)].into();
@@ -211,6 +206,32 @@ impl Backbone {
     pub fn save(&self, path: &Path) -> Result<(), BackboneError> {
         write_whole(path, &self.to_bytes())
             .map_err(|source| BackboneError::Write { path: path.to_owned(), source })
+    }
+}
+
+/// One tensor; its bytes are made when they are written, so that no second copy of all is held.
+struct Tensor<'a> {
+    shape: &'a [usize],
+    values: &'a [f32],
+}
+
+impl View for Tensor<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = Vec::with_capacity(self.data_len());
+        self.values.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes()));
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.values.len()
     }
 }
 

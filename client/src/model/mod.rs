@@ -10,6 +10,8 @@ mod adapter;
 mod backbone;
 mod compute;
 mod head;
+mod import;
+mod preset;
 #[cfg(test)]
 mod tests;
 mod trained;
@@ -19,6 +21,8 @@ mod vit;
 pub use adapted::{AdaptedVit, Gradient, NoSampleGradients, SampleGradients, Values};
 pub use backbone::{Backbone, BackboneError, backbone_layout};
 pub use compute::{Compute, ThreadsError, set_threads};
+pub use import::{ImportError, ImportReport, Imported, import_backbone};
+pub use preset::{Interpolation, Preset, preset, presets};
 pub use untrained::random_backbone;
 
 pub(crate) use adapted::{HeadOf, Input, Level, download};

@@ -1,69 +1,216 @@
-//! `backbone show` and `probe`: what a backbone file is, and what its features are worth.
+//! `backbone`: from a published checkpoint to the file that manifests name.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use comfy_table::{Table, presets::NOTHING};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tributary_shared::manifest::Task;
+use tributary_shared::architecture::Architecture;
+use tributary_shared::digest::Digest;
+use tributary_shared::manifest;
 use tributary_shared::outcome::{Failure, chain};
 
-use super::pretrain::PIXEL_CENTRE;
-use super::progress::Display;
-use super::{Threads, open_all};
 use crate::cli::{Format, print};
-use crate::data::{Dataset, InputSpec};
-use crate::model::{Backbone, Compute, random_backbone};
-use crate::trainer::{Control, linear_probe};
+use crate::model::{
+    Backbone, ImportError, ImportReport, Imported, Interpolation, backbone_layout, import_backbone,
+    preset, presets,
+};
 
-/// Looks at a backbone file.
+/// Longest architecture file read, bytes.
+const ARCHITECTURE_BYTES_MAX: u64 = 1 << 20;
+
+/// Imports published weights and looks at backbone files.
 #[derive(Debug, clap::Subcommand)]
 pub enum BackboneCommand {
-    /// Its digest, shape and size
+    /// Make a backbone of a checkpoint: safetensors or PyTorch, with the names of timm or
+    /// transformers. PyTorch files are read as data; nothing in them is run
+    Import(ImportArgs),
+    /// The architectures that `import --arch` knows by name
+    List,
+    /// A file's digest, shape and size
     Show {
         /// The file (safetensors)
         file: PathBuf,
     },
+    /// Whether a file is the one that a manifest names
+    Verify {
+        /// The file (safetensors)
+        file: PathBuf,
+        /// `backbone.digest` of the manifest
+        #[arg(long)]
+        digest: Digest,
+    },
 }
 
-/// The kind of labels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Kind {
-    /// One of two classes.
-    Binary,
-    /// One of several classes.
-    MultiClass,
-    /// Any subset of the classes.
-    MultiLabel,
-}
-
-/// Arguments of `probe`.
+/// Arguments of `backbone import`.
 #[derive(Debug, clap::Args)]
-pub struct ProbeArgs {
-    /// The backbone (safetensors)
+pub struct ImportArgs {
+    /// The checkpoint (`.safetensors`, or `.pth`, `.pt`, `.bin` of PyTorch 1.6 or later)
+    file: PathBuf,
+    /// A name of `backbone list`, or a `.toml` with `mean`, `std` and `[architecture]`
+    #[arg(long, value_name = "NAME|TOML")]
+    arch: String,
+    /// Side of the images that the backbone will see, pixels; positions are interpolated
+    /// [default: the architecture's]
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<usize>,
+    /// What the model's names begin with, where a file holds several models
+    #[arg(long)]
+    prefix: Option<String>,
+    /// Backbone to write (safetensors)
     #[arg(long, value_name = "FILE")]
-    backbone: PathBuf,
-    /// Labelled images: a folder with `labels.csv` or an `.npz`; several are pooled
-    #[arg(long, required = true, value_name = "DIR|NPZ")]
-    data: Vec<PathBuf>,
-    /// The kind of labels
-    #[arg(long, value_enum, default_value_t = Kind::Binary)]
-    task: Kind,
-    /// The class names in order, separated by commas
-    #[arg(long, value_delimiter = ',', required = true)]
-    classes: Vec<String>,
-    /// Share of patients held out
-    #[arg(long, default_value_t = 0.3)]
-    holdout: f64,
-    /// Seed of the untrained backbone
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    #[command(flatten)]
-    threads: Threads,
+    out: PathBuf,
 }
 
 pub(super) fn run(command: &BackboneCommand, format: Format) -> Result<(), Failure> {
-    let BackboneCommand::Show { file } = command;
-    let backbone =
-        Backbone::open_described(file).map_err(|e| Failure::invalid("backbone", chain(&e)))?;
+    match command {
+        BackboneCommand::Import(args) => import(args, format),
+        BackboneCommand::List => {
+            list(format);
+            Ok(())
+        }
+        BackboneCommand::Show { file } => show(file, format),
+        BackboneCommand::Verify { file, digest } => verify(file, *digest, format),
+    }
+}
+
+/// What `--arch` asks for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    mean: Vec<f64>,
+    std: Vec<f64>,
+    architecture: Architecture,
+    #[serde(skip)]
+    interpolation: Option<Interpolation>,
+}
+
+fn asked(arch: &str) -> Result<Asked, Failure> {
+    if let Some(preset) = preset(arch) {
+        return Ok(Asked {
+            mean: preset.mean.to_vec(),
+            std: preset.std.to_vec(),
+            architecture: preset.architecture,
+            interpolation: Some(preset.interpolation),
+        });
+    }
+    let invalid = |problem: String| Failure::invalid("architecture", format!("{arch}: {problem}"));
+    if !arch.ends_with(".toml") {
+        return Err(invalid("no architecture of this name".to_owned())
+            .hint("`backbone list` shows the names; a `.toml` describes others"));
+    }
+    let bytes = std::fs::metadata(arch).map_err(|e| invalid(e.to_string()))?.len();
+    if bytes > ARCHITECTURE_BYTES_MAX {
+        return Err(invalid(format!("{bytes} bytes; at most {ARCHITECTURE_BYTES_MAX} are read")));
+    }
+    let text = std::fs::read_to_string(arch).map_err(|e| invalid(e.to_string()))?;
+    let asked: Asked = toml::from_str(&text).map_err(|e| invalid(e.to_string()))?;
+    asked.architecture.check().map_err(|e| invalid(e.to_string()))?;
+    let channels = asked.architecture.channels;
+    if asked.mean.len() != channels || asked.std.len() != channels {
+        return Err(invalid(format!("`mean` and `std` need {channels} numbers, one a channel")));
+    }
+    Ok(asked)
+}
+
+/// `[backbone]` as a run's manifest has it.
+#[derive(Serialize)]
+struct RunTable {
+    backbone: manifest::Backbone,
+}
+
+fn import(args: &ImportArgs, format: Format) -> Result<(), Failure> {
+    let asked = asked(&args.arch)?;
+    let prefix = args.prefix.as_deref();
+    let imported = import_backbone(&args.file, &asked.architecture, args.image_size, prefix);
+    let Imported { backbone, report } = imported.map_err(|e| import_failure(&e))?;
+    backbone.save(&args.out).map_err(|e| Failure::invalid("output", chain(&e)))?;
+    let table = manifest::Backbone {
+        digest: backbone.digest(),
+        architecture: backbone.architecture().clone(),
+        mean: asked.mean,
+        std: asked.std,
+    };
+    let data = json!({
+        "file": args.out,
+        "parameters": backbone.parameters(),
+        "features": backbone.architecture().features(),
+        "interpolation": asked.interpolation,
+        "import": report,
+        "backbone": table,
+    });
+    print(format, data, || {
+        print_report(&report);
+        println!("wrote      {} ({} weights)", args.out.display(), backbone.parameters());
+        println!("digest     {}", backbone.digest());
+        println!(
+            "\n{}",
+            toml::to_string(&RunTable { backbone: table }).unwrap_or_default().trim_end()
+        );
+    });
+    Ok(())
+}
+
+fn import_failure(error: &ImportError) -> Failure {
+    let failure = Failure::invalid("checkpoint", chain(error));
+    match error {
+        ImportError::SeveralModels { .. } => failure.hint("--prefix PREFIX"),
+        ImportError::Mismatch { .. } => {
+            failure.hint("`backbone list` shows other architectures; `--image-size` other sizes")
+        }
+        ImportError::Read { .. }
+        | ImportError::Format { .. }
+        | ImportError::NoModel { .. }
+        | ImportError::Architecture(_) => failure,
+    }
+}
+
+fn print_report(report: &ImportReport) {
+    let ImportReport { library, prefix, tensors, .. } = report;
+    println!("read       {tensors} tensors with {library}'s names, prefix `{prefix}`");
+    for (what, names) in [("left out", &report.left_out), ("filled", &report.filled)] {
+        if !names.is_empty() {
+            println!("{what:<10} {}", names.join(", "));
+        }
+    }
+    if let Some(positions) = &report.positions {
+        println!("positions  {positions}");
+    }
+    report.notes.iter().for_each(|note| println!("note       {note}"));
+}
+
+fn list(format: Format) {
+    let all = presets();
+    print(format, json!({ "presets": &all }), || {
+        let mut table = Table::new();
+        table.load_preset(NOTHING);
+        table.set_header([
+            "NAME", "PIXELS", "PATCH", "WIDTH", "BLOCKS", "WEIGHTS", "FEATURES", "MODEL",
+        ]);
+        for preset in &all {
+            let shape = &preset.architecture;
+            let millions = backbone_layout(shape).elements() as f64 / 1e6;
+            table.add_row([
+                preset.name.to_owned(),
+                shape.image_size.to_string(),
+                shape.patch_size.to_string(),
+                shape.width.to_string(),
+                shape.depth.to_string(),
+                format!("{millions:.1} M"),
+                shape.features().to_string(),
+                preset.model.to_owned(),
+            ]);
+        }
+        println!("{table}");
+    });
+}
+
+fn open(file: &Path) -> Result<Backbone, Failure> {
+    Backbone::open_described(file).map_err(|e| Failure::invalid("backbone", chain(&e)))
+}
+
+fn show(file: &Path, format: Format) -> Result<(), Failure> {
+    let backbone = open(file)?;
     let data = json!({
         "digest": backbone.digest(),
         "parameters": backbone.parameters(),
@@ -78,45 +225,13 @@ pub(super) fn run(command: &BackboneCommand, format: Format) -> Result<(), Failu
     Ok(())
 }
 
-pub(super) fn probe(args: &ProbeArgs, format: Format) -> Result<(), Failure> {
-    args.threads.set()?;
-    let backbone = Backbone::open_described(&args.backbone)
-        .map_err(|e| Failure::invalid("backbone", chain(&e)))?;
-    let architecture = backbone.architecture();
-    let input = InputSpec {
-        image_size: architecture.image_size,
-        channels: architecture.channels,
-        mean: vec![PIXEL_CENTRE; architecture.channels],
-        std: vec![PIXEL_CENTRE; architecture.channels],
-    };
-    let classes = args.classes.clone();
-    let task = match args.task {
-        Kind::Binary => Task::Binary { classes },
-        Kind::MultiClass => Task::MultiClass { classes },
-        Kind::MultiLabel => Task::MultiLabel { classes },
-    };
-    let dataset = open_all(&args.data, |source| Dataset::open(source, &task, &input))?;
-    let split = dataset.split(args.holdout);
-    let mut display = Display::new();
-    let mut of = |backbone: &Backbone| {
-        let mut show = |progress| display.show(progress);
-        let (control, compute) = (Control::default(), Compute::cpu());
-        linear_probe(backbone, &task, &dataset, &split, &compute, (&control, &mut show))
-            .map_err(|e| Failure::invalid("probe", chain(&e)))
-    };
-    let (trained, untrained) = (of(&backbone)?, of(&random_backbone(architecture, args.seed))?);
-    let data = json!({
-        "digest": backbone.digest(),
-        "train_cases": split.train.len(),
-        "holdout_cases": split.holdout.len(),
-        "auroc": trained,
-        "auroc_untrained": untrained,
-        "margin": trained.zip(untrained).map(|(a, b)| a - b),
-    });
-    print(format, data, || {
-        println!("held-out cases      {}", split.holdout.len());
-        println!("AUROC, this file    {}", super::shown(trained));
-        println!("AUROC, untrained    {}", super::shown(untrained));
-    });
+fn verify(file: &Path, digest: Digest, format: Format) -> Result<(), Failure> {
+    let backbone = open(file)?;
+    let found = backbone.digest();
+    if found != digest {
+        let line = format!("{}: its digest is {found}, asked for is {digest}", file.display());
+        return Err(Failure::refused("digest", line));
+    }
+    print(format, json!({ "digest": found }), || println!("{} is {found}", file.display()));
     Ok(())
 }
