@@ -130,7 +130,7 @@ fn every_mistake_in_a_manifest_is_one_line_with_file_key_and_mend() {
         ("alpha = 16.0", "alpha = 0.0", "adapter.alpha", "is not above 0"),
         ("dropout = 0.0", "dropout = 1.0", "adapter.dropout", "is not in [0, 1)"),
         ("[\"q\", \"v\"]", "[]", "adapter.targets", "name at least one"),
-        ("[\"q\", \"v\"]", "[\"query\"]", "targets", "unknown variant `query`"),
+        ("[\"q\", \"v\"]", "[\"query\"]", "targets", "`query` is unknown; name q, k, v"),
         ("epochs = 1", "epochs = 0", "training.epochs", "is not between"),
         ("learning_rate = 2e-3", "learning_rate = nan", "training.learning_rate", "NaN"),
         ("holdout = 0.2", "holdout = \"a fifth\"", "holdout", "invalid type"),
