@@ -39,7 +39,7 @@ pub enum InvalidTable {
     },
     /// A target that no block has.
     #[error(
-        "[adapter] targets: `{0}` is unknown; name q, k, v, proj, fc1, fc2 or one of the sets qv, qkv, qkvo, mlp, all_linear"
+        "`{0}` is unknown; name q, k, v, proj, fc1, fc2 or one of the sets qv, qkv, qkvo, mlp, all_linear"
     )]
     Target(String),
 }
@@ -292,7 +292,7 @@ mod tests {
             ),
             (
                 "rank = 1\nalpha = 1\ntargets = [\"query\"]",
-                "[adapter] targets: `query` is unknown; name q, k, v, proj, fc1, fc2 or one of the sets qv, qkv, qkvo, mlp, all_linear",
+                "`query` is unknown; name q, k, v, proj, fc1, fc2 or one of the sets qv, qkv, qkvo, mlp, all_linear",
             ),
         ] {
             assert_eq!(read(text), Err(line.to_owned()), "{text}");
