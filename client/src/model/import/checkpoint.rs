@@ -20,6 +20,8 @@ const HEADER_BYTES_MAX: u64 = 64 << 20;
 const ELEMENTS_MAX: usize = 1 << 31;
 /// Most tensors and dict entries of a file that are looked at.
 const ENTRIES_MAX: usize = 1 << 20;
+/// Longest key of a state dict, bytes; what lies under a longer one is not looked at.
+const KEY_BYTES_MAX: usize = 512;
 /// How deep a state dict may lie in other dicts.
 const DEPTH_MAX: usize = 16;
 /// The first bytes of PyTorch's format before 1.6: a pickled magic number.
@@ -234,7 +236,7 @@ fn torch_index(file: &mut File) -> Result<BTreeMap<String, Stored>, String> {
     collect(&pickle, pickle.root(), "", DEPTH_MAX, &mut left, &mut found)?;
     let mut tensors = BTreeMap::new();
     for (name, view) in found {
-        let stored = locate(&mut archive, &root, &view).map_err(|e| format!("{name}: {e}"))?;
+        let stored = locate(&mut archive, &root, view).map_err(|e| format!("{name}: {e}"))?;
         tensors.insert(name, stored);
     }
     Ok(tensors)
@@ -271,9 +273,15 @@ fn collect<'a>(
         Node::Dict(pairs) => {
             for (key, value) in pairs {
                 let key = match pickle.node(*key) {
-                    Node::Text(text) if text.len() <= 512 => text.clone(),
+                    Node::Text(text) if text.len() <= KEY_BYTES_MAX => text.clone(),
                     Node::Int(number) => number.to_string(),
-                    _ => continue,
+                    Node::Opaque
+                    | Node::Text(_)
+                    | Node::Sequence(_)
+                    | Node::Dict(_)
+                    | Node::Name(_)
+                    | Node::Storage(_)
+                    | Node::Tensor(_) => continue,
                 };
                 let name = if name.is_empty() { key } else { format!("{name}.{key}") };
                 collect(pickle, *value, &name, depth, left, found)?;

@@ -317,10 +317,10 @@ impl Machine<'_> {
 
     fn extend(&mut self, items: Vec<Id>) -> Result<(), PickleError> {
         let list = self.top()?;
-        match &mut self.nodes[list] {
-            Node::Sequence(known) => known.extend(items),
-            Node::Opaque => {}
-            _ => return self.nonsense("only a list can be appended to"),
+        if let Node::Sequence(known) = &mut self.nodes[list] {
+            known.extend(items);
+        } else if self.nodes[list] != Node::Opaque {
+            return self.nonsense("only a list can be appended to");
         }
         Ok(())
     }
@@ -330,10 +330,10 @@ impl Machine<'_> {
         let (pairs, []) = items.as_chunks::<2>() else {
             return self.nonsense("a key without a value");
         };
-        match &mut self.nodes[dict] {
-            Node::Dict(known) => known.extend(pairs.iter().map(|[key, value]| (*key, *value))),
-            Node::Opaque => {}
-            _ => return self.nonsense("only a dict has keys"),
+        if let Node::Dict(known) = &mut self.nodes[dict] {
+            known.extend(pairs.iter().map(|[key, value]| (*key, *value)));
+        } else if self.nodes[dict] != Node::Opaque {
+            return self.nonsense("only a dict has keys");
         }
         Ok(())
     }
@@ -366,10 +366,12 @@ impl Machine<'_> {
             (self.line()?, self.line()?)
         } else {
             let pair = self.pop_many(2)?;
-            match (&self.nodes[pair[0]], &self.nodes[pair[1]]) {
-                (Node::Text(module), Node::Text(name)) => (module.clone(), name.clone()),
-                _ => return self.nonsense("a name that is not text"),
-            }
+            let (Node::Text(module), Node::Text(name)) =
+                (&self.nodes[pair[0]], &self.nodes[pair[1]])
+            else {
+                return self.nonsense("a name that is not text");
+            };
+            (module.clone(), name.clone())
         };
         let meaning = known(&module, &name).ok_or_else(|| {
             let shown: String = format!("{module}.{name}").chars().take(200).collect();
@@ -394,15 +396,26 @@ impl Machine<'_> {
         let Node::Sequence(arguments) = self.nodes[called[1]].clone() else {
             return self.nonsense("arguments that are not a tuple");
         };
-        let node = match &self.nodes[called[0]] {
-            Node::Name(Name::OrderedDict) if arguments.is_empty() => Node::Dict(Vec::new()),
-            Node::Name(Name::Size) if arguments.len() == 1 => self.nodes[arguments[0]].clone(),
-            Node::Name(Name::RebuildParameter) if !arguments.is_empty() => {
-                self.nodes[arguments[0]].clone()
+        let called = match &self.nodes[called[0]] {
+            Node::Name(name) => *name,
+            Node::Opaque => Name::Opaque,
+            Node::Int(_)
+            | Node::Text(_)
+            | Node::Sequence(_)
+            | Node::Dict(_)
+            | Node::Storage(_)
+            | Node::Tensor(_) => return self.nonsense("a call of something that is no name"),
+        };
+        let node = match (called, &arguments[..]) {
+            (Name::OrderedDict, []) => Node::Dict(Vec::new()),
+            (Name::Size, [only]) | (Name::RebuildParameter, [only, ..]) => {
+                self.nodes[*only].clone()
             }
-            Node::Name(Name::RebuildTensor) => self.tensor(&arguments)?,
-            Node::Name(Name::Opaque) | Node::Opaque => Node::Opaque,
-            _ => return self.nonsense("a call that weights do not need"),
+            (Name::RebuildTensor, arguments) => self.tensor(arguments)?,
+            (Name::Opaque, _) => Node::Opaque,
+            (Name::OrderedDict | Name::Size | Name::RebuildParameter | Name::Storage(_), _) => {
+                return self.nonsense("a call that weights do not need");
+            }
         };
         self.push(node);
         Ok(())
@@ -411,10 +424,10 @@ impl Machine<'_> {
     /// Attributes: those of an ordered dict (its version notes) or of something opaque.
     fn build(&mut self) -> Result<(), PickleError> {
         let pair = self.pop_many(2)?;
-        match &self.nodes[pair[0]] {
-            Node::Dict(_) | Node::Opaque => self.stack.push(pair[0]),
-            _ => return self.nonsense("attributes where weights have none"),
+        if !matches!(self.nodes[pair[0]], Node::Dict(_) | Node::Opaque) {
+            return self.nonsense("attributes where weights have none");
         }
+        self.stack.push(pair[0]);
         Ok(())
     }
 
@@ -450,9 +463,9 @@ impl Machine<'_> {
         };
         let extents = |at: usize| -> Option<Vec<usize>> {
             let Some(Node::Sequence(items)) = part(at) else { return None };
-            let extent = |id: &Id| match &self.nodes[*id] {
-                Node::Int(value) => usize::try_from(*value).ok(),
-                _ => None,
+            let extent = |id: &Id| {
+                let Node::Int(value) = &self.nodes[*id] else { return None };
+                usize::try_from(*value).ok()
             };
             items.iter().map(extent).collect()
         };
