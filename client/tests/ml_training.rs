@@ -216,6 +216,7 @@ impl Site {
             round,
             site,
             compute: &Compute::cpu(),
+            cache: None,
         };
         train(&work, control, progress)
     }

@@ -10,11 +10,12 @@ use tributary_shared::architecture::Architecture;
 use tributary_shared::contract::AdapterContract;
 use tributary_shared::layout::Layout;
 
-pub(crate) use self::through::{HeadOf, Level};
+pub(crate) use self::through::HeadOf;
+pub(crate) use self::through::Level;
 use super::adapter::{Adapter, Dropout};
 use super::backbone::Backbone;
 use super::compute::Compute;
-use super::trained::Leaves;
+use super::trained::{Leaves, Placed};
 use super::vit::{Vit, patchify};
 
 /// One flat vector a tensor, in a layout's order.
@@ -70,6 +71,15 @@ impl SampleGradients {
 )]
 pub struct NoSampleGradients(&'static str);
 
+/// What of an image does not depend on the adapter and is all that the rest needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prefix {
+    /// The pooled features: nothing but a head is trained on them.
+    Pooled,
+    /// All tokens that enter this block.
+    Tokens(usize),
+}
+
 /// What enters the model.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Input<'a> {
@@ -87,7 +97,7 @@ pub struct AdaptedVit {
     head_outputs: usize,
     layout: Layout,
     device: Device,
-    /// The frozen tensors by name, where adapters change them; empty otherwise.
+    /// The frozen tensors by name, where whole weights are trained; empty otherwise.
     frozen: BTreeMap<String, Tensor<1>>,
     /// Without autodiff: fused kernels, no graph.
     inference: Vit,
@@ -146,19 +156,19 @@ impl AdaptedVit {
         patchify(&self.architecture, image, rows);
     }
 
-    /// Logits `[images, head_outputs]` of patches; nothing is dropped, no graph is built.
-    pub fn logits(&self, values: &[Vec<f32>], rows: &[f32], images: usize) -> Vec<f32> {
-        self.logits_of(values, Input::Patches { rows, images }, &mut Dropout::off())
+    /// `values` on the device, for as many shards as one likes.
+    pub(crate) fn place(&self, values: &[Vec<f32>]) -> Placed {
+        Placed::new(&self.layout, values, &self.frozen, &self.device)
     }
 
-    /// As [`Self::logits`] of any input under `dropout`.
-    pub(crate) fn logits_of(
-        &self,
-        values: &[Vec<f32>],
-        input: Input<'_>,
-        dropout: &mut Dropout,
-    ) -> Vec<f32> {
-        download(self.forward(&self.leaves(values, false), input, dropout, false))
+    /// Logits `[images, head_outputs]` of patches; nothing is dropped, no graph is built.
+    pub fn logits(&self, values: &[Vec<f32>], rows: &[f32], images: usize) -> Vec<f32> {
+        self.placed_logits(&self.place(values), Input::Patches { rows, images })
+    }
+
+    /// As [`Self::logits`], of any input.
+    pub(crate) fn placed_logits(&self, values: &Placed, input: Input<'_>) -> Vec<f32> {
+        download(self.forward(&self.leaves(values, false), input, &mut Dropout::off(), false))
     }
 
     /// What the frozen backbone, without any adapter, gives to the head: `[images, features]`.
@@ -172,33 +182,36 @@ impl AdaptedVit {
         self.inference.pool(self.inference.run(tokens, all, None, &mut Dropout::off()), None)
     }
 
-    /// Blocks at the bottom that no adapter touches; `None` when even the embedding is trained.
-    pub fn prefix_blocks(&self) -> Option<usize> {
-        self.adaptation.prefix_blocks(self.architecture.depth)
-    }
-
-    /// Whether [`Self::prefix`] is the pooled features, one short row an image.
-    pub fn prefix_is_pooled(&self) -> bool {
+    /// What a head at `level` leaves untouched; `None` when even the embedding is trained.
+    pub(crate) fn prefix_of(&self, level: Level) -> Option<Prefix> {
         let pools = self.layout.tensors().iter().any(|spec| spec.name == "head.query");
-        self.adaptation == Adaptation::HeadOnly && !pools
+        if level == Level::Features && self.adaptation == Adaptation::HeadOnly && !pools {
+            return Some(Prefix::Pooled);
+        }
+        self.adaptation.prefix_blocks(self.architecture.depth).map(Prefix::Tokens)
     }
 
-    /// What of `images` images does not depend on the adapter and is all that the rest needs:
-    /// the pooled features when nothing but a head is trained on them, the tokens entering the
-    /// first adapted block otherwise. `None` when even the embedding is trained.
-    pub fn prefix(&self, rows: &[f32], images: usize) -> Option<Vec<f32>> {
-        if self.prefix_is_pooled() {
-            return Some(self.features(rows, images));
+    /// Numbers that a prefix has of one image.
+    pub(crate) fn prefix_numbers(&self, prefix: Prefix) -> usize {
+        match prefix {
+            Prefix::Pooled => self.architecture.features(),
+            Prefix::Tokens(_) => self.architecture.tokens() * self.architecture.width,
         }
-        let blocks = self.prefix_blocks()?;
-        Some(download(self.below(self.patches(rows, images), blocks)))
+    }
+
+    /// The prefix of `images` images, [`Self::prefix_numbers`] each.
+    pub(crate) fn prefix(&self, prefix: Prefix, rows: &[f32], images: usize) -> Vec<f32> {
+        match prefix {
+            Prefix::Pooled => self.features(rows, images),
+            Prefix::Tokens(first) => download(self.below(self.patches(rows, images), first)),
+        }
     }
 
     /// The gradient of a loss of which `loss` knows, given the logits, its value and its derivative
     /// by each logit. The closed form of the last step spares the graph its least stable part.
     pub(crate) fn gradient(
         &self,
-        values: &[Vec<f32>],
+        values: &Placed,
         input: Input<'_>,
         dropout: &mut Dropout,
         loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
@@ -220,7 +233,7 @@ impl AdaptedVit {
         if copies_weights(&self.adaptation) {
             return Err(NoSampleGradients(self.adaptation.name()));
         }
-        let leaves = Leaves::per_image(&self.layout, values, &self.device, images);
+        let leaves = Leaves::per_image(&self.layout, &self.place(values), images);
         let input = Input::Patches { rows, images };
         let (loss, values) = self.backward(&leaves, input, &mut Dropout::off(), loss);
         Ok(SampleGradients { loss, images, values })
@@ -273,22 +286,23 @@ impl AdaptedVit {
         let plain = if trained { &self.training } else { &self.inference };
         let vit = changed.as_ref().unwrap_or(plain);
         let lift = |x: Tensor<3>| if trained { x.autodiff() } else { x };
-        let pooled = level == Level::Features && self.prefix_is_pooled();
-        let first = self.prefix_blocks();
-        let entering = match (input, first) {
-            (Input::Patches { rows, images }, _) if pooled => {
+        let prefix = self.prefix_of(level);
+        let entering = match (input, prefix) {
+            (Input::Patches { rows, images }, None) => vit.tokens(lift(self.patches(rows, images))),
+            (Input::Patches { rows, images }, Some(Prefix::Pooled)) => {
                 lift(self.pooled(self.patches(rows, images)))
             }
-            (Input::Patches { rows, images }, None) => vit.tokens(lift(self.patches(rows, images))),
-            (Input::Patches { rows, images }, Some(first)) => {
+            (Input::Patches { rows, images }, Some(Prefix::Tokens(first))) => {
                 lift(self.below(self.patches(rows, images), first))
             }
-            (Input::Prefix { rows, images }, _) => lift(self.entering(rows, images)),
+            (Input::Prefix { rows, images }, _) => lift(self.entering(prefix, rows, images)),
         };
-        if pooled {
-            return (adapter, entering);
-        }
-        let rest = first.unwrap_or(0)..self.architecture.depth;
+        let first = match prefix {
+            Some(Prefix::Pooled) => return (adapter, entering),
+            Some(Prefix::Tokens(first)) => first,
+            None => 0,
+        };
+        let rest = first..self.architecture.depth;
         let below = match level {
             Level::Features => {
                 let tokens = vit.run(entering, rest, Some(&adapter), dropout);
@@ -303,11 +317,11 @@ impl AdaptedVit {
         Adapter::of(&self.adaptation, self.architecture.depth, leaves)
     }
 
-    /// A prefix as it was computed: pooled features or tokens.
-    fn entering(&self, rows: &[f32], images: usize) -> Tensor<3> {
-        let width = match self.prefix_is_pooled() {
-            true => self.architecture.features(),
-            false => self.architecture.width,
+    /// A prefix as it was computed.
+    fn entering(&self, prefix: Option<Prefix>, rows: &[f32], images: usize) -> Tensor<3> {
+        let width = match prefix {
+            Some(Prefix::Pooled) => self.architecture.features(),
+            Some(Prefix::Tokens(_)) | None => self.architecture.width,
         };
         let dims = [images, rows.len() / (images * width), width];
         Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device)
@@ -319,18 +333,15 @@ impl AdaptedVit {
         self.inference.every(tokens, 0..first)
     }
 
-    /// The transformer with the trained changes added to its weights; `None` where there are none.
+    /// The transformer with its changed weights; `None` where there are none.
     fn changed(&self, leaves: &Leaves<'_>, trained: bool) -> Option<Vit> {
         if !copies_weights(&self.adaptation) {
             return None;
         }
         let mut source = |name: &str| {
-            let frozen = self.frozen[name].clone();
-            let frozen = if trained { frozen.autodiff() } else { frozen };
-            match leaves.change(name) {
-                Some(change) => frozen + change,
-                None => frozen,
-            }
+            let frozen = || self.frozen[name].clone();
+            let plain = || if trained { frozen().autodiff() } else { frozen() };
+            leaves.weight(name).unwrap_or_else(plain)
         };
         Some(Vit::of(&self.architecture, &mut source))
     }
@@ -341,8 +352,8 @@ impl AdaptedVit {
         Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device)
     }
 
-    fn leaves<'a>(&'a self, values: &[Vec<f32>], trained: bool) -> Leaves<'a> {
-        Leaves::new(&self.layout, values, &self.device, trained)
+    fn leaves<'a>(&'a self, values: &Placed, trained: bool) -> Leaves<'a> {
+        Leaves::new(&self.layout, values, trained)
     }
 }
 

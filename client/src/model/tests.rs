@@ -9,7 +9,7 @@ use tributary_shared::contract::AdapterContract;
 use tributary_shared::head::Head;
 use tributary_shared::layout::TensorSpec;
 
-use super::{AdaptedVit, Backbone, Compute, Dropout, Input, Values, random_backbone};
+use super::{AdaptedVit, Backbone, Compute, Dropout, Input, Level, Values, random_backbone};
 
 const OUTPUTS: usize = 2;
 const IMAGES: usize = 3;
@@ -109,7 +109,8 @@ impl Trial {
     /// Half the squared logits, summed: its derivative is the logits.
     fn gradient(&self, values: &[Vec<f32>], rows: &[f32], images: usize) -> (f64, Values) {
         let input = Input::Patches { rows, images };
-        let gradient = self.model.gradient(values, input, &mut Dropout::off(), half_square);
+        let values = self.model.place(values);
+        let gradient = self.model.gradient(&values, input, &mut Dropout::off(), half_square);
         (gradient.loss, gradient.values)
     }
 }
@@ -265,12 +266,16 @@ fn each_images_gradient_is_that_of_a_batch_of_one() {
 fn the_prefix_computed_apart_gives_the_same_bits() {
     for trial in trials() {
         let values = trial.moved();
-        let Some(prefix) = trial.model.prefix(&trial.rows, IMAGES) else {
+        let Some(prefix) = trial.model.prefix_of(Level::Features) else {
             assert!(trial.what.starts_with("Full"), "{}", trial.what);
             continue;
         };
+        let numbers = trial.model.prefix_numbers(prefix);
+        let prefix = trial.model.prefix(prefix, &trial.rows, IMAGES);
+        assert_eq!(prefix.len(), IMAGES * numbers, "{}", trial.what);
         let (loss, whole) = trial.gradient(&values, &trial.rows, IMAGES);
         let input = Input::Prefix { rows: &prefix, images: IMAGES };
+        let values = trial.model.place(&values);
         let apart = trial.model.gradient(&values, input, &mut Dropout::off(), half_square);
         assert_eq!(apart.values, whole, "{}", trial.what);
         assert_eq!(apart.loss.to_bits(), loss.to_bits());

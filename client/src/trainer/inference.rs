@@ -97,10 +97,20 @@ impl Inference<'_> {
         control: &Control,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Evaluation, TrainError> {
-        let session = self.session()?;
+        self.evaluate_in(&self.session()?, indices, control, progress)
+    }
+
+    /// As [`Self::evaluate`], with the model where it already is.
+    pub(super) fn evaluate_in(
+        &self,
+        session: &Session<'_>,
+        indices: &[usize],
+        control: &Control,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Evaluation, TrainError> {
         let asked = units(self.manifest, self.dataset, indices)?;
         let outputs = session.outputs(self.values, self.dataset, &asked, (control, progress))?;
-        let said: Vec<Vec<f32>> = outputs.iter().map(|outputs| said(&session, outputs)).collect();
+        let said: Vec<Vec<f32>> = outputs.iter().map(|outputs| said(session, outputs)).collect();
         let mut evaluation = Evaluation {
             cases: asked.len() as u64,
             loss: session.mean_loss(self.dataset, &asked, &outputs)?,
@@ -110,7 +120,7 @@ impl Inference<'_> {
             asked.iter().map(|unit| self.dataset.cases()[unit.first()].label.clone()).collect();
         match self.manifest.task {
             Task::Segmentation { .. } => {
-                let overlap = self.overlap(&session, &asked, &outputs)?;
+                let overlap = self.overlap(session, &asked, &outputs)?;
                 evaluation.dice = overlap.mean_dice();
                 evaluation.dice_of_class = overlap.dice();
             }

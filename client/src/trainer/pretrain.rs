@@ -18,8 +18,8 @@ use super::session::{TrainError, add, check_stop, shuffled};
 use super::{Control, Meter, Phase, Progress};
 use crate::data::Dataset;
 use crate::model::{
-    Backbone, Compute, Gradient, Leaves, Linear, Trunk, Values, Vit, backbone_layout, download,
-    linear_of, positions, untrained,
+    Backbone, Compute, Gradient, Leaves, Linear, Placed, Trunk, Values, Vit, backbone_layout,
+    download, linear_of, positions, untrained,
 };
 
 /// Images of one shard; a quarter of their tokens is what the encoder computes.
@@ -155,7 +155,8 @@ impl<'a> Autoencoder<'a> {
 
     /// `weight` times the mean squared error over hidden patches, and its gradient.
     fn gradient(&self, values: &[Vec<f32>], masked: &Masked, seen: Seen, weight: f64) -> Gradient {
-        let leaves = Leaves::new(&self.layout, values, self.compute.device(), true);
+        let values = Placed::plain(&self.layout, values, self.compute.device());
+        let leaves = Leaves::new(&self.layout, &values, true);
         let guess = self.guess(&leaves, masked, seen);
         let error = guess - self.tensor(&masked.targets, masked.images, masked.hidden());
         let loss = (error.clone() * error).mean().mul_scalar(weight);

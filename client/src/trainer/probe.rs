@@ -34,11 +34,13 @@ pub fn linear_probe(
     let model = AdaptedVit::new(backbone, &contract, compute);
     let images = session::shard_images(backbone);
     let mut features = |indices: &[usize]| {
-        let of_shard = |rows: &[f32], images: usize| model.features(rows, images);
-        let rows = |shard: &[usize]| image_rows(&model, dataset, shard, &Draws::default());
+        let of_shard = |shard: &[usize]| {
+            let rows = image_rows(&model, dataset, shard, &Draws::default())?;
+            Ok(session::cut(&model.features(&rows, shard.len()), shard.len()))
+        };
         let mut tell = |done| progress(done);
         let watch: (&Control, &mut dyn FnMut(Progress)) = (control, &mut tell);
-        session::map_shards(indices, images, Phase::Features, watch, &rows, &of_shard)
+        session::map_shards(indices, images, Phase::Features, watch, &of_shard)
     };
     let (mut train, mut held) = (features(&split.train)?, features(&split.holdout)?);
     standardise(&mut train, &mut held);

@@ -43,6 +43,7 @@ pub fn run(options: &TrainerBenchOptions) -> Result<Measured, Failed> {
         round: 1,
         site: "bench",
         compute: &Compute::cpu(),
+        cache: None,
     };
     let mut clock = StepClock::new(options);
     let trained = train(&local, &clock.control.clone(), &mut |progress| clock.hear(&progress));
