@@ -4,11 +4,12 @@ mod through;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::Architecture;
 use tributary_shared::contract::AdapterContract;
 use tributary_shared::layout::Layout;
+use tributary_shared::training::Precision;
 
 pub(crate) use self::through::HeadOf;
 pub(crate) use self::through::Level;
@@ -16,7 +17,7 @@ use super::adapter::{Adapter, Dropout};
 use super::backbone::Backbone;
 use super::compute::Compute;
 use super::trained::{Leaves, Placed};
-use super::vit::{Vit, patchify};
+use super::vit::{Vit, is_mapping, patchify, typed};
 
 /// One flat vector a tensor, in a layout's order.
 pub type Values = Vec<Vec<f32>>;
@@ -41,6 +42,11 @@ pub struct SampleGradients {
 }
 
 impl SampleGradients {
+    /// Images that it holds the gradients of.
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
     /// One image's gradient, tensor after tensor in the layout's order.
     pub fn of(&self, image: usize) -> Values {
         let part = |tensor: &Vec<f32>| {
@@ -64,12 +70,20 @@ impl SampleGradients {
     }
 }
 
-/// An adaptation whose gradients are not computed image by image.
+/// Why gradients are not computed image by image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "per-sample gradients of kind = \"{0}\" would need one copy of every trained backbone weight for each image; use lora, houlsby, adaptformer, prompts, bitfit or head_only"
-)]
-pub struct NoSampleGradients(&'static str);
+pub enum NoSampleGradients {
+    /// The adaptation trains whole weights.
+    #[error(
+        "per-sample gradients of kind = \"{0}\" would need one copy of every trained backbone weight for each image; use lora, houlsby, adaptformer, prompts, bitfit or head_only"
+    )]
+    Weights(&'static str),
+    /// The loss is not a sum over single images' outputs.
+    #[error(
+        "a loss over bags, survival times or regions has no gradient of one image under the model's own head"
+    )]
+    Loss,
+}
 
 /// What of an image does not depend on the adapter and is all that the rest needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +111,9 @@ pub struct AdaptedVit {
     head_outputs: usize,
     layout: Layout,
     device: Device,
-    /// The frozen tensors by name, where whole weights are trained; empty otherwise.
+    /// What the frozen maps compute with.
+    dtype: DType,
+    /// The frozen tensors by name, in f32, where whole weights are trained; empty otherwise.
     frozen: BTreeMap<String, Tensor<1>>,
     /// Without autodiff: fused kernels, no graph.
     inference: Vit,
@@ -106,11 +122,24 @@ pub struct AdaptedVit {
 }
 
 impl AdaptedVit {
-    /// Puts `backbone` on the device.
+    /// Puts `backbone` on the device, to compute in f32.
     ///
     /// # Panics
     /// When `contract` is a rehearsal's, which has no model.
     pub fn new(backbone: &Backbone, contract: &AdapterContract, compute: &Compute) -> Self {
+        Self::of_precision(backbone, contract, compute, Precision::F32)
+    }
+
+    /// As [`Self::new`], the frozen maps in `precision`.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn of_precision(
+        backbone: &Backbone,
+        contract: &AdapterContract,
+        compute: &Compute,
+        precision: Precision,
+    ) -> Self {
         let device = compute.device();
         let tensors: BTreeMap<&str, Tensor<1>> = backbone
             .tensors()
@@ -119,14 +148,25 @@ impl AdaptedVit {
         let architecture = backbone.architecture();
         let adaptation =
             contract.adaptation.clone().expect("the contract of a model has its adaptation");
+        let dtype = match precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        };
         let owned = |(name, tensor): (&&str, &Tensor<1>)| ((*name).to_owned(), tensor.clone());
         let frozen = match copies_weights(&adaptation) {
             true => tensors.iter().map(owned).collect(),
             false => BTreeMap::new(),
         };
+        let reduced: BTreeMap<&str, Tensor<1>> = tensors
+            .into_iter()
+            .map(|(name, tensor)| {
+                (name, if is_mapping(name) { typed(tensor, dtype) } else { tensor })
+            })
+            .collect();
         Self {
-            inference: Vit::of(architecture, &mut |name| tensors[name].clone()),
-            training: Vit::of(architecture, &mut |name| tensors[name].clone().autodiff()),
+            inference: Vit::of(architecture, &mut |name| reduced[name].clone()),
+            training: Vit::of(architecture, &mut |name| reduced[name].clone().autodiff()),
+            dtype,
             architecture: architecture.clone(),
             adaptation,
             frozen,
@@ -223,18 +263,17 @@ impl AdaptedVit {
     /// Each image's own gradient, from one backward pass: every trained tensor is a leaf of one
     /// copy an image. `loss` is as for the plain gradient, the sum over the images; dividing by
     /// their number is the caller's. Nothing is dropped.
-    pub fn sample_gradients(
+    pub(crate) fn sample_gradients(
         &self,
-        values: &[Vec<f32>],
-        rows: &[f32],
-        images: usize,
+        values: &Placed,
+        input: Input<'_>,
         loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
     ) -> Result<SampleGradients, NoSampleGradients> {
         if copies_weights(&self.adaptation) {
-            return Err(NoSampleGradients(self.adaptation.name()));
+            return Err(NoSampleGradients::Weights(self.adaptation.name()));
         }
-        let leaves = Leaves::per_image(&self.layout, &self.place(values), images);
-        let input = Input::Patches { rows, images };
+        let (Input::Patches { images, .. } | Input::Prefix { images, .. }) = input;
+        let leaves = Leaves::per_image(&self.layout, values, images);
         let (loss, values) = self.backward(&leaves, input, &mut Dropout::off(), loss);
         Ok(SampleGradients { loss, images, values })
     }
@@ -341,7 +380,8 @@ impl AdaptedVit {
         let mut source = |name: &str| {
             let frozen = || self.frozen[name].clone();
             let plain = || if trained { frozen().autodiff() } else { frozen() };
-            leaves.weight(name).unwrap_or_else(plain)
+            let weight = leaves.weight(name).unwrap_or_else(plain);
+            if is_mapping(name) { typed(weight, self.dtype) } else { weight }
         };
         Some(Vit::of(&self.architecture, &mut source))
     }

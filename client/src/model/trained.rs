@@ -8,6 +8,7 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use tributary_shared::layout::{Layout, TensorSpec};
 
 use super::adapted::{Values, download};
+use super::vit::typed;
 
 /// Trained values on a device, `[1, elements]` each in the layout's order; what changes a frozen
 /// weight is there as the changed weight. All shards of a step share them.
@@ -132,11 +133,17 @@ pub(crate) enum Map {
 }
 
 impl Map {
-    /// `[images, tokens, in]` to `[images, tokens, out]`.
+    /// `[images, tokens, in]` to `[images, tokens, out]`, in the number type of `x`.
     pub(crate) fn apply(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Shared(weight) => linear(x, weight.clone(), None),
-            Self::PerImage(weight) => x.matmul(weight.clone()),
+            Self::Shared(weight) => {
+                let weight = typed(weight.clone(), x.dtype());
+                linear(x, weight, None)
+            }
+            Self::PerImage(weight) => {
+                let weight = typed(weight.clone(), x.dtype());
+                x.matmul(weight)
+            }
         }
     }
 
@@ -164,6 +171,8 @@ impl Layer {
     }
 
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.map.apply(x) + self.bias.clone()
+        let y = self.map.apply(x);
+        let bias = typed(self.bias.clone(), y.dtype());
+        y + bias
     }
 }

@@ -395,6 +395,7 @@ fn training_trouble(error: &TrainError) -> Trouble {
         | TrainError::Backbone { .. }
         | TrainError::Adapter(_)
         | TrainError::Input { .. }
+        | TrainError::NoSampleGradients(_)
         | TrainError::Diverged { .. } => error.to_string(),
     };
     Trouble::new(told, chain(error))

@@ -12,7 +12,7 @@ use crate::metrics::{
     Overlap, balanced_accuracy, concordance, macro_auroc, mean_grade_error, median_grade,
     quadratic_kappa,
 };
-use crate::model::{Backbone, Compute, Gradient};
+use crate::model::{Backbone, Compute, Gradient, SampleGradients};
 
 /// A trained adapter with images to look at.
 #[derive(Clone, Copy)]
@@ -171,6 +171,18 @@ impl Inference<'_> {
         let (weighing, draws) = (Weighing::default(), Draws::default());
         let step = Step { source: &source, weighing: &weighing, draws };
         session.gradient(self.values, &step, &asked, &Control::default())
+    }
+
+    /// Each labelled case's own gradient of its own loss, without dropout, several cases in one: what
+    /// clipping image by image needs.
+    pub fn sample_gradients(&self, indices: &[usize]) -> Result<Vec<SampleGradients>, TrainError> {
+        let session = self.session()?;
+        let asked = units(self.manifest, self.dataset, indices)?;
+        let cases: Vec<usize> = asked.iter().map(Unit::first).collect();
+        let source = Source::Images(self.dataset);
+        let (weighing, draws) = (Weighing::default(), Draws::default());
+        let step = Step { source: &source, weighing: &weighing, draws };
+        session.sample_gradients(self.values, &step, &cases)
     }
 
     fn session(&self) -> Result<Session<'_>, TrainError> {

@@ -189,7 +189,10 @@ impl<'a> Round<'a> {
         let mut best: Option<(f64, Values)> = None;
         let mut worse = 0;
         for epoch in 0..training.epochs {
-            let mut tell = |images, loss| progress(meter.advance(images, Some(loss)));
+            let mut tell = |images, loss| {
+                let reading_s = session.reading_s();
+                progress(Progress { reading_s, ..meter.advance(images, Some(loss)) });
+            };
             self.epoch(session, (source, control), epoch, (&mut optimizer, &mut done), &mut tell)?;
             let Some(stop) = &training.early_stop else { continue };
             let quiet: &mut dyn FnMut(Progress) = &mut |_| {};

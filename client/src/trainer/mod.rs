@@ -90,6 +90,9 @@ pub struct Progress {
     pub images_per_s: f64,
     /// Seconds left in this phase at that speed.
     pub eta_s: f64,
+    /// Seconds that threads spent on images on their way into the model, added up, since the
+    /// training began; 0 where nobody counts.
+    pub reading_s: f64,
 }
 
 /// Measures one phase.
@@ -118,6 +121,7 @@ impl Meter {
             loss,
             images_per_s: self.images as f64 / elapsed,
             eta_s: elapsed / self.step as f64 * (self.total_steps - self.step) as f64,
+            reading_s: 0.0,
         }
     }
 }

@@ -1,5 +1,8 @@
 //! A model with a run's task: batches cut into shards, computed in parallel, added in order.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha12Rng;
@@ -19,8 +22,8 @@ use super::units::Unit;
 use super::{Control, Meter, Phase, Progress};
 use crate::data::{DataError, Dataset, InputSpec, Label};
 use crate::model::{
-    AdaptedVit, Backbone, Compute, Dropout, Gradient, HeadOf, Input, Leaves, Level, Placed, Prefix,
-    Values,
+    AdaptedVit, Backbone, Compute, Dropout, Gradient, HeadOf, Input, Leaves, Level,
+    NoSampleGradients, Placed, Prefix, SampleGradients, Values,
 };
 
 /// Most images of one shard: what a core's cache holds of the demo's model.
@@ -76,6 +79,9 @@ pub enum TrainError {
         /// What is not finite.
         what: &'static str,
     },
+    /// No gradients image by image.
+    #[error(transparent)]
+    NoSampleGradients(#[from] NoSampleGradients),
 }
 
 /// A model on a device with a run's task.
@@ -90,6 +96,8 @@ pub(super) struct Session<'a> {
     shard_images: usize,
     /// Where prefixes are kept, with what they are.
     shelf: Option<(Shelf<'a>, Prefix)>,
+    /// Threads' time spent on inputs of a step, nanoseconds.
+    reading_ns: AtomicU64,
 }
 
 impl<'a> Session<'a> {
@@ -109,7 +117,7 @@ impl<'a> Session<'a> {
         }
         let device_likes = shard_images(backbone);
         Ok(Self {
-            model: AdaptedVit::new(backbone, &contract, compute),
+            model: AdaptedVit::of_precision(backbone, &contract, compute, training.precision),
             task: &manifest.task,
             training,
             bags: manifest.bags.as_ref(),
@@ -117,6 +125,7 @@ impl<'a> Session<'a> {
             dropout: adaptation.dropout(),
             shard_images: training.micro_batch.map_or(device_likes, |most| most.min(device_likes)),
             shelf: None,
+            reading_ns: AtomicU64::new(0),
         })
     }
 
@@ -136,7 +145,9 @@ impl<'a> Session<'a> {
         let InputSpec { mean, std, .. } = dataset.input();
         let (program, device, backbone) =
             (env!("CARGO_PKG_VERSION"), compute.device(), backbone.digest());
-        let key = format!("{program} {device:?}\n{backbone}\n{mean:?} {std:?}\n{prefix:?}");
+        let precision = self.training.precision;
+        let key =
+            format!("{program} {device:?} {precision:?}\n{backbone}\n{mean:?} {std:?}\n{prefix:?}");
         let shelf = cache.shelf(&key, self.model.prefix_numbers(prefix), images);
         self.shelf = shelf.map(|shelf| (shelf, prefix));
     }
@@ -195,6 +206,28 @@ impl<'a> Session<'a> {
         let parts: Result<Vec<Gradient>, TrainError> =
             shards.into_par_iter().enumerate().map(of_shard).collect();
         sum(parts?).ok_or(TrainError::NoCases)
+    }
+
+    /// The gradient of each case's own loss, of a shard after another; nothing is dropped.
+    pub(super) fn sample_gradients(
+        &self,
+        values: &[Vec<f32>],
+        step: &Step<'_>,
+        cases: &[usize],
+    ) -> Result<Vec<SampleGradients>, TrainError> {
+        if self.gathers() || self.stretch.is_some() {
+            return Err(NoSampleGradients::Loss.into());
+        }
+        let values = &self.model.place(values);
+        let of_shard = |shard: &[usize]| {
+            let rows = self.rows(step.source, &step.draws, shard)?;
+            let units: Vec<Unit> = shard.iter().map(|case| Unit { cases: vec![*case] }).collect();
+            let truths = truths(step.source.dataset(), &units, &step.draws)?;
+            let loss = |outputs: &[f32]| self.loss(step.weighing, outputs, &truths, 1.0);
+            Ok(self.model.sample_gradients(values, rows.input(shard.len()), loss)?)
+        };
+        let shards: Vec<&[usize]> = cases.chunks(self.shard_images).collect();
+        shards.into_par_iter().map(of_shard).collect()
     }
 
     /// Whether a loss needs the features of several images at once.
@@ -382,6 +415,23 @@ impl<'a> Session<'a> {
 
     /// Model inputs of `cases`.
     fn rows(
+        &self,
+        source: &Source<'_>,
+        draws: &Draws<'_>,
+        cases: &[usize],
+    ) -> Result<Rows, TrainError> {
+        let began = Instant::now();
+        let rows = self.rows_now(source, draws, cases);
+        self.reading_ns.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        rows
+    }
+
+    /// Threads' time spent so far on model inputs, a prefix that had to be computed included, seconds.
+    pub(super) fn reading_s(&self) -> f64 {
+        self.reading_ns.load(Ordering::Relaxed) as f64 / 1e9
+    }
+
+    fn rows_now(
         &self,
         source: &Source<'_>,
         draws: &Draws<'_>,
