@@ -28,6 +28,7 @@ pub use untrained::random_backbone;
 pub(crate) use adapted::{HeadOf, Input, Level, Prefix, download};
 pub(crate) use adapter::Dropout;
 pub(crate) use backbone::write_whole;
+pub(crate) use compute::Shard;
 pub(crate) use trained::{Leaves, Placed};
 pub(crate) use untrained::{positions, untrained};
 pub(crate) use vit::{Linear, Trunk, Vit, linear_of, patchify};

@@ -269,11 +269,12 @@ fn each_images_gradient_is_that_of_a_batch_of_one() {
             let found_one = found.of(image).concat();
             assert_eq!(found_one.len(), expected.len(), "{}", trial.what);
             // One row and three rows are multiplied by different kernels, which round otherwise:
-            // 1.02e-6 at most was measured.
+            // 1.02e-6 at most was measured, 1.2e-6 with LibTorch.
+            let allowed = if cfg!(feature = "tch") { 3e-6 } else { 1.1e-6 };
             let largest = expected.iter().fold(1.0f32, |most, g| most.max(g.abs()));
             for (found, expected) in found_one.iter().zip(&expected) {
                 let apart = (found - expected).abs();
-                assert!(apart <= 1.1e-6 * largest, "{}: {found} {expected}", trial.what);
+                assert!(apart <= allowed * largest, "{}: {found} {expected}", trial.what);
             }
             assert!((found.norms()[image] / norm(&expected) - 1.0).abs() < 1e-5);
         }

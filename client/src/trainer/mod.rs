@@ -17,6 +17,7 @@ mod pretrain;
 mod probe;
 mod segmentation;
 mod session;
+mod shards;
 mod survival;
 mod units;
 

@@ -14,7 +14,8 @@ use tributary_shared::layout::{Layout, TensorSpec};
 
 use self::mask::{Masked, masked};
 use super::optimizer::{AdamW, clip, learning_rate};
-use super::session::{TrainError, add, check_stop, shuffled};
+use super::session::{TrainError, check_stop, shuffled};
+use super::shards::add;
 use super::{Control, Meter, Phase, Progress};
 use crate::data::Dataset;
 use crate::model::{

@@ -9,7 +9,7 @@ use super::batch::{Draws, image_rows};
 use super::loss::{case_loss, probabilities};
 use super::optimizer::AdamW;
 use super::session::TrainError;
-use super::{Control, Phase, Progress, session};
+use super::{Control, Phase, Progress, shards};
 use crate::data::{Dataset, Label, Split};
 use crate::metrics::macro_auroc;
 use crate::model::{AdaptedVit, Backbone, Compute};
@@ -32,15 +32,15 @@ pub fn linear_probe(
     let contract =
         AdapterContract::new(backbone.digest(), shape, Adaptation::HeadOnly, head, outputs);
     let model = AdaptedVit::new(backbone, &contract, compute);
-    let images = session::shard_images(backbone);
+    let images = shards::shard_images(backbone, compute);
     let mut features = |indices: &[usize]| {
         let of_shard = |shard: &[usize]| {
             let rows = image_rows(&model, dataset, shard, &Draws::default())?;
-            Ok(session::cut(&model.features(&rows, shard.len()), shard.len()))
+            Ok(shards::cut(&model.features(&rows, shard.len()), shard.len()))
         };
         let mut tell = |done| progress(done);
         let watch: (&Control, &mut dyn FnMut(Progress)) = (control, &mut tell);
-        session::map_shards(indices, images, Phase::Features, watch, &of_shard)
+        shards::map_shards(indices, images, Phase::Features, watch, &of_shard)
     };
     let (mut train, mut held) = (features(&split.train)?, features(&split.holdout)?);
     standardise(&mut train, &mut held);

@@ -17,19 +17,15 @@ use super::cache::{PrefixCache, Shelf};
 use super::heads::{pool_bags, segment};
 use super::loss::Weighing;
 use super::segmentation::{Stretch, segmentation_loss};
+use super::shards::{add, cut, map_shards, shard_images, sum};
 use super::survival::{FollowUp, cox_loss};
 use super::units::Unit;
-use super::{Control, Meter, Phase, Progress};
+use super::{Control, Phase, Progress};
 use crate::data::{DataError, Dataset, InputSpec, Label};
 use crate::model::{
     AdaptedVit, Backbone, Compute, Dropout, Gradient, HeadOf, Input, Leaves, Level,
-    NoSampleGradients, Placed, Prefix, SampleGradients, Values,
+    NoSampleGradients, Placed, Prefix, SampleGradients,
 };
-
-/// Most images of one shard: what a core's cache holds of the demo's model.
-const SHARD_IMAGES_MAX: usize = 8;
-/// Multiplications of one shard's forward pass, so that a stop is heard within a second.
-const SHARD_WORK: usize = 2_000_000_000;
 
 /// Why a training or an evaluation gave no result.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +111,7 @@ impl<'a> Session<'a> {
             let (expected, found) = (asked.digest, backbone.digest());
             return Err(TrainError::Backbone { expected, found });
         }
-        let device_likes = shard_images(backbone);
+        let device_likes = shard_images(backbone, compute);
         Ok(Self {
             model: AdaptedVit::of_precision(backbone, &contract, compute, training.precision),
             task: &manifest.task,
@@ -522,11 +518,6 @@ fn rows_of(features: &[Vec<f32>], cases: &[usize]) -> Vec<f32> {
     cases.iter().flat_map(|index| features[*index].iter().copied()).collect()
 }
 
-/// `flat` as `rows` rows.
-pub(super) fn cut(flat: &[f32], rows: usize) -> Vec<Vec<f32>> {
-    flat.chunks(flat.len() / rows).map(<[f32]>::to_vec).collect()
-}
-
 fn as_it_is(_: &Leaves<'_>, features: burn::tensor::Tensor<3>) -> burn::tensor::Tensor<3> {
     features
 }
@@ -540,54 +531,6 @@ pub(super) fn follow_ups(truths: &[Truth<'_>]) -> Vec<FollowUp> {
         Truth::Label(_) | Truth::Mask(_) => None,
     };
     truths.iter().filter_map(of).collect()
-}
-
-fn sum(parts: Vec<Gradient>) -> Option<Gradient> {
-    let mut parts = parts.into_iter();
-    let mut whole = parts.next()?;
-    for part in parts {
-        whole.loss += part.loss;
-        add(&mut whole.values, &part.values);
-    }
-    Some(whole)
-}
-
-/// Gives a row for each of a shard's cases.
-pub(super) type OfShard<'a> = dyn Fn(&[usize]) -> Result<Vec<Vec<f32>>, TrainError> + Sync + 'a;
-
-/// One row of `of_shard` a case, in the order of `cases`.
-pub(super) fn map_shards(
-    cases: &[usize],
-    shard_images: usize,
-    phase: Phase,
-    (control, progress): (&Control, &mut dyn FnMut(Progress)),
-    of_shard: &OfShard<'_>,
-) -> Result<Vec<Vec<f32>>, TrainError> {
-    // Between groups progress is told; inside one, shards keep every thread busy.
-    let group_images = shard_images * 2 * rayon::current_num_threads();
-    let mut meter = Meter::new(phase, cases.len().div_ceil(group_images) as u64);
-    let mut all = Vec::with_capacity(cases.len());
-    for group in cases.chunks(group_images) {
-        let shards: Vec<&[usize]> = group.chunks(shard_images).collect();
-        let unless_stopped = |shard: &[usize]| check_stop(control).and_then(|()| of_shard(shard));
-        let parts: Result<Vec<_>, _> = shards.into_par_iter().map(unless_stopped).collect();
-        all.extend(parts?.into_iter().flatten());
-        progress(meter.advance(group.len(), None));
-    }
-    Ok(all)
-}
-
-pub(super) fn shard_images(backbone: &Backbone) -> usize {
-    let work = backbone.parameters() * backbone.architecture().tokens();
-    // LibTorch parallelises inside its kernels and wants few, large calls.
-    let images_max = if cfg!(feature = "tch") { 64 } else { SHARD_IMAGES_MAX };
-    (SHARD_WORK / work).clamp(1, images_max)
-}
-
-pub(super) fn add(sum: &mut Values, part: &[Vec<f32>]) {
-    for (sum, part) in sum.iter_mut().zip(part) {
-        sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
-    }
 }
 
 pub(super) fn check_stop(control: &Control) -> Result<(), TrainError> {
