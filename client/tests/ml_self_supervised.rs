@@ -153,6 +153,7 @@ fn federate(run: &RunManifest, backbone: &Backbone, sites: &[Dataset]) -> (Value
                     round,
                     site: &format!("site-{number}"),
                     compute: &Compute::cpu(),
+                    cache: None,
                 };
                 train(&work, &Control::default(), &mut |_| {}).unwrap()
             })

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use burn::tensor::module::{attention, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Int, Tensor, activation};
+use burn::tensor::{DType, Int, Tensor, activation};
 use tributary_shared::adaptation::Target;
 use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
 
@@ -16,6 +16,18 @@ use super::adapter::{Adapter, Dropout, Sublayer};
 
 /// Gives the flat tensor of a name.
 pub(crate) type TensorSource<'a> = dyn FnMut(&str) -> Tensor<1> + 'a;
+
+/// `x` with numbers of type `dtype`: itself where it has them.
+pub(crate) fn typed<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
+}
+
+/// Whether the tensor of this name belongs to a map that may compute in less than f32.
+pub(crate) fn is_mapping(name: &str) -> bool {
+    let of_block =
+        name.starts_with("blocks.") && (name.contains(".attn.") || name.contains(".mlp."));
+    of_block || name.starts_with("patch_embed.")
+}
 
 /// Weight `[in, out]` (a view of the stored `[out, in]`) and bias `[out]`.
 #[derive(Clone, Debug)]
@@ -26,12 +38,17 @@ pub(crate) struct Linear {
 
 impl Linear {
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        linear(x, self.weight.clone(), Some(self.bias.clone()))
+        linear(typed(x, self.dtype()), self.weight.clone(), Some(self.bias.clone()))
+    }
+
+    /// What it computes with.
+    pub(crate) fn dtype(&self) -> DType {
+        self.weight.dtype()
     }
 
     /// Without the bias.
     pub(crate) fn product(&self, x: Tensor<3>) -> Tensor<3> {
-        linear(x, self.weight.clone(), None)
+        linear(typed(x, self.dtype()), self.weight.clone(), None)
     }
 
     /// The bias as `[1, 1, out]`.
@@ -55,7 +72,7 @@ pub(crate) fn linear_of(source: &mut TensorSource<'_>, name: &str, out: usize) -
     }
 }
 
-/// LayerNorm over the last axis.
+/// LayerNorm over the last axis, in f32.
 #[derive(Clone, Debug)]
 pub(crate) struct Norm {
     weight: Tensor<1>,
@@ -117,22 +134,24 @@ impl Block {
         let k = maps.apply(Target::K, &self.k, normed.clone());
         let v = maps.apply(Target::V, &self.v, normed);
         let mixed = maps.apply(Target::Proj, &self.proj, attend(q, k, v, heads));
-        let x = first(x) + maps.after(Sublayer::Attention, self.scaled(0, mixed));
+        let mixed = maps.after(Sublayer::Attention, self.scaled(0, mixed));
+        let x = first(x) + typed(mixed, DType::F32);
         let normed = maps.norm("norm2", &self.norm2, x.clone());
         let beside = maps.adapter.and_then(|adapter| adapter.beside(maps.block, &normed));
         let hidden = maps.apply(Target::Fc1, &self.fc1, normed);
         let hidden = maps.nonlinearity.apply(hidden);
         let hidden = maps.apply(Target::Fc2, &self.fc2, hidden);
-        let x = x + maps.after(Sublayer::Mlp, self.scaled(1, hidden));
+        let hidden = maps.after(Sublayer::Mlp, self.scaled(1, hidden));
+        let x = x + typed(hidden, DType::F32);
         match beside {
-            Some(beside) => x + beside,
+            Some(beside) => x + typed(beside, DType::F32),
             None => x,
         }
     }
 
     fn scaled(&self, branch: usize, x: Tensor<3>) -> Tensor<3> {
         match &self.scales {
-            Some(scales) => x * scales[branch].clone(),
+            Some(scales) => typed(x, DType::F32) * scales[branch].clone(),
             None => x,
         }
     }
@@ -176,8 +195,16 @@ fn attend(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
         let tokens = x.dims()[1];
         x.reshape([images, tokens, heads, width / heads]).swap_dims(1, 2)
     };
-    let options = AttentionModuleOptions::default();
-    let mixed = attention(split(q), split(k), split(v), None, None, options);
+    let dtype = q.dtype();
+    let (q, k, v) = (split(q), split(k), split(v));
+    let mixed = if dtype == DType::F32 {
+        attention(q, k, v, None, None, AttentionModuleOptions::default())
+    } else {
+        // burn's own would take the softmax in the type of its inputs.
+        let scale = 1.0 / ((width / heads) as f64).sqrt();
+        let scores = typed(q.mul_scalar(scale).matmul(k.swap_dims(2, 3)), DType::F32);
+        typed(activation::softmax(scores, 3), dtype).matmul(v)
+    };
     mixed.swap_dims(1, 2).reshape([images, kept, width])
 }
 
@@ -185,6 +212,8 @@ fn attend(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
 struct Maps<'a> {
     block: usize,
     nonlinearity: Nonlinearity,
+    /// What the maps compute with.
+    dtype: DType,
     adapter: Option<&'a Adapter>,
     dropout: &'a mut Dropout,
 }
@@ -198,7 +227,7 @@ impl Maps<'_> {
     }
 
     fn norm(&self, module: &'static str, norm: &Norm, x: Tensor<3>) -> Tensor<3> {
-        let y = norm.forward(x);
+        let y = typed(norm.forward(x), self.dtype);
         match self.adapter {
             Some(adapter) => adapter.shifted(self.block, module, y),
             None => y,
@@ -258,7 +287,8 @@ impl Trunk {
                 x = adapter.prompted(i, own, x);
             }
             let kept = if i + 1 == self.blocks.len() { kept } else { x.dims()[1] };
-            let mut maps = Maps { block: i, nonlinearity: self.nonlinearity, adapter, dropout };
+            let (nonlinearity, dtype) = (self.nonlinearity, self.blocks[i].q.dtype());
+            let mut maps = Maps { block: i, nonlinearity, dtype, adapter, dropout };
             x = self.blocks[i].forward(x, kept, self.heads, &mut maps);
         }
         x
@@ -320,7 +350,12 @@ impl Vit {
         let [images, seen, _] = patches.dims();
         let table = self.positions.clone().squeeze_dim::<2>(0);
         let positions = table.select(0, places).reshape([images, seen, self.architecture.width]);
-        self.with_prefix(self.patch_embed.forward(patches) + positions)
+        self.embed(patches, positions)
+    }
+
+    /// Patches at `positions` behind the prefix.
+    fn embed(&self, patches: Tensor<3>, positions: Tensor<3>) -> Tensor<3> {
+        self.with_prefix(typed(self.patch_embed.forward(patches), DType::F32) + positions)
     }
 
     /// What enters the first block: class token and registers, if there are any, before embedded
@@ -354,7 +389,7 @@ impl Vit {
 
     /// The tokens that enter the first block.
     pub(crate) fn tokens(&self, patches: Tensor<3>) -> Tensor<3> {
-        self.with_prefix(self.patch_embed.forward(patches) + self.positions.clone())
+        self.embed(patches, self.positions.clone())
     }
 
     /// The patches' tokens after `blocks` and the final norm, `[images, patches, width]`.

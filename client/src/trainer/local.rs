@@ -6,6 +6,7 @@ use tributary_shared::manifest::{RunManifest, Task, Training};
 use tributary_shared::terms::SiteMetrics;
 
 use super::batch::{Draws, Source, Step};
+use super::cache::PrefixCache;
 use super::descent::{Descent, Path};
 use super::loss::Weighing;
 use super::optimizer::AdamW;
@@ -35,6 +36,8 @@ pub struct LocalTraining<'a> {
     pub site: &'a str,
     /// Where to compute.
     pub compute: &'a Compute,
+    /// Where the frozen part of the work is kept.
+    pub cache: Option<&'a PrefixCache>,
 }
 
 /// What one round's training gave.
@@ -61,13 +64,17 @@ pub fn train(
     if let Task::SelfSupervised { objective } = &work.manifest.task {
         return self_supervised::train(work, objective, (control, progress));
     }
-    let session = Session::new(work.backbone, work.manifest, work.compute)?;
+    let mut session = Session::new(work.backbone, work.manifest, work.compute)?;
     session.check(work.base, work.dataset)?;
     let cases = units(work.manifest, work.dataset, &work.split.train)?;
     if cases.is_empty() {
         return Err(TrainError::NoCases);
     }
-    let mut metrics = holdout_metrics(work, control, progress)?;
+    if let Some(cache) = work.cache {
+        let images = work.split.train.len() + work.split.holdout.len();
+        session.keep(cache, work.dataset, (work.backbone, work.compute), images);
+    }
+    let mut metrics = holdout_metrics(&session, work, control, progress)?;
     let began = Instant::now();
     let features = match session.trains_head_alone() {
         true => Some(frozen_features(&session, work, &cases, (control, progress))?),
@@ -86,6 +93,7 @@ pub fn train(
 }
 
 fn holdout_metrics(
+    session: &Session<'_>,
     work: &LocalTraining<'_>,
     control: &Control,
     progress: &mut dyn FnMut(Progress),
@@ -97,7 +105,7 @@ fn holdout_metrics(
         dataset: work.dataset,
         compute: work.compute,
     };
-    let evaluation = inference.evaluate(&work.split.holdout, control, progress)?;
+    let evaluation = inference.evaluate_in(session, &work.split.holdout, control, progress)?;
     Ok(SiteMetrics {
         holdout_cases: evaluation.cases,
         holdout_loss: evaluation.loss,
@@ -118,8 +126,7 @@ fn frozen_features(
     watch: (&Control, &mut dyn FnMut(Progress)),
 ) -> Result<Vec<Vec<f32>>, TrainError> {
     let cases: Vec<usize> = units.iter().flat_map(|unit| unit.cases.clone()).collect();
-    let of_shard = |rows: &[f32], images: usize| session.model.features(rows, images);
-    let found = session.map_cases(work.dataset, &cases, Phase::Features, watch, &of_shard)?;
+    let found = session.pooled_features(work.dataset, &cases, watch)?;
     let mut rows = vec![Vec::new(); work.dataset.len()];
     for (index, row) in cases.iter().zip(found) {
         rows[*index] = row;
@@ -189,7 +196,10 @@ impl<'a> Round<'a> {
         let mut best: Option<(f64, Values)> = None;
         let mut worse = 0;
         for epoch in 0..training.epochs {
-            let mut tell = |images, loss| progress(meter.advance(images, Some(loss)));
+            let mut tell = |images, loss| {
+                let reading_s = session.reading_s();
+                progress(Progress { reading_s, ..meter.advance(images, Some(loss)) });
+            };
             self.epoch(session, (source, control), epoch, (&mut descent, &mut done), &mut tell)?;
             let Some(stop) = &training.early_stop else { continue };
             let quiet: &mut dyn FnMut(Progress) = &mut |_| {};

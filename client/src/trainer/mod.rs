@@ -6,6 +6,7 @@
 //! the same bits, however many threads compute it.
 
 mod batch;
+mod cache;
 mod descent;
 mod heads;
 mod inference;
@@ -18,9 +19,11 @@ mod probe;
 mod segmentation;
 mod self_supervised;
 mod session;
+mod shards;
 mod survival;
 mod units;
 
+pub use cache::PrefixCache;
 pub use inference::{Evaluation, Inference, prediction_columns};
 pub use local::{LocalTraining, LocalUpdate, train};
 pub use loss::{Loss, Weighing, case_loss, probabilities};
@@ -91,6 +94,9 @@ pub struct Progress {
     pub images_per_s: f64,
     /// Seconds left in this phase at that speed.
     pub eta_s: f64,
+    /// Seconds that threads spent on images on their way into the model, added up, since the
+    /// training began; 0 where nobody counts.
+    pub reading_s: f64,
 }
 
 /// Measures one phase.
@@ -119,6 +125,7 @@ impl Meter {
             loss,
             images_per_s: self.images as f64 / elapsed,
             eta_s: elapsed / self.step as f64 * (self.total_steps - self.step) as f64,
+            reading_s: 0.0,
         }
     }
 }

@@ -11,7 +11,8 @@ use tributary_shared::objective::Objective;
 use super::descent::{Descent, Path};
 use super::optimizer::AdamW;
 use super::self_supervised::{Learner, Passes, Views};
-use super::session::{TrainError, shard_images};
+use super::session::TrainError;
+use super::shards::shard_images;
 use super::{Control, Meter, Phase, Progress};
 use crate::data::Dataset;
 use crate::model::{AdaptedVit, Backbone, Compute, Values, backbone_layout, positions, untrained};
@@ -114,7 +115,7 @@ pub fn pretrain(
     let learner = Learner {
         model: &model,
         objective: &plan.objective,
-        shard_images: shard_images(&nothing),
+        shard_images: shard_images(&nothing, compute),
         dropout: 0.0,
     };
     let mut meter = Meter::new(Phase::Training, total);

@@ -9,7 +9,7 @@ use super::batch::{Draws, image_rows};
 use super::loss::{case_loss, probabilities};
 use super::optimizer::AdamW;
 use super::session::TrainError;
-use super::{Control, Phase, Progress, session};
+use super::{Control, Phase, Progress, shards};
 use crate::data::{Dataset, Label, Split};
 use crate::metrics::macro_auroc;
 use crate::model::{AdaptedVit, Backbone, Compute};
@@ -42,16 +42,20 @@ pub fn linear_probe(
     let plain = AdapterContract::new(digest, shape, Adaptation::HeadOnly, head, outputs);
     let contract = of.adapter.map_or(&plain, |(contract, _)| contract);
     let model = AdaptedVit::new(backbone, contract, compute);
-    let images = session::shard_images(backbone);
+    let adapted = of.adapter.map(|(_, values)| model.place(values));
+    let images = shards::shard_images(backbone, compute);
     let mut features = |indices: &[usize]| {
-        let of_shard = |rows: &[f32], images: usize| match of.adapter {
-            Some((_, values)) => model.adapted_features(values, rows, images),
-            None => model.features(rows, images),
+        let of_shard = |shard: &[usize]| {
+            let rows = image_rows(&model, dataset, shard, &Draws::default())?;
+            let features = match &adapted {
+                Some(values) => model.adapted_features(values, &rows, shard.len()),
+                None => model.features(&rows, shard.len()),
+            };
+            Ok(shards::cut(&features, shard.len()))
         };
-        let rows = |shard: &[usize]| image_rows(&model, dataset, shard, &Draws::default());
         let mut tell = |done| progress(done);
         let watch: (&Control, &mut dyn FnMut(Progress)) = (control, &mut tell);
-        session::map_shards(indices, images, Phase::Features, watch, &rows, &of_shard)
+        shards::map_shards(indices, images, Phase::Features, watch, &of_shard)
     };
     let (mut train, mut held) = (features(&split.train)?, features(&split.holdout)?);
     standardise(&mut train, &mut held);

@@ -3,7 +3,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 
-use super::{AdaptedVit, Gradient, Input, Leaves, download};
+use super::{AdaptedVit, Gradient, Input, Leaves, Placed, download};
 use crate::model::Dropout;
 
 /// What a head takes of each image.
@@ -22,7 +22,12 @@ pub(crate) type HeadOf<'a> = dyn Fn(&Leaves<'_>, Tensor<3>) -> Tensor<3> + Sync 
 
 impl AdaptedVit {
     /// What the adapted backbone gives to the head: `[images, features]`.
-    pub fn adapted_features(&self, values: &[Vec<f32>], rows: &[f32], images: usize) -> Vec<f32> {
+    pub(crate) fn adapted_features(
+        &self,
+        values: &Placed,
+        rows: &[f32],
+        images: usize,
+    ) -> Vec<f32> {
         let (input, level) = (Input::Patches { rows, images }, Level::Features);
         self.through(values, input, level, &mut Dropout::off(), &|_, features| features)
     }
@@ -30,22 +35,21 @@ impl AdaptedVit {
     /// The outputs of `head`, no graph built.
     pub(crate) fn through(
         &self,
-        values: &[Vec<f32>],
+        values: &Placed,
         input: Input<'_>,
         level: Level,
         dropout: &mut Dropout,
         head: &HeadOf<'_>,
     ) -> Vec<f32> {
         let leaves = self.leaves(values, false);
-        let (_, below) = self.below_head(&leaves, input, level, dropout, false);
-        download(head(&leaves, below))
+        download(head(&leaves, self.level(&leaves, input, level, dropout, false)))
     }
 
     /// The gradient of a loss of which `loss` knows, given the outputs of `head`, its value and its
     /// derivative by each output.
     pub(crate) fn gradient_through(
         &self,
-        values: &[Vec<f32>],
+        values: &Placed,
         input: Input<'_>,
         level: Level,
         dropout: &mut Dropout,
@@ -53,7 +57,7 @@ impl AdaptedVit {
         loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
     ) -> Gradient {
         let leaves = self.leaves(values, true);
-        let (_, below) = self.below_head(&leaves, input, level, dropout, true);
+        let below = self.level(&leaves, input, level, dropout, true);
         let outputs = head(&leaves, below);
         let (loss, by_output) = loss(&download(outputs.clone().inner()));
         let mut gradients =
@@ -65,7 +69,7 @@ impl AdaptedVit {
     /// each number that enters: where a batch's images meet before there is a loss.
     pub(crate) fn head_gradient(
         &self,
-        values: &[Vec<f32>],
+        values: &Placed,
         inputs: &[f32],
         dims: [usize; 3],
         head: &HeadOf<'_>,
@@ -85,12 +89,23 @@ impl AdaptedVit {
     /// The outputs of `head` over what is given to it, no graph built.
     pub(crate) fn head_outputs_of(
         &self,
-        values: &[Vec<f32>],
+        values: &Placed,
         inputs: &[f32],
         dims: [usize; 3],
         head: &HeadOf<'_>,
     ) -> Vec<f32> {
         download(head(&self.leaves(values, false), self.plain(inputs.to_vec(), dims)))
+    }
+
+    fn level(
+        &self,
+        leaves: &Leaves<'_>,
+        input: Input<'_>,
+        level: Level,
+        dropout: &mut Dropout,
+        trained: bool,
+    ) -> Tensor<3> {
+        self.below_head(leaves, input, level, dropout, trained).1
     }
 
     fn plain(&self, values: Vec<f32>, dims: [usize; 3]) -> Tensor<3> {

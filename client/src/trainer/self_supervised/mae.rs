@@ -10,7 +10,9 @@ use tributary_shared::objective::Mae;
 
 use super::mask::{Masked, masked};
 use super::{Judged, Learner, Views, each_shard, sum};
-use crate::model::{Dropout, Gradient, Input, Leaves, Level, Trunk, Values, linear_of, positions};
+use crate::model::{
+    Dropout, Gradient, Input, Leaves, Level, Placed, Trunk, Values, linear_of, positions,
+};
 use crate::trainer::Control;
 use crate::trainer::session::TrainError;
 
@@ -25,6 +27,7 @@ pub(super) fn gradient(
     let model = learner.model;
     let architecture = model.architecture();
     let places = positions(architecture, mae.decoder_width);
+    let values = &model.place(values);
     // The encoder computes the seen patches alone, by default a quarter.
     let images = 2 * learner.shard_images;
     let parts = each_shard(batch, images, control, |number, shard| {
@@ -72,7 +75,7 @@ impl Decoder<'_> {
     pub(super) fn gradient(
         &self,
         learner: &Learner<'_>,
-        values: &[Vec<f32>],
+        values: &Placed,
         share: f64,
         dropout: &mut Dropout,
     ) -> Gradient {

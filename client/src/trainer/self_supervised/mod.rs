@@ -168,5 +168,5 @@ fn each_shard<T: Send>(
 }
 
 fn sum(parts: Vec<Gradient>) -> Result<Gradient, TrainError> {
-    super::session::sum(parts).ok_or(TrainError::NoCases)
+    super::shards::sum(parts).ok_or(TrainError::NoCases)
 }

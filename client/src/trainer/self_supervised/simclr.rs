@@ -25,6 +25,7 @@ pub(super) fn gradient(
     let model = learner.model;
     let head = |leaves: &Leaves<'_>, features| model.head(leaves, features);
     let (head, level): (&HeadOf<'_>, _) = (&head, Level::Features);
+    let values = &model.place(values);
     let images = learner.images_of_shard(VIEWS);
     let seen = each_shard(batch, images, control, |number, shard| {
         let rows = views.rows(model, shard, 0..VIEWS, None)?;

@@ -132,7 +132,7 @@ fn the_masked_autoencoder_is_pytorchs() {
         let seen = if what == "all" { Seen::All } else { Seen::ClassToken };
         let architecture = &plan.architecture;
         let decoder = Decoder { mae: &mae, architecture, places: &places, masked: &masked, seen };
-        let found = decoder.gradient(&learner, &values, 1.0, &mut Dropout::off());
+        let found = decoder.gradient(&learner, &model.place(&values), 1.0, &mut Dropout::off());
         assert!((found.loss - expected.loss).abs() < 1e-5, "{} {}", found.loss, expected.loss);
         assert!(expected.gradients.len() > 2);
         for (name, expected) in expected.gradients {
