@@ -4,7 +4,7 @@ mod through;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::Architecture;
 use tributary_shared::contract::AdapterContract;
@@ -99,8 +99,20 @@ pub(crate) enum Prefix {
 pub(crate) enum Input<'a> {
     /// Patches of `images` images, see [`patchify`].
     Patches { rows: &'a [f32], images: usize },
+    /// Some patches of each image, image after image, the same number of each, and for each image
+    /// their places in its grid.
+    Seen { rows: &'a [f32], places: &'a [Vec<usize>] },
     /// What [`AdaptedVit::prefix`] made of `images` images.
     Prefix { rows: &'a [f32], images: usize },
+}
+
+impl Input<'_> {
+    fn images(&self) -> usize {
+        match self {
+            Self::Patches { images, .. } | Self::Prefix { images, .. } => *images,
+            Self::Seen { places, .. } => places.len(),
+        }
+    }
 }
 
 /// The frozen backbone on a device, ready to take adapters of one contract.
@@ -213,13 +225,19 @@ impl AdaptedVit {
 
     /// What the frozen backbone, without any adapter, gives to the head: `[images, features]`.
     pub fn features(&self, rows: &[f32], images: usize) -> Vec<f32> {
-        download(self.pooled(self.patches(rows, images)))
+        self.prefix(Prefix::Pooled, rows, images)
     }
 
-    fn pooled(&self, patches: Tensor<3>) -> Tensor<3> {
-        let tokens = self.inference.tokens(patches);
-        let all = 0..self.architecture.depth;
-        self.inference.pool(self.inference.run(tokens, all, None, &mut Dropout::off()), None)
+    /// The prefix of images whose tokens enter the first block, without a graph.
+    fn prefix_from(&self, prefix: Prefix, tokens: Tensor<3>) -> Tensor<3> {
+        match prefix {
+            Prefix::Pooled => {
+                let all = 0..self.architecture.depth;
+                let tokens = self.inference.run(tokens, all, None, &mut Dropout::off());
+                self.inference.pool(tokens, None)
+            }
+            Prefix::Tokens(first) => self.inference.every(tokens, 0..first),
+        }
     }
 
     /// What a head at `level` leaves untouched; `None` when even the embedding is trained.
@@ -241,10 +259,8 @@ impl AdaptedVit {
 
     /// The prefix of `images` images, [`Self::prefix_numbers`] each.
     pub(crate) fn prefix(&self, prefix: Prefix, rows: &[f32], images: usize) -> Vec<f32> {
-        match prefix {
-            Prefix::Pooled => self.features(rows, images),
-            Prefix::Tokens(first) => download(self.below(self.patches(rows, images), first)),
-        }
+        let tokens = self.inference.tokens(self.patches(rows, images));
+        download(self.prefix_from(prefix, tokens))
     }
 
     /// The gradient of a loss of which `loss` knows, given the logits, its value and its derivative
@@ -272,7 +288,7 @@ impl AdaptedVit {
         if copies_weights(&self.adaptation) {
             return Err(NoSampleGradients::Weights(self.adaptation.name()));
         }
-        let (Input::Patches { images, .. } | Input::Prefix { images, .. }) = input;
+        let images = input.images();
         let leaves = Leaves::per_image(&self.layout, values, images);
         let (loss, values) = self.backward(&leaves, input, &mut Dropout::off(), loss);
         Ok(SampleGradients { loss, images, values })
@@ -295,7 +311,7 @@ impl AdaptedVit {
 
     /// The run's head over rows `[images, 1, features]`.
     pub(crate) fn head(&self, leaves: &Leaves<'_>, features: Tensor<3>) -> Tensor<3> {
-        self.adapter(leaves).head.forward(features).unsqueeze_dim(1)
+        self.adapter(leaves).outputs(features).unsqueeze_dim(1)
     }
 
     /// Logits; of a graph when `trained`.
@@ -307,7 +323,7 @@ impl AdaptedVit {
         trained: bool,
     ) -> Tensor<2> {
         let (adapter, below) = self.below_head(leaves, input, Level::Features, dropout, trained);
-        adapter.head.forward(below)
+        adapter.outputs(below)
     }
 
     /// The adapter, and what its head is given; of a graph when `trained`, whose blocks below the
@@ -328,11 +344,17 @@ impl AdaptedVit {
         let prefix = self.prefix_of(level);
         let entering = match (input, prefix) {
             (Input::Patches { rows, images }, None) => vit.tokens(lift(self.patches(rows, images))),
-            (Input::Patches { rows, images }, Some(Prefix::Pooled)) => {
-                lift(self.pooled(self.patches(rows, images)))
+            (Input::Patches { rows, images }, Some(prefix)) => {
+                let tokens = self.inference.tokens(self.patches(rows, images));
+                lift(self.prefix_from(prefix, tokens))
             }
-            (Input::Patches { rows, images }, Some(Prefix::Tokens(first))) => {
-                lift(self.below(self.patches(rows, images), first))
+            (Input::Seen { rows, places }, None) => {
+                let (patches, places) = self.seen(rows, places);
+                vit.tokens_at(lift(patches), places)
+            }
+            (Input::Seen { rows, places }, Some(prefix)) => {
+                let (patches, places) = self.seen(rows, places);
+                lift(self.prefix_from(prefix, self.inference.tokens_at(patches, places)))
             }
             (Input::Prefix { rows, images }, _) => lift(self.entering(prefix, rows, images)),
         };
@@ -348,6 +370,7 @@ impl AdaptedVit {
                 vit.pool(tokens, Some(&adapter))
             }
             Level::Tokens => vit.patch_tokens(entering, rest, Some(&adapter), dropout),
+            Level::Encoded => vit.encode(entering, rest, &adapter, dropout),
         };
         (adapter, below)
     }
@@ -366,12 +389,6 @@ impl AdaptedVit {
         Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device)
     }
 
-    /// All tokens entering block `first`, without a graph.
-    fn below(&self, patches: Tensor<3>, first: usize) -> Tensor<3> {
-        let tokens = self.inference.tokens(patches);
-        self.inference.every(tokens, 0..first)
-    }
-
     /// The transformer with its changed weights; `None` where there are none.
     fn changed(&self, leaves: &Leaves<'_>, trained: bool) -> Option<Vit> {
         if !copies_weights(&self.adaptation) {
@@ -384,6 +401,16 @@ impl AdaptedVit {
             if is_mapping(name) { typed(weight, self.dtype) } else { weight }
         };
         Some(Vit::of(&self.architecture, &mut source))
+    }
+
+    /// Patches `[images, seen, numbers]` and their places `[images * seen]`.
+    fn seen(&self, rows: &[f32], places: &[Vec<usize>]) -> (Tensor<3>, Tensor<1, Int>) {
+        let seen = places.first().map_or(1, Vec::len);
+        let dims = [places.len(), seen, rows.len() / (places.len() * seen)];
+        let flat: Vec<i64> = places.iter().flatten().map(|place| *place as i64).collect();
+        let places = TensorData::new(flat, [places.len() * seen]);
+        let patches = Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device);
+        (patches, Tensor::from_data(places, &self.device))
     }
 
     fn patches(&self, rows: &[f32], images: usize) -> Tensor<3> {

@@ -25,10 +25,10 @@ pub use import::{ImportError, ImportReport, Imported, import_backbone};
 pub use preset::{Interpolation, Preset, preset, presets};
 pub use untrained::random_backbone;
 
-pub(crate) use adapted::{HeadOf, Input, Level, Prefix, download};
+pub(crate) use adapted::{HeadOf, Input, Level, Prefix};
 pub(crate) use adapter::Dropout;
 pub(crate) use backbone::write_whole;
 pub(crate) use compute::Shard;
 pub(crate) use trained::{Leaves, Placed};
 pub(crate) use untrained::{positions, untrained};
-pub(crate) use vit::{Linear, Trunk, Vit, linear_of, patchify};
+pub(crate) use vit::{Trunk, linear_of, patchify};

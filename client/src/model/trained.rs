@@ -15,11 +15,6 @@ use super::vit::typed;
 pub(crate) struct Placed(Vec<Tensor<2>>);
 
 impl Placed {
-    /// Values that change nothing frozen.
-    pub(crate) fn plain(layout: &Layout, values: &[Vec<f32>], device: &Device) -> Self {
-        Self::new(layout, values, &BTreeMap::new(), device)
-    }
-
     /// `frozen` are the weights that the values of the same name change.
     pub(crate) fn new(
         layout: &Layout,

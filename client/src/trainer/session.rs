@@ -89,7 +89,7 @@ pub(super) struct Session<'a> {
     /// Of a segmentation.
     stretch: Option<Stretch>,
     pub(super) dropout: f64,
-    shard_images: usize,
+    pub(super) shard_images: usize,
     /// Where prefixes are kept, with what they are.
     shelf: Option<(Shelf<'a>, Prefix)>,
     /// Threads' time spent on inputs of a step, nanoseconds.

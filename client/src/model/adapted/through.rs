@@ -13,12 +13,21 @@ pub(crate) enum Level {
     Features,
     /// The patches' tokens, `[images, patches, width]`.
     Tokens,
+    /// Every token of an image's own, `[images, tokens, width]`.
+    Encoded,
 }
 
 /// A head over trained leaves: from `[images, rows, width]` to outputs.
 pub(crate) type HeadOf<'a> = dyn Fn(&Leaves<'_>, Tensor<3>) -> Tensor<3> + Sync + 'a;
 
 impl AdaptedVit {
+    /// What the adapted backbone gives to the head: `[images, features]`.
+    pub fn adapted_features(&self, values: &[Vec<f32>], rows: &[f32], images: usize) -> Vec<f32> {
+        let (input, level) = (Input::Patches { rows, images }, Level::Features);
+        let (values, dropout) = (self.place(values), &mut Dropout::off());
+        self.through(&values, input, level, dropout, &|_, features| features)
+    }
+
     /// The outputs of `head`, no graph built.
     pub(crate) fn through(
         &self,
@@ -29,7 +38,8 @@ impl AdaptedVit {
         head: &HeadOf<'_>,
     ) -> Vec<f32> {
         let leaves = self.leaves(values, false);
-        download(head(&leaves, self.level(&leaves, input, level, dropout, false)))
+        let (_, below) = self.below_head(&leaves, input, level, dropout, false);
+        download(head(&leaves, below))
     }
 
     /// The gradient of a loss of which `loss` knows, given the outputs of `head`, its value and its
@@ -44,7 +54,7 @@ impl AdaptedVit {
         loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
     ) -> Gradient {
         let leaves = self.leaves(values, true);
-        let below = self.level(&leaves, input, level, dropout, true);
+        let (_, below) = self.below_head(&leaves, input, level, dropout, true);
         let outputs = head(&leaves, below);
         let (loss, by_output) = loss(&download(outputs.clone().inner()));
         let mut gradients =
@@ -82,17 +92,6 @@ impl AdaptedVit {
         head: &HeadOf<'_>,
     ) -> Vec<f32> {
         download(head(&self.leaves(values, false), self.plain(inputs.to_vec(), dims)))
-    }
-
-    fn level(
-        &self,
-        leaves: &Leaves<'_>,
-        input: Input<'_>,
-        level: Level,
-        dropout: &mut Dropout,
-        trained: bool,
-    ) -> Tensor<3> {
-        self.below_head(leaves, input, level, dropout, trained).1
     }
 
     fn plain(&self, values: Vec<f32>, dims: [usize; 3]) -> Tensor<3> {
