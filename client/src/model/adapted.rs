@@ -225,19 +225,13 @@ impl AdaptedVit {
 
     /// What the frozen backbone, without any adapter, gives to the head: `[images, features]`.
     pub fn features(&self, rows: &[f32], images: usize) -> Vec<f32> {
-        self.prefix(Prefix::Pooled, rows, images)
+        download(self.pooled(self.patches(rows, images)))
     }
 
-    /// The prefix of images whose tokens enter the first block, without a graph.
-    fn prefix_from(&self, prefix: Prefix, tokens: Tensor<3>) -> Tensor<3> {
-        match prefix {
-            Prefix::Pooled => {
-                let all = 0..self.architecture.depth;
-                let tokens = self.inference.run(tokens, all, None, &mut Dropout::off());
-                self.inference.pool(tokens, None)
-            }
-            Prefix::Tokens(first) => self.inference.every(tokens, 0..first),
-        }
+    fn pooled(&self, patches: Tensor<3>) -> Tensor<3> {
+        let tokens = self.inference.tokens(patches);
+        let all = 0..self.architecture.depth;
+        self.inference.pool(self.inference.run(tokens, all, None, &mut Dropout::off()), None)
     }
 
     /// What a head at `level` leaves untouched; `None` when even the embedding is trained.
@@ -259,8 +253,10 @@ impl AdaptedVit {
 
     /// The prefix of `images` images, [`Self::prefix_numbers`] each.
     pub(crate) fn prefix(&self, prefix: Prefix, rows: &[f32], images: usize) -> Vec<f32> {
-        let tokens = self.inference.tokens(self.patches(rows, images));
-        download(self.prefix_from(prefix, tokens))
+        match prefix {
+            Prefix::Pooled => self.features(rows, images),
+            Prefix::Tokens(first) => download(self.below(self.patches(rows, images), first)),
+        }
     }
 
     /// The gradient of a loss of which `loss` knows, given the logits, its value and its derivative
@@ -344,17 +340,19 @@ impl AdaptedVit {
         let prefix = self.prefix_of(level);
         let entering = match (input, prefix) {
             (Input::Patches { rows, images }, None) => vit.tokens(lift(self.patches(rows, images))),
-            (Input::Patches { rows, images }, Some(prefix)) => {
-                let tokens = self.inference.tokens(self.patches(rows, images));
-                lift(self.prefix_from(prefix, tokens))
+            (Input::Patches { rows, images }, Some(Prefix::Pooled)) => {
+                lift(self.pooled(self.patches(rows, images)))
             }
-            (Input::Seen { rows, places }, None) => {
+            (Input::Patches { rows, images }, Some(Prefix::Tokens(first))) => {
+                lift(self.below(self.patches(rows, images), first))
+            }
+            (Input::Seen { rows, places }, Some(Prefix::Tokens(first))) => {
+                let (patches, places) = self.seen(rows, places);
+                lift(self.inference.every(self.inference.tokens_at(patches, places), 0..first))
+            }
+            (Input::Seen { rows, places }, None | Some(Prefix::Pooled)) => {
                 let (patches, places) = self.seen(rows, places);
                 vit.tokens_at(lift(patches), places)
-            }
-            (Input::Seen { rows, places }, Some(prefix)) => {
-                let (patches, places) = self.seen(rows, places);
-                lift(self.prefix_from(prefix, self.inference.tokens_at(patches, places)))
             }
             (Input::Prefix { rows, images }, _) => lift(self.entering(prefix, rows, images)),
         };
@@ -387,6 +385,12 @@ impl AdaptedVit {
         };
         let dims = [images, rows.len() / (images * width), width];
         Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device)
+    }
+
+    /// All tokens entering block `first`, without a graph.
+    fn below(&self, patches: Tensor<3>, first: usize) -> Tensor<3> {
+        let tokens = self.inference.tokens(patches);
+        self.inference.every(tokens, 0..first)
     }
 
     /// The transformer with its changed weights; `None` where there are none.

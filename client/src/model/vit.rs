@@ -350,12 +350,12 @@ impl Vit {
         let [images, seen, _] = patches.dims();
         let table = self.positions.clone().squeeze_dim::<2>(0);
         let positions = table.select(0, places).reshape([images, seen, self.architecture.width]);
-        self.with_prefix(self.embedded(patches) + positions)
+        self.embed(patches, positions)
     }
 
-    /// Patches as tokens that do not yet know where they stand.
-    fn embedded(&self, patches: Tensor<3>) -> Tensor<3> {
-        typed(self.patch_embed.forward(patches), DType::F32)
+    /// Patches at `positions` behind the prefix.
+    fn embed(&self, patches: Tensor<3>, positions: Tensor<3>) -> Tensor<3> {
+        self.with_prefix(typed(self.patch_embed.forward(patches), DType::F32) + positions)
     }
 
     /// What enters the first block: class token and registers, if there are any, before embedded
@@ -389,7 +389,7 @@ impl Vit {
 
     /// The tokens that enter the first block.
     pub(crate) fn tokens(&self, patches: Tensor<3>) -> Tensor<3> {
-        self.with_prefix(self.embedded(patches) + self.positions.clone())
+        self.embed(patches, self.positions.clone())
     }
 
     /// The patches' tokens after `blocks` and the final norm, `[images, patches, width]`.

@@ -42,16 +42,16 @@ pub fn linear_probe(
     let plain = AdapterContract::new(digest, shape, Adaptation::HeadOnly, head, outputs);
     let contract = of.adapter.map_or(&plain, |(contract, _)| contract);
     let model = AdaptedVit::new(backbone, contract, compute);
+    let adapted = of.adapter.map(|(_, values)| model.place(values));
     let images = shards::shard_images(backbone, compute);
     let mut features = |indices: &[usize]| {
         let of_shard = |shard: &[usize]| {
-            let (rows, images) =
-                (image_rows(&model, dataset, shard, &Draws::default())?, shard.len());
-            let found = match of.adapter {
-                Some((_, values)) => model.adapted_features(values, &rows, images),
-                None => model.features(&rows, images),
+            let rows = image_rows(&model, dataset, shard, &Draws::default())?;
+            let features = match &adapted {
+                Some(values) => model.adapted_features(values, &rows, shard.len()),
+                None => model.features(&rows, shard.len()),
             };
-            Ok(shards::cut(&found, images))
+            Ok(shards::cut(&features, shard.len()))
         };
         let mut tell = |done| progress(done);
         let watch: (&Control, &mut dyn FnMut(Progress)) = (control, &mut tell);

@@ -22,10 +22,14 @@ pub(crate) type HeadOf<'a> = dyn Fn(&Leaves<'_>, Tensor<3>) -> Tensor<3> + Sync 
 
 impl AdaptedVit {
     /// What the adapted backbone gives to the head: `[images, features]`.
-    pub fn adapted_features(&self, values: &[Vec<f32>], rows: &[f32], images: usize) -> Vec<f32> {
+    pub(crate) fn adapted_features(
+        &self,
+        values: &Placed,
+        rows: &[f32],
+        images: usize,
+    ) -> Vec<f32> {
         let (input, level) = (Input::Patches { rows, images }, Level::Features);
-        let (values, dropout) = (self.place(values), &mut Dropout::off());
-        self.through(&values, input, level, dropout, &|_, features| features)
+        self.through(values, input, level, &mut Dropout::off(), &|_, features| features)
     }
 
     /// The outputs of `head`, no graph built.
@@ -38,8 +42,7 @@ impl AdaptedVit {
         head: &HeadOf<'_>,
     ) -> Vec<f32> {
         let leaves = self.leaves(values, false);
-        let (_, below) = self.below_head(&leaves, input, level, dropout, false);
-        download(head(&leaves, below))
+        download(head(&leaves, self.level(&leaves, input, level, dropout, false)))
     }
 
     /// The gradient of a loss of which `loss` knows, given the outputs of `head`, its value and its
@@ -54,7 +57,7 @@ impl AdaptedVit {
         loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
     ) -> Gradient {
         let leaves = self.leaves(values, true);
-        let (_, below) = self.below_head(&leaves, input, level, dropout, true);
+        let below = self.level(&leaves, input, level, dropout, true);
         let outputs = head(&leaves, below);
         let (loss, by_output) = loss(&download(outputs.clone().inner()));
         let mut gradients =
@@ -92,6 +95,17 @@ impl AdaptedVit {
         head: &HeadOf<'_>,
     ) -> Vec<f32> {
         download(head(&self.leaves(values, false), self.plain(inputs.to_vec(), dims)))
+    }
+
+    fn level(
+        &self,
+        leaves: &Leaves<'_>,
+        input: Input<'_>,
+        level: Level,
+        dropout: &mut Dropout,
+        trained: bool,
+    ) -> Tensor<3> {
+        self.below_head(leaves, input, level, dropout, trained).1
     }
 
     fn plain(&self, values: Vec<f32>, dims: [usize; 3]) -> Tensor<3> {

@@ -67,14 +67,13 @@ pub(super) fn gradient(
     control: &Control,
 ) -> Result<Gradient, TrainError> {
     let model = learner.model;
-    let values = &model.place(values);
     let head = |leaves: &Leaves<'_>, features| {
         sorted(leaves, dino.prototypes, model.head(leaves, features))
     };
     let (head, level): (&HeadOf<'_>, _) = (&head, Level::Features);
     let student_views = GLOBAL_VIEWS + dino.local_views;
     let images = learner.images_of_shard(student_views);
-    let taught = &model.place(&teacher.values);
+    let (values, taught) = (&model.place(values), &model.place(&teacher.values));
     let seen = each_shard(batch, images, control, |_, shard| {
         let rows = views.rows(model, shard, 0..GLOBAL_VIEWS, None)?;
         let input = Input::Patches { rows: &rows, images: shard.len() * GLOBAL_VIEWS };

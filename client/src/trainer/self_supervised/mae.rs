@@ -25,9 +25,9 @@ pub(super) fn gradient(
     control: &Control,
 ) -> Result<Gradient, TrainError> {
     let model = learner.model;
-    let values = &model.place(values);
     let architecture = model.architecture();
     let places = positions(architecture, mae.decoder_width);
+    let values = &model.place(values);
     // The encoder computes the seen patches alone, by default a quarter.
     let images = 2 * learner.shard_images;
     let parts = each_shard(batch, images, control, |number, shard| {

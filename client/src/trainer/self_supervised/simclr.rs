@@ -23,9 +23,9 @@ pub(super) fn gradient(
     control: &Control,
 ) -> Result<Gradient, TrainError> {
     let model = learner.model;
-    let values = &model.place(values);
     let head = |leaves: &Leaves<'_>, features| model.head(leaves, features);
     let (head, level): (&HeadOf<'_>, _) = (&head, Level::Features);
+    let values = &model.place(values);
     let images = learner.images_of_shard(VIEWS);
     let seen = each_shard(batch, images, control, |number, shard| {
         let rows = views.rows(model, shard, 0..VIEWS, None)?;
