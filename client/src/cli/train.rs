@@ -94,12 +94,7 @@ fn read_backbone(path: &Path, manifest: &RunManifest) -> Result<Backbone, Failur
 fn read_data(paths: &[PathBuf], manifest: &RunManifest) -> Result<Dataset, Failure> {
     let asked = manifest.backbone.as_ref();
     let asked = asked.ok_or_else(|| Failure::invalid("manifest", "the run has no [backbone]"))?;
-    let input = InputSpec {
-        image_size: asked.architecture.image_size,
-        channels: asked.architecture.channels,
-        mean: asked.mean.clone(),
-        std: asked.std.clone(),
-    };
+    let input = InputSpec::of(asked);
     open_all(paths, |source| Dataset::open(source, &manifest.task, &input))
 }
 

@@ -6,6 +6,7 @@ use tributary_client::data::synth::{Modality, SynthSpec};
 use tributary_client::data::{DataSource, Dataset, InputSpec, synth};
 use tributary_client::model::{Compute, random_backbone, set_threads};
 use tributary_client::trainer::{Control, LocalTraining, Phase, Progress, train};
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::initial::{adapter_header, initial_adapter};
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::tensors::decode;
@@ -112,7 +113,13 @@ fn images(options: &TrainerBenchOptions, folder: &std::path::Path) -> Result<Dat
     let card = synth::write(&spec, &out, &|| {}).map_err(failed)?;
     let site = card.sites.first().map_or(out.clone(), |site| out.join(&site.site));
     let image_size = options.image_size.into();
-    let input = InputSpec { image_size, channels: 3, mean: vec![0.5; 3], std: vec![0.5; 3] };
+    let input = InputSpec {
+        image_size,
+        channels: 3,
+        mean: vec![0.5; 3],
+        std: vec![0.5; 3],
+        interpolation: Interpolation::Bilinear,
+    };
     DataSource::detect(&site)
         .and_then(|source| Dataset::open(&source, &Modality::Histology.task(), &input))
         .map_err(failed)

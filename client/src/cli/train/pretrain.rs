@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use tributary_shared::architecture::Architecture;
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::outcome::{Failure, chain};
 
 use super::progress::Display;
@@ -104,6 +105,7 @@ pub(super) fn run(args: &PretrainArgs, format: Format) -> Result<(), Failure> {
         channels,
         mean: vec![PIXEL_CENTRE; channels],
         std: vec![PIXEL_CENTRE; channels],
+        interpolation: Interpolation::Bilinear,
     };
     let dataset = open_all(&args.data, |source| Dataset::open_unlabelled(source, &input))?;
     let began = Instant::now();

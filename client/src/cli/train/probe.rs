@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde_json::json;
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
 use tributary_shared::outcome::{Failure, chain};
 
@@ -60,6 +61,7 @@ pub(super) fn run(args: &ProbeArgs, format: Format) -> Result<(), Failure> {
         channels: architecture.channels,
         mean: vec![PIXEL_CENTRE; architecture.channels],
         std: vec![PIXEL_CENTRE; architecture.channels],
+        interpolation: Interpolation::Bilinear,
     };
     let classes = args.classes.clone();
     let task = match args.task {
