@@ -16,6 +16,7 @@ use tributary_client::model::{
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::{Architecture, FinalNorm, Pool};
 use tributary_shared::contract::AdapterContract;
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::head::Head;
 
 /// What the script says of a file.
