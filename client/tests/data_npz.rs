@@ -159,7 +159,8 @@ fn the_wrong_shape() {
             .with("train_images", &Array4::<u8>::zeros((1, 4, 4, 2)))
             .with("train_labels", &column)
             .refusal(&three(false)),
-        "x.npz: the array `train_images` has shape [1, 4, 4, 2]; it must be [N, H, W] or [N, H, W, 3]"
+        "x.npz: the array `train_images` has shape [1, 4, 4, 2]; it must be \
+         [N, H, W], [N, H, W, 3] or, of volumes, [N, D, H, W]"
     );
     assert_eq!(
         Bench::new().images(1).with("train_labels", &column).refusal(&three(true)),

@@ -15,6 +15,8 @@ pub struct Reading {
     pub frames: Frames,
     /// Which slices of a volume are cases.
     pub slices: Slices,
+    /// Cubes of a volume are cases instead of slices, all in one bag.
+    pub patches: Option<Patches>,
     /// DICOM modality code of files that name none.
     pub modality: Option<String>,
     /// Distance of neighbouring pixels in files that name none, millimetres.
@@ -48,6 +50,16 @@ pub struct Slices {
     pub depth: u32,
 }
 
+/// Which cubes of a volume are cases. Lengths are millimetres, or voxels of an npz.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Patches {
+    /// Side of a cube.
+    pub size: f64,
+    /// From one cube to the next along each axis; the last one ends where the volume does.
+    pub stride: f64,
+}
+
 impl Default for Slices {
     fn default() -> Self {
         Self { plane: Plane::Axial, take: Frames::All, every_mm: None, depth: 1 }
@@ -61,6 +73,7 @@ impl Default for Reading {
             window: Window::File,
             frames: Frames::All,
             slices: Slices::default(),
+            patches: None,
             modality: None,
             spacing_mm: None,
         }
@@ -89,6 +102,11 @@ impl Reading {
         let length = |mm: Option<f64>| mm.is_none_or(|mm| mm.is_finite() && mm > 0.0);
         if !length(self.slices.every_mm) {
             return Err(("data.reading.slices.every_mm", "write a length above 0".to_owned()));
+        }
+        if let Some(Patches { size, stride }) = self.patches
+            && !(length(Some(size)) && length(Some(stride)))
+        {
+            return Err(("data.reading.patches", "write lengths above 0".to_owned()));
         }
         if !length(self.spacing_mm) {
             return Err(("data.reading.spacing_mm", "write a length above 0".to_owned()));

@@ -137,18 +137,14 @@ pub fn take(
             let shown = match thumbnails {
                 0 => Vec::new(),
                 _ => shown(
-                    npz::read_each(path, Some(task), &mut npz::Discard)?.iter(),
+                    npz::read_each(path, Some(task), reading, &mut npz::Discard)?.cases.iter(),
                     task,
                     thumbnails,
                 ),
             };
             let mut seen = SeenOf { shown, seen: Vec::new() };
-            let cases = npz::read_each(path, Some(task), &mut seen)?;
-            let facts = Facts {
-                modality: reading.modality.clone(),
-                spacing_mm: reading.spacing_mm,
-                ..Facts::default()
-            };
+            let npz::Contents { cases, facts } =
+                npz::read_each(path, Some(task), reading, &mut seen)?;
             for (case, seen) in cases.into_iter().zip(seen.seen) {
                 counted.count(case, &facts, seen, task);
             }

@@ -163,7 +163,11 @@ fn place_npz(
 ) -> Result<Vec<Placed>, DataError> {
     // Twice through the file: who goes where is known only after all labels, and keeping every
     // image meanwhile could fill memory.
-    let cases = npz::read_each(path, Some(task), &mut npz::Discard)?;
+    if npz::holds_volumes(path)? {
+        return Err(DataError::VolumesOfNpz { path: path.display().to_string() });
+    }
+    let reading = Reading::default();
+    let cases = npz::read_each(path, Some(task), &reading, &mut npz::Discard)?.cases;
     let sites = assign(cases.iter(), task, spec)?;
     let placed: Vec<Placed> = cases
         .into_iter()
@@ -177,7 +181,7 @@ fn place_npz(
         let images = site_folder(out, site).join("images");
         fs::create_dir_all(&images).map_err(write_error(&images))?;
     }
-    npz::read_each(path, Some(task), &mut PngWriter { placed: &placed, next: 0, out })?;
+    npz::read_each(path, Some(task), &reading, &mut PngWriter { placed: &placed, next: 0, out })?;
     Ok(placed)
 }
 

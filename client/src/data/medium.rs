@@ -50,6 +50,28 @@ pub(super) enum Part {
     Frame(u32),
     /// A slice of a volume, from 0.
     Slice(u32),
+    /// A cube of a volume, from 0.
+    Patch(u32),
+}
+
+impl Part {
+    /// The id of the case in a file or array of `several`.
+    pub(super) fn id(self, name: &str, several: bool) -> String {
+        match self {
+            Self::Frame(at) | Self::Slice(at) | Self::Patch(at) if several => {
+                format!("{name}#{at}")
+            }
+            Self::Whole | Self::Frame(_) | Self::Slice(_) | Self::Patch(_) => name.to_owned(),
+        }
+    }
+
+    /// Whether all such parts of a file are one bag, whoever else its patient's images belong to.
+    pub(super) fn shares_bag(self) -> bool {
+        match self {
+            Self::Patch(_) => true,
+            Self::Whole | Self::Frame(_) | Self::Slice(_) => false,
+        }
+    }
 }
 
 /// A file's cases, and whom they show when the file says so.
@@ -107,9 +129,9 @@ pub(super) fn contents(path: &Path, kind: Kind, reading: &Reading) -> Result<Con
             Ok(Contents { parts, facts: header.facts.clone(), header: Some(header) })
         }
         Kind::Volume => {
-            let header = volume::Header::open(path).map_err(|p| volume_error(path, p))?;
-            let parts = header.slices(&reading.slices).into_iter().map(Part::Slice).collect();
-            Ok(Contents { parts, facts: header.facts(reading.slices.plane), header: None })
+            let grid = volume::grid(path).map_err(|p| volume_error(path, p))?;
+            let parts = grid.parts(reading).map_err(|p| volume_error(path, p))?;
+            Ok(Contents { parts, facts: grid.facts(reading), header: None })
         }
     })
     .map(|mut contents| {
@@ -135,8 +157,8 @@ impl Opened {
             Part::Frame(_) => {
                 dicom::Object::open(path).map(Self::Dicom).map_err(|p| dicom_error(path, p))
             }
-            Part::Slice(_) => {
-                let volume = volume::Volume::open(path, reading.window);
+            Part::Slice(_) | Part::Patch(_) => {
+                let volume = volume::open(path, reading.window);
                 volume.map(Self::Volume).map_err(|p| volume_error(path, p))
             }
         })
@@ -152,7 +174,9 @@ impl Opened {
             (Self::Dicom(object), Part::Frame(frame)) => {
                 object.frame(frame, reading.window).map_err(|p| dicom_error(path, p))
             }
-            (Self::Volume(volume), Part::Slice(at)) => Ok(volume.slice(&reading.slices, at)),
+            (Self::Volume(volume), Part::Slice(_) | Part::Patch(_)) => {
+                Ok(volume.picture(reading, part))
+            }
             (Self::Image | Self::Dicom(_) | Self::Volume(_), _) => image_file::decode(path),
         })
     }

@@ -44,7 +44,6 @@ use tributary_shared::dataset::{DataContract, Interpolation};
 use tributary_shared::manifest::{Backbone, Task};
 
 use self::augment::Variation;
-use self::medium::Facts;
 use self::pixels::{Files, Kept, PixelStore};
 use crate::config::reading::Reading;
 
@@ -150,13 +149,9 @@ impl Dataset {
         let kept = Kept::new(input, kept_bytes_max);
         let dataset = match source {
             DataSource::Npz(path) => {
-                let (cases, store, colour) = npz::read(path, task, kept)?;
+                let (contents, store, colour) = npz::read(path, task, reading, kept)?;
+                let npz::Contents { cases, facts } = contents;
                 let mut profile = Profile::default();
-                let facts = Facts {
-                    modality: reading.modality.clone(),
-                    spacing_mm: reading.spacing_mm,
-                    ..Facts::default()
-                };
                 cases.iter().for_each(|_| profile.count(&facts, colour));
                 let (input, report) = (input.clone(), Report::default());
                 Self { input, cases, stores: vec![(0, store)], profile, report }

@@ -137,6 +137,12 @@ pub enum DataError {
         /// The kind of task.
         task: &'static str,
     },
+    /// Volumes where pictures are divided.
+    #[error("{path} holds volumes; `data split` divides pictures, so save each volume as .nii.gz")]
+    VolumesOfNpz {
+        /// The file.
+        path: String,
+    },
     /// Images of one bag that do not fit together.
     #[error("bag `{bag}`: its images have different {what}; one bag has one label and one patient")]
     Bag {
@@ -418,6 +424,14 @@ pub enum NpzProblem {
         /// What fits.
         expected: String,
     },
+    /// Volumes that cannot be read as asked.
+    #[error("the array `{array}` {problem}")]
+    Volume {
+        /// The array.
+        array: String,
+        /// What is wrong.
+        problem: VolumeProblem,
+    },
     /// Column-major.
     #[error("the array `{array}` is in Fortran order; save np.ascontiguousarray of it")]
     FortranOrder {
@@ -484,7 +498,7 @@ impl DataError {
             Self::TooManyRefused { .. } => "too_many_refused",
             Self::TooManyFiles { .. } => "too_many_files",
             Self::Contract { .. } => "contract",
-            Self::Npz { .. } | Self::TaskOfNpz { .. } => "bad_npz",
+            Self::Npz { .. } | Self::TaskOfNpz { .. } | Self::VolumesOfNpz { .. } => "bad_npz",
             Self::Bag { .. } => "bad_bag",
             Self::Rehearsal | Self::Input | Self::InputsDiffer | Self::NothingToConcat => "bad_use",
             Self::TooLargeToKeep { .. } => "too_large",
