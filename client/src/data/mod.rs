@@ -21,6 +21,7 @@ mod pixels;
 mod problem;
 
 mod report;
+mod slide;
 mod source;
 mod split;
 pub mod staging;
@@ -36,6 +37,7 @@ pub use mask::UNMARKED;
 pub use problem::{DataError, ImageProblem, ManifestProblem, NpzProblem, RowProblem};
 
 pub use report::Report;
+pub use slide::SlideProblem;
 pub use source::{DataSource, task_of};
 pub use split::Split;
 pub use volume::VolumeProblem;

@@ -3,6 +3,7 @@
 use tributary_shared::outcome::{Failure, chain};
 
 use super::dicom::DicomProblem;
+use super::slide::SlideProblem;
 use super::volume::VolumeProblem;
 
 /// Why a data source was refused.
@@ -77,6 +78,14 @@ pub enum DataError {
         path: String,
         /// What is wrong with it.
         problem: VolumeProblem,
+    },
+    /// A whole slide.
+    #[error("{path}: {problem}")]
+    Slide {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: SlideProblem,
     },
     /// More refusals than the site allows.
     #[error(
@@ -495,6 +504,7 @@ impl DataError {
             Self::Row { .. } => "bad_row",
             Self::Dicom { .. } => "bad_dicom",
             Self::Volume { .. } => "bad_volume",
+            Self::Slide { .. } => "bad_slide",
             Self::TooManyRefused { .. } => "too_many_refused",
             Self::TooManyFiles { .. } => "too_many_files",
             Self::Contract { .. } => "contract",

@@ -171,7 +171,7 @@ impl Volume {
             (Part::Slice(at) | Part::Patch(at) | Part::Frame(at), _) => {
                 self.slice(&reading.slices, at)
             }
-            (Part::Whole, _) => self.slice(&reading.slices, 0),
+            (Part::Whole | Part::Tile(_), _) => self.slice(&reading.slices, 0),
         }
     }
 
