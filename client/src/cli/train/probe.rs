@@ -9,7 +9,7 @@ use tributary_shared::outcome::{Failure, chain};
 
 use super::pretrain::PIXEL_CENTRE;
 use super::progress::Display;
-use super::{Threads, open_all};
+use super::{Images, Threads};
 use crate::cli::{Format, print};
 use crate::data::{Dataset, InputSpec};
 use crate::model::{Backbone, Compute, random_backbone};
@@ -32,9 +32,8 @@ pub struct ProbeArgs {
     /// The backbone (safetensors)
     #[arg(long, value_name = "FILE")]
     backbone: PathBuf,
-    /// Labelled images: a folder with `labels.csv` or an `.npz`; several are pooled
-    #[arg(long, required = true, value_name = "DIR|NPZ")]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    images: Images,
     /// The kind of labels
     #[arg(long, value_enum, default_value_t = Kind::Binary)]
     task: Kind,
@@ -69,7 +68,8 @@ pub(super) fn run(args: &ProbeArgs, format: Format) -> Result<(), Failure> {
         Kind::MultiClass => Task::MultiClass { classes },
         Kind::MultiLabel => Task::MultiLabel { classes },
     };
-    let dataset = open_all(&args.data, |source| Dataset::open(source, &task, &input))?;
+    let dataset =
+        args.images.open(|source, reading| Dataset::open_as(source, &task, &input, reading))?;
     let split = dataset.split(args.holdout);
     let mut display = Display::new();
     let mut of = |backbone: &Backbone| {
