@@ -15,6 +15,7 @@ use tributary_client::trainer::{
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
 use tributary_shared::manifest::RunManifest;
+use tributary_shared::objective::{Mae, Objective};
 
 /// Patches of a few images that nobody drew.
 fn rows(backbone: &Backbone, images: usize) -> Vec<f32> {
@@ -303,9 +304,8 @@ fn a_masked_autoencoder_learns_and_is_repeatable() {
         batch_size: 16,
         learning_rate: 5e-3,
         weight_decay: 0.05,
-        mask_ratio: 0.75,
-        decoder_width: 32,
-        decoder_depth: 1,
+        objective: Objective::Mae(Mae { decoder_width: 32, ..Mae::default() }),
+        augment: None,
         seed: 1,
     };
     let run = || pretrain(&plan, &data, &Compute::cpu(), &Control::default(), &mut |_| {}).unwrap();

@@ -109,6 +109,9 @@ impl Training {
             require((0.0..=1e6).contains(&least), "training.early_stop.min_delta", || {
                 format!("{least} is not between 0 and 1000000")
             })?;
+            require(!matches!(task, Task::SelfSupervised { .. }), "training.early_stop", || {
+                "watches labels, which a self_supervised task has none of; remove it".to_owned()
+            })?;
             require(self.holdout > 0.0, "training.early_stop", || {
                 "needs held-out patients; set training.holdout above 0".to_owned()
             })?;

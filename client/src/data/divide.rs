@@ -293,6 +293,7 @@ fn labels_csv(placed: &[Placed], site: usize, task: &Task) -> Vec<u8> {
     header.extend(match task {
         Task::Survival {} => &["time", "event"][..],
         Task::Segmentation { .. } => &["mask"],
+        Task::SelfSupervised { .. } => &[],
         Task::Binary { .. }
         | Task::MultiClass { .. }
         | Task::MultiLabel { .. }
@@ -311,6 +312,7 @@ fn labels_csv(placed: &[Placed], site: usize, task: &Task) -> Vec<u8> {
                 row.extend([time.to_string(), u8::from(*event).to_string()]);
             }
             (_, Some(mask)) => row.push(mask.clone()),
+            (Label::Unlabelled, None) => {}
             (label, None) => row.push(label.text(task.classes())),
         }
         row

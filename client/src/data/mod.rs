@@ -112,7 +112,7 @@ impl Dataset {
         Self::open_as(source, task, input, &Reading::default())
     }
 
-    /// Reads and checks every image and label of `source`. What cannot be read is refused, counted
+    /// Reads and checks every image of `source` and, unless the task has none, every label. What cannot be read is refused, counted
     /// and named in [`Self::report`]; an error when more is refused than `reading` allows.
     pub fn open_as(
         source: &DataSource,
@@ -123,7 +123,8 @@ impl Dataset {
         if let Task::Rehearsal { .. } = task {
             return Err(DataError::Rehearsal);
         }
-        Self::open_keeping(source, Some(task), input, reading, KEPT_BYTES_MAX)
+        let labelled = !matches!(task, Task::SelfSupervised { .. });
+        Self::open_keeping(source, labelled.then_some(task), input, reading, KEPT_BYTES_MAX)
     }
 
     /// Reads and checks every image of `source` and no label, for pretraining.

@@ -4,7 +4,7 @@ mod through;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::Architecture;
 use tributary_shared::contract::AdapterContract;
@@ -75,6 +75,9 @@ pub struct NoSampleGradients(&'static str);
 pub(crate) enum Input<'a> {
     /// Patches of `images` images, see [`patchify`].
     Patches { rows: &'a [f32], images: usize },
+    /// Some patches of each image, image after image, the same number of each, and for each image
+    /// their places in its grid.
+    Seen { rows: &'a [f32], places: &'a [Vec<usize>] },
     /// What [`AdaptedVit::prefix`] made of `images` images.
     Prefix { rows: &'a [f32], images: usize },
 }
@@ -243,7 +246,7 @@ impl AdaptedVit {
 
     /// The run's head over rows `[images, 1, features]`.
     pub(crate) fn head(&self, leaves: &Leaves<'_>, features: Tensor<3>) -> Tensor<3> {
-        self.adapter(leaves).head.forward(features).unsqueeze_dim(1)
+        self.adapter(leaves).outputs(features).unsqueeze_dim(1)
     }
 
     /// Logits; of a graph when `trained`.
@@ -255,7 +258,7 @@ impl AdaptedVit {
         trained: bool,
     ) -> Tensor<2> {
         let (adapter, below) = self.below_head(leaves, input, Level::Features, dropout, trained);
-        adapter.head.forward(below)
+        adapter.outputs(below)
     }
 
     /// The adapter, and what its head is given; of a graph when `trained`, whose blocks below the
@@ -283,6 +286,14 @@ impl AdaptedVit {
             (Input::Patches { rows, images }, Some(first)) => {
                 lift(self.below(self.patches(rows, images), first))
             }
+            (Input::Seen { rows, places }, None) => {
+                let (patches, places) = self.seen(rows, places);
+                vit.tokens_at(lift(patches), places)
+            }
+            (Input::Seen { rows, places }, Some(first)) => {
+                let (patches, places) = self.seen(rows, places);
+                lift(self.inference.every(self.inference.tokens_at(patches, places), 0..first))
+            }
             (Input::Prefix { rows, images }, _) => lift(self.entering(rows, images)),
         };
         if pooled {
@@ -295,6 +306,7 @@ impl AdaptedVit {
                 vit.pool(tokens, Some(&adapter))
             }
             Level::Tokens => vit.patch_tokens(entering, rest, Some(&adapter), dropout),
+            Level::Encoded => vit.encode(entering, rest, &adapter, dropout),
         };
         (adapter, below)
     }
@@ -333,6 +345,16 @@ impl AdaptedVit {
             }
         };
         Some(Vit::of(&self.architecture, &mut source))
+    }
+
+    /// Patches `[images, seen, numbers]` and their places `[images * seen]`.
+    fn seen(&self, rows: &[f32], places: &[Vec<usize>]) -> (Tensor<3>, Tensor<1, Int>) {
+        let seen = places.first().map_or(1, Vec::len);
+        let dims = [places.len(), seen, rows.len() / (places.len() * seen)];
+        let flat: Vec<i64> = places.iter().flatten().map(|place| *place as i64).collect();
+        let places = TensorData::new(flat, [places.len() * seen]);
+        let patches = Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device);
+        (patches, Tensor::from_data(places, &self.device))
     }
 
     fn patches(&self, rows: &[f32], images: usize) -> Tensor<3> {

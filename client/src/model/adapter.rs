@@ -30,7 +30,7 @@ pub(crate) struct Adapter {
     prompts: BTreeMap<usize, Tensor<3>>,
     /// Changes of frozen biases, by block and module.
     shifts: BTreeMap<(usize, &'static str), Tensor<3>>,
-    pub(crate) head: Head,
+    head: Option<Head>,
 }
 
 /// LoRA's A and B, and with DoRA the change of every output's row length, `[copies, 1, out]`.
@@ -108,6 +108,20 @@ impl Adapter {
                 }
             }
         }
+    }
+
+    /// The head that pools tokens by itself, if it is such a one.
+    pub(crate) fn pooling_head(&self) -> Option<&Head> {
+        self.head.as_ref().filter(|head| head.pools())
+    }
+
+    /// Pooled `[images, 1, features]` to outputs `[images, outputs]`.
+    ///
+    /// # Panics
+    /// When the contract has no head over features.
+    pub(crate) fn outputs(&self, pooled: Tensor<3>) -> Tensor<2> {
+        let head = self.head.as_ref().expect("the contract of a model with outputs has a head");
+        head.forward(pooled)
     }
 
     /// The frozen `map` of `x` with what is added to it. LoRA's branch is two thin products: the

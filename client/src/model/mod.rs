@@ -25,9 +25,9 @@ pub use import::{ImportError, ImportReport, Imported, import_backbone};
 pub use preset::{Preset, preset, presets};
 pub use untrained::random_backbone;
 
-pub(crate) use adapted::{HeadOf, Input, Level, download};
+pub(crate) use adapted::{HeadOf, Input, Level};
 pub(crate) use adapter::Dropout;
 pub(crate) use backbone::write_whole;
 pub(crate) use trained::Leaves;
 pub(crate) use untrained::{positions, untrained};
-pub(crate) use vit::{Linear, Trunk, Vit, linear_of, patchify};
+pub(crate) use vit::{Trunk, linear_of, patchify};

@@ -82,7 +82,7 @@ impl Trial {
             backbone.digest(),
             architecture,
             adaptation.clone(),
-            head.clone(),
+            Some(head.clone()),
             OUTPUTS,
         );
         let numbers = IMAGES * architecture.channels * architecture.image_size.pow(2);

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use burn::tensor::module::{attention, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{Int, Tensor, activation};
 use tributary_shared::adaptation::Target;
 use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
 
@@ -314,15 +314,18 @@ impl Vit {
         }
     }
 
-    /// Patches `[images, patches, channels * patch * patch]` embedded with the rows of
-    /// `positions`, without the prefix.
-    pub(crate) fn embed(&self, patches: Tensor<3>, positions: Tensor<3>) -> Tensor<3> {
-        self.patch_embed.forward(patches) + positions
+    /// Some patches of each image, `[images, seen, channels * patch * patch]`, embedded where they
+    /// stand in the image, `places` (`[images * seen]`), behind the prefix.
+    pub(crate) fn tokens_at(&self, patches: Tensor<3>, places: Tensor<1, Int>) -> Tensor<3> {
+        let [images, seen, _] = patches.dims();
+        let table = self.positions.clone().squeeze_dim::<2>(0);
+        let positions = table.select(0, places).reshape([images, seen, self.architecture.width]);
+        self.with_prefix(self.patch_embed.forward(patches) + positions)
     }
 
     /// What enters the first block: class token and registers, if there are any, before embedded
     /// patches.
-    pub(crate) fn with_prefix(&self, embedded: Tensor<3>) -> Tensor<3> {
+    fn with_prefix(&self, embedded: Tensor<3>) -> Tensor<3> {
         let tokens = match &self.prefix {
             Some(prefix) => {
                 let [images, _, width] = embedded.dims();
@@ -337,14 +340,21 @@ impl Vit {
         }
     }
 
-    /// All tokens after the last block and the final norm.
-    pub(crate) fn encode(&self, tokens: Tensor<3>) -> Tensor<3> {
-        self.trunk.forward(tokens)
+    /// An image's own tokens after `blocks` and the final norm.
+    pub(crate) fn encode(
+        &self,
+        tokens: Tensor<3>,
+        blocks: Range<usize>,
+        adapter: &Adapter,
+        dropout: &mut Dropout,
+    ) -> Tensor<3> {
+        let own = tokens.dims()[1];
+        self.trunk.normed(self.trunk.run(tokens, blocks, own, Some(adapter), dropout))
     }
 
     /// The tokens that enter the first block.
     pub(crate) fn tokens(&self, patches: Tensor<3>) -> Tensor<3> {
-        self.with_prefix(self.embed(patches, self.positions.clone()))
+        self.with_prefix(self.patch_embed.forward(patches) + self.positions.clone())
     }
 
     /// The patches' tokens after `blocks` and the final norm, `[images, patches, width]`.
@@ -370,7 +380,7 @@ impl Vit {
         adapter: Option<&Adapter>,
         dropout: &mut Dropout,
     ) -> Tensor<3> {
-        let every = adapter.is_some_and(|adapter| adapter.head.pools());
+        let every = adapter.is_some_and(|adapter| adapter.pooling_head().is_some());
         let class_token = self.architecture.pool == Pool::ClassToken && !every;
         let kept = if class_token { 1 } else { tokens.dims()[1] };
         self.trunk.run(tokens, blocks, kept, adapter, dropout)
@@ -389,9 +399,8 @@ impl Vit {
             let (all, patches) = (tokens.dims()[1], self.architecture.patches());
             tokens.clone().narrow(1, all - patches, patches)
         };
-        let attended = adapter
-            .filter(|adapter| adapter.head.pools())
-            .and_then(|adapter| adapter.head.pool(&patches()));
+        let attended =
+            adapter.and_then(Adapter::pooling_head).and_then(|head| head.pool(&patches()));
         let pooled = match (attended, self.architecture.pool) {
             (Some(attended), _) => attended,
             (None, Pool::ClassToken) => tokens.clone().narrow(1, 0, 1),

@@ -4,6 +4,7 @@ use tributary_shared::manifest::{RunManifest, Task};
 
 use super::batch::{Draws, Source, Step};
 use super::loss::{Weighing, probabilities};
+use super::self_supervised;
 use super::session::{Session, TrainError};
 use super::units::{Unit, units};
 use super::{Control, Progress};
@@ -68,7 +69,7 @@ pub fn prediction_columns(task: &Task) -> Vec<String> {
         }
         Task::Survival {} => vec!["log_hazard".to_owned()],
         Task::Segmentation { classes, .. } => each("area", classes),
-        Task::Rehearsal { .. } => Vec::new(),
+        Task::SelfSupervised { .. } | Task::Rehearsal { .. } => Vec::new(),
     }
 }
 
@@ -98,6 +99,11 @@ impl Inference<'_> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Evaluation, TrainError> {
         let session = self.session()?;
+        if let Task::SelfSupervised { objective } = &self.manifest.task {
+            let watch = (control, progress);
+            let loss = self_supervised::mean_loss(self, &session, objective, indices, watch)?;
+            return Ok(Evaluation { cases: indices.len() as u64, loss, ..Evaluation::default() });
+        }
         let asked = units(self.manifest, self.dataset, indices)?;
         let outputs = session.outputs(self.values, self.dataset, &asked, (control, progress))?;
         let said: Vec<Vec<f32>> = outputs.iter().map(|outputs| said(&session, outputs)).collect();
@@ -119,6 +125,7 @@ impl Inference<'_> {
             | Task::MultiClass { .. }
             | Task::MultiLabel { .. }
             | Task::Ordinal { .. }
+            | Task::SelfSupervised { .. }
             | Task::Rehearsal { .. } => {
                 evaluation.auroc = macro_auroc(&said, &labels);
                 evaluation.balanced_accuracy = balanced_accuracy(&said, &labels);

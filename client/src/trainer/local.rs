@@ -2,12 +2,14 @@
 
 use std::time::Instant;
 
-use tributary_shared::manifest::RunManifest;
+use tributary_shared::manifest::{RunManifest, Task, Training};
 use tributary_shared::terms::SiteMetrics;
 
 use super::batch::{Draws, Source, Step};
+use super::descent::{Descent, Path};
 use super::loss::Weighing;
-use super::optimizer::{AdamW, clip, learning_rate};
+use super::optimizer::AdamW;
+use super::self_supervised;
 use super::session::{Session, TrainError, check_stop, shuffled};
 use super::units::{Unit, units};
 use super::{Control, Inference, Meter, Phase, Progress};
@@ -56,6 +58,9 @@ pub fn train(
     control: &Control,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<LocalUpdate, TrainError> {
+    if let Task::SelfSupervised { objective } = &work.manifest.task {
+        return self_supervised::train(work, objective, (control, progress));
+    }
     let session = Session::new(work.backbone, work.manifest, work.compute)?;
     session.check(work.base, work.dataset)?;
     let cases = units(work.manifest, work.dataset, &work.split.train)?;
@@ -177,13 +182,15 @@ impl<'a> Round<'a> {
         let mut meter = Meter::new(Phase::Training, steps_of_epoch * u64::from(training.epochs));
         let decayed =
             session.model.layout().tensors().iter().map(|t| !t.name.ends_with(".bias")).collect();
-        let mut optimizer = AdamW::new(self.base, decayed, training.weight_decay);
+        let optimizer = AdamW::new(self.base, decayed, training.weight_decay);
+        let path = path(training, self.number, self.rounds, steps_of_epoch);
+        let mut descent = Descent::new(optimizer, path, training.gradient_clip);
         let mut done = Trained { values: self.base.to_vec(), steps: 0, loss_sum: 0.0 };
         let mut best: Option<(f64, Values)> = None;
         let mut worse = 0;
         for epoch in 0..training.epochs {
             let mut tell = |images, loss| progress(meter.advance(images, Some(loss)));
-            self.epoch(session, (source, control), epoch, (&mut optimizer, &mut done), &mut tell)?;
+            self.epoch(session, (source, control), epoch, (&mut descent, &mut done), &mut tell)?;
             let Some(stop) = &training.early_stop else { continue };
             let quiet: &mut dyn FnMut(Progress) = &mut |_| {};
             let dataset = source.dataset();
@@ -210,12 +217,10 @@ impl<'a> Round<'a> {
         session: &Session<'_>,
         (source, control): (&Source<'_>, &Control),
         epoch: u32,
-        (optimizer, done): (&mut AdamW, &mut Trained),
+        (descent, done): (&mut Descent, &mut Trained),
         tell: &mut dyn FnMut(usize, f64),
     ) -> Result<(), TrainError> {
         let training = session.training;
-        let steps_of_epoch = self.cases.len().div_ceil(training.batch_size) as u64;
-        let steps = steps_of_epoch * u64::from(training.epochs);
         let order = shuffled(&self.cases, &format!("{}\nshuffle {epoch}", self.name));
         for batch in order.chunks(training.batch_size) {
             check_stop(control)?;
@@ -226,12 +231,7 @@ impl<'a> Round<'a> {
             };
             let step = Step { source, weighing: &self.weighing, draws };
             let mut gradient = session.gradient(&done.values, &step, batch, control)?;
-            let norm = clip(&mut gradient.values, training.gradient_clip);
-            check_finite(done.steps + 1, gradient.loss, norm)?;
-            let position = (self.number - 1) * steps + done.steps;
-            let warmup = u64::from(training.warmup_steps);
-            let rate = learning_rate(training.learning_rate, position, warmup, self.rounds * steps);
-            optimizer.step(&mut done.values, &gradient.values, rate);
+            descent.step(&mut done.values, &mut gradient)?;
             done.steps += 1;
             done.loss_sum += gradient.loss;
             tell(batch.len(), gradient.loss);
@@ -240,11 +240,13 @@ impl<'a> Round<'a> {
     }
 }
 
-pub(super) fn check_finite(step: u64, loss: f64, norm: f64) -> Result<(), TrainError> {
-    for (what, value) in [("the loss", loss), ("the gradient", norm)] {
-        if !value.is_finite() {
-            return Err(TrainError::Diverged { step, what });
-        }
+/// The learning rate's path over all of the run's rounds, at the start of round `number`.
+pub(super) fn path(training: &Training, number: u64, rounds: u64, steps_of_epoch: u64) -> Path {
+    let steps = steps_of_epoch * u64::from(training.epochs);
+    Path {
+        peak: training.learning_rate,
+        warmup: u64::from(training.warmup_steps),
+        done: (number - 1) * steps,
+        total: rounds * steps,
     }
-    Ok(())
 }

@@ -6,6 +6,7 @@
 //! the same bits, however many threads compute it.
 
 mod batch;
+mod descent;
 mod heads;
 mod inference;
 mod local;
@@ -15,6 +16,7 @@ mod peft;
 mod pretrain;
 mod probe;
 mod segmentation;
+mod self_supervised;
 mod session;
 mod survival;
 mod units;
@@ -25,8 +27,9 @@ pub use loss::{Loss, Weighing, case_loss, probabilities};
 pub use optimizer::{AdamW, clip, learning_rate};
 pub use peft::{ExportError, Transformers, export_peft};
 pub use pretrain::{Pretrained, Pretraining, pretrain};
-pub use probe::linear_probe;
+pub use probe::{Probed, linear_probe};
 pub use segmentation::{Stretch, segmentation_loss};
+pub use self_supervised::{Judged, dino_loss, nt_xent};
 pub use session::TrainError;
 pub use survival::{FollowUp, cox_loss};
 pub use units::trainable;

@@ -17,10 +17,19 @@ use crate::model::{AdaptedVit, Backbone, Compute};
 /// Full-batch steps of the probe; its loss is convex and flat long before.
 const STEPS: usize = 400;
 
-/// The held-out AUROC (macro over classes) of a logistic regression on `backbone`'s standardised
-/// features, trained on `split.train`. `None` when the held-out labels have no curve.
+/// Whose features are looked at.
+#[derive(Clone, Copy)]
+pub struct Probed<'a> {
+    /// The frozen weights.
+    pub backbone: &'a Backbone,
+    /// An adapter on them, in the order of its contract's layout.
+    pub adapter: Option<(&'a AdapterContract, &'a [Vec<f32>])>,
+}
+
+/// The held-out AUROC (macro over classes) of a logistic regression on standardised features,
+/// trained on `split.train`. `None` when the held-out labels have no curve.
 pub fn linear_probe(
-    backbone: &Backbone,
+    of: Probed<'_>,
     task: &Task,
     dataset: &Dataset,
     split: &Split,
@@ -28,13 +37,17 @@ pub fn linear_probe(
     (control, progress): (&Control, &mut dyn FnMut(Progress)),
 ) -> Result<Option<f64>, TrainError> {
     let outputs = task.head_outputs();
-    let (shape, head) = (backbone.architecture(), Head::default());
-    let contract =
-        AdapterContract::new(backbone.digest(), shape, Adaptation::HeadOnly, head, outputs);
-    let model = AdaptedVit::new(backbone, &contract, compute);
+    let (backbone, head) = (of.backbone, Some(Head::default()));
+    let (digest, shape) = (backbone.digest(), backbone.architecture());
+    let plain = AdapterContract::new(digest, shape, Adaptation::HeadOnly, head, outputs);
+    let contract = of.adapter.map_or(&plain, |(contract, _)| contract);
+    let model = AdaptedVit::new(backbone, contract, compute);
     let images = session::shard_images(backbone);
     let mut features = |indices: &[usize]| {
-        let of_shard = |rows: &[f32], images: usize| model.features(rows, images);
+        let of_shard = |rows: &[f32], images: usize| match of.adapter {
+            Some((_, values)) => model.adapted_features(values, rows, images),
+            None => model.features(rows, images),
+        };
         let rows = |shard: &[usize]| image_rows(&model, dataset, shard, &Draws::default());
         let mut tell = |done| progress(done);
         let watch: (&Control, &mut dyn FnMut(Progress)) = (control, &mut tell);

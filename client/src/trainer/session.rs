@@ -85,7 +85,7 @@ pub(super) struct Session<'a> {
     /// Of a segmentation.
     stretch: Option<Stretch>,
     pub(super) dropout: f64,
-    shard_images: usize,
+    pub(super) shard_images: usize,
 }
 
 impl<'a> Session<'a> {
@@ -152,11 +152,12 @@ impl<'a> Session<'a> {
             let loss = |outputs: &[f32]| self.loss(step.weighing, outputs, &truths, share);
             let mut dropout = step.draws.dropout(number);
             if self.stretch.is_some() {
-                let (rows, head) = ((&rows[..], images), &*self.segmentation_head());
+                let (input, head) =
+                    (Input::Patches { rows: &rows, images }, &*self.segmentation_head());
                 let level = Level::Tokens;
                 return Ok(self.model.gradient_through(
                     values,
-                    rows,
+                    input,
                     level,
                     &mut dropout,
                     head,
@@ -204,9 +205,9 @@ impl<'a> Session<'a> {
                 let of_shard = |(number, shard): (usize, &&[usize])| {
                     check_stop(control)?;
                     let rows = self.rows(step, shard)?;
-                    let (rows, mut dropout) =
-                        ((&rows[..], shard.len()), step.draws.dropout(number));
-                    Ok(self.model.through(values, rows, Level::Features, &mut dropout, &as_it_is))
+                    let input = Input::Patches { rows: &rows, images: shard.len() };
+                    let (level, mut dropout) = (Level::Features, step.draws.dropout(number));
+                    Ok(self.model.through(values, input, level, &mut dropout, &as_it_is))
                 };
                 let parts: Result<Vec<Vec<f32>>, TrainError> =
                     shards.par_iter().enumerate().map(of_shard).collect();
@@ -228,10 +229,10 @@ impl<'a> Session<'a> {
         let of_shard = |(number, (shard, by_feature)): (usize, (&&[usize], &&[f32]))| {
             check_stop(control)?;
             let rows = self.rows(step, shard)?;
-            let (rows, mut dropout) = ((&rows[..], shard.len()), step.draws.dropout(number));
+            let input = Input::Patches { rows: &rows, images: shard.len() };
             let known = |_: &[f32]| (0.0, by_feature.to_vec());
-            let level = Level::Features;
-            Ok(self.model.gradient_through(values, rows, level, &mut dropout, &as_it_is, known))
+            let (level, mut dropout) = (Level::Features, step.draws.dropout(number));
+            Ok(self.model.gradient_through(values, input, level, &mut dropout, &as_it_is, known))
         };
         let parts: Result<Vec<Gradient>, TrainError> =
             shards.par_iter().zip(&derivatives).enumerate().map(of_shard).collect();
@@ -327,16 +328,17 @@ impl<'a> Session<'a> {
         if !self.gathers() {
             let of_shard = |rows: &[f32], images: usize| match self.stretch {
                 Some(_) => {
-                    let (rows, head) = ((rows, images), &*self.segmentation_head());
-                    self.model.through(values, rows, Level::Tokens, &mut dropout(), head)
+                    let (input, head) =
+                        (Input::Patches { rows, images }, &*self.segmentation_head());
+                    self.model.through(values, input, Level::Tokens, &mut dropout(), head)
                 }
                 None => self.model.logits(values, rows, images),
             };
             return self.map_cases(dataset, &cases, Phase::Evaluating, watch, &of_shard);
         }
         let of_shard = |rows: &[f32], images: usize| {
-            let level = Level::Features;
-            self.model.through(values, (rows, images), level, &mut dropout(), &as_it_is)
+            let (input, level) = (Input::Patches { rows, images }, Level::Features);
+            self.model.through(values, input, level, &mut dropout(), &as_it_is)
         };
         let features = self.map_cases(dataset, &cases, Phase::Evaluating, watch, &of_shard)?;
         let mut features = &features[..];
@@ -402,7 +404,7 @@ pub(super) fn follow_ups(truths: &[Truth<'_>]) -> Vec<FollowUp> {
     truths.iter().filter_map(of).collect()
 }
 
-fn sum(parts: Vec<Gradient>) -> Option<Gradient> {
+pub(super) fn sum(parts: Vec<Gradient>) -> Option<Gradient> {
     let mut parts = parts.into_iter();
     let mut whole = parts.next()?;
     for part in parts {

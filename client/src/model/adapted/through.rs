@@ -13,23 +13,32 @@ pub(crate) enum Level {
     Features,
     /// The patches' tokens, `[images, patches, width]`.
     Tokens,
+    /// Every token of an image's own, `[images, tokens, width]`.
+    Encoded,
 }
 
 /// A head over trained leaves: from `[images, rows, width]` to outputs.
 pub(crate) type HeadOf<'a> = dyn Fn(&Leaves<'_>, Tensor<3>) -> Tensor<3> + Sync + 'a;
 
 impl AdaptedVit {
+    /// What the adapted backbone gives to the head: `[images, features]`.
+    pub fn adapted_features(&self, values: &[Vec<f32>], rows: &[f32], images: usize) -> Vec<f32> {
+        let (input, level) = (Input::Patches { rows, images }, Level::Features);
+        self.through(values, input, level, &mut Dropout::off(), &|_, features| features)
+    }
+
     /// The outputs of `head`, no graph built.
     pub(crate) fn through(
         &self,
         values: &[Vec<f32>],
-        (rows, images): (&[f32], usize),
+        input: Input<'_>,
         level: Level,
         dropout: &mut Dropout,
         head: &HeadOf<'_>,
     ) -> Vec<f32> {
         let leaves = self.leaves(values, false);
-        download(head(&leaves, self.level(&leaves, (rows, images), level, dropout, false)))
+        let (_, below) = self.below_head(&leaves, input, level, dropout, false);
+        download(head(&leaves, below))
     }
 
     /// The gradient of a loss of which `loss` knows, given the outputs of `head`, its value and its
@@ -37,14 +46,14 @@ impl AdaptedVit {
     pub(crate) fn gradient_through(
         &self,
         values: &[Vec<f32>],
-        (rows, images): (&[f32], usize),
+        input: Input<'_>,
         level: Level,
         dropout: &mut Dropout,
         head: &HeadOf<'_>,
         loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
     ) -> Gradient {
         let leaves = self.leaves(values, true);
-        let below = self.level(&leaves, (rows, images), level, dropout, true);
+        let (_, below) = self.below_head(&leaves, input, level, dropout, true);
         let outputs = head(&leaves, below);
         let (loss, by_output) = loss(&download(outputs.clone().inner()));
         let mut gradients =
@@ -82,17 +91,6 @@ impl AdaptedVit {
         head: &HeadOf<'_>,
     ) -> Vec<f32> {
         download(head(&self.leaves(values, false), self.plain(inputs.to_vec(), dims)))
-    }
-
-    fn level(
-        &self,
-        leaves: &Leaves<'_>,
-        (rows, images): (&[f32], usize),
-        level: Level,
-        dropout: &mut Dropout,
-        trained: bool,
-    ) -> Tensor<3> {
-        self.below_head(leaves, Input::Patches { rows, images }, level, dropout, trained).1
     }
 
     fn plain(&self, values: Vec<f32>, dims: [usize; 3]) -> Tensor<3> {
