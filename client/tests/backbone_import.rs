@@ -16,6 +16,7 @@ use tributary_client::model::{
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::{Architecture, FinalNorm, Pool};
 use tributary_shared::contract::AdapterContract;
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::head::Head;
 
 /// What the script says of a file.
@@ -241,7 +242,10 @@ fn the_command_line_imports_shows_and_verifies() {
     let folder = tempfile::tempdir().unwrap();
     let (arch, out) = (folder.path().join("arch.toml"), folder.path().join("b.safetensors"));
     let architecture = toml::to_string(&Card::of("retfound-tuned").architecture).unwrap();
-    let text = format!("mean = [0.5, 0.5, 0.5]\nstd = [1, 1, 1]\n[architecture]\n{architecture}");
+    let text = format!(
+        "mean = [0.5, 0.5, 0.5]\nstd = [1, 1, 1]\ninterpolation = \"bicubic\"\n\
+         [architecture]\n{architecture}"
+    );
     fs::write(&arch, text).unwrap();
     let checkpoint = fixture("retfound-tuned.pth");
     let [checkpoint, arch, out] = [&checkpoint, &arch, &out].map(|path| path.to_str().unwrap());
@@ -252,6 +256,7 @@ fn the_command_line_imports_shows_and_verifies() {
     let table: toml::Table = toml::from_str(&text[text.find("[backbone]").unwrap()..]).unwrap();
     let table: tributary_shared::manifest::Backbone = table["backbone"].clone().try_into().unwrap();
     Backbone::open_for_run(Path::new(out), &table).unwrap();
+    assert_eq!(table.interpolation, Interpolation::Bicubic);
     let digest = table.digest.to_string();
 
     let shown = client(&["backbone", "show", out, "--format", "json"]);

@@ -6,6 +6,7 @@ use std::path::Path;
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use tempfile::TempDir;
 use tributary_client::data::{DataSource, Dataset, InputSpec, Label, task_of};
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
 
 fn task() -> Task {
@@ -13,7 +14,13 @@ fn task() -> Task {
 }
 
 fn input(image_size: usize, channels: usize) -> InputSpec {
-    InputSpec { image_size, channels, mean: vec![0.0; channels], std: vec![1.0; channels] }
+    InputSpec {
+        image_size,
+        channels,
+        mean: vec![0.0; channels],
+        std: vec![1.0; channels],
+        interpolation: Interpolation::Bilinear,
+    }
 }
 
 fn folder(images: &[(&str, image::DynamicImage)], csv: &str) -> TempDir {
@@ -55,6 +62,7 @@ fn pixels_are_planes_normalised_per_channel() {
         channels: 3,
         mean: vec![0.5, 0.25, 0.0],
         std: vec![0.5, 0.25, 2.0],
+        interpolation: Interpolation::Bilinear,
     };
     let dataset = open(folder.path(), &input);
     assert_close(

@@ -7,6 +7,7 @@ use ndarray::{Array1, Array2, Array3, Array4, ShapeBuilder};
 use ndarray_npy::{NpzWriter, WriteNpyExt};
 use tempfile::TempDir;
 use tributary_client::data::{DataError, DataSource, Dataset, InputSpec, Label, task_of};
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
 use tributary_shared::outcome::{ExitCode, Failure};
 
@@ -16,7 +17,13 @@ fn fixture(name: &str) -> DataSource {
 }
 
 fn input(channels: usize) -> InputSpec {
-    InputSpec { image_size: 4, channels, mean: vec![0.0; channels], std: vec![1.0; channels] }
+    InputSpec {
+        image_size: 4,
+        channels,
+        mean: vec![0.0; channels],
+        std: vec![1.0; channels],
+        interpolation: Interpolation::Bilinear,
+    }
 }
 
 fn three(many: bool) -> Task {
@@ -152,7 +159,8 @@ fn the_wrong_shape() {
             .with("train_images", &Array4::<u8>::zeros((1, 4, 4, 2)))
             .with("train_labels", &column)
             .refusal(&three(false)),
-        "x.npz: the array `train_images` has shape [1, 4, 4, 2]; it must be [N, H, W] or [N, H, W, 3]"
+        "x.npz: the array `train_images` has shape [1, 4, 4, 2]; it must be \
+         [N, H, W], [N, H, W, 3] or, of volumes, [N, D, H, W]"
     );
     assert_eq!(
         Bench::new().images(1).with("train_labels", &column).refusal(&three(true)),

@@ -7,6 +7,7 @@ use std::path::Path;
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage, RgbaImage};
 use tempfile::TempDir;
 use tributary_client::data::{DataSource, Dataset, InputSpec, task_of};
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
 use tributary_shared::outcome::{ExitCode, Failure};
 
@@ -15,7 +16,13 @@ fn task() -> Task {
 }
 
 fn input() -> InputSpec {
-    InputSpec { image_size: 4, channels: 1, mean: vec![0.5], std: vec![0.5] }
+    InputSpec {
+        image_size: 4,
+        channels: 1,
+        mean: vec![0.5],
+        std: vec![0.5],
+        interpolation: Interpolation::Bilinear,
+    }
 }
 
 fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {

@@ -11,6 +11,7 @@ use tributary_client::data::divide::{self, DivideSpec};
 use tributary_client::data::synth::{self, Card, Modality, SynthSpec};
 use tributary_client::data::{DataSource, Dataset, InputSpec, Label, census};
 use tributary_client::metrics::macro_auroc;
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::digest::Digest;
 
 fn spec(modality: Modality) -> SynthSpec {
@@ -123,8 +124,13 @@ fn the_card_states_the_oracle_that_the_truth_files_hold() {
 fn the_folders_open_and_hold_what_the_card_says() {
     for modality in [Modality::Fundus, Modality::ChestXray, Modality::Histology] {
         let (folder, card) = written(&spec(modality));
-        let input =
-            InputSpec { image_size: 16, channels: 3, mean: vec![0.5; 3], std: vec![0.5; 3] };
+        let input = InputSpec {
+            image_size: 16,
+            channels: 3,
+            mean: vec![0.5; 3],
+            std: vec![0.5; 3],
+            interpolation: Interpolation::Bilinear,
+        };
         for site in &card.sites {
             let source = DataSource::detect(&folder.path().join("out").join(&site.site));
             let source = source.expect("a folder");
@@ -218,7 +224,13 @@ fn dividing_moves_whole_patients_and_loses_no_image() {
     let spec = DivideSpec { sites: 3, label_skew: 2.0, seed: 9 };
     let card = divide::write(&source, &task, &spec, &out).expect("divides");
     assert_eq!(card.sites.iter().map(|site| site.images).sum::<usize>(), 60);
-    let input = InputSpec { image_size: 16, channels: 3, mean: vec![0.5; 3], std: vec![0.5; 3] };
+    let input = InputSpec {
+        image_size: 16,
+        channels: 3,
+        mean: vec![0.5; 3],
+        std: vec![0.5; 3],
+        interpolation: Interpolation::Bilinear,
+    };
     let mut home = BTreeMap::new();
     for site in &card.sites {
         let source = DataSource::detect(&out.join(&site.site)).expect("a folder");

@@ -19,6 +19,7 @@ use tributary_client::trainer::{
     Control, ExportError, Probed, Transformers, export_peft, linear_probe,
 };
 use tributary_shared::architecture::{Architecture, Pool};
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::initial::adapter_header;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::tensors::{decode, encode};
@@ -210,6 +211,7 @@ fn probes(backbone: &Backbone, spec: &SynthSpec) -> (f64, f64) {
         channels,
         mean: vec![0.5; channels],
         std: vec![0.5; channels],
+        interpolation: Interpolation::Bilinear,
     };
     let task = spec.modality.task();
     let site = |number: usize| {

@@ -17,6 +17,7 @@ use tributary_client::trainer::{
     Control, Evaluation, Inference, LocalTraining, LocalUpdate, TrainError, train, trainable,
 };
 use tributary_shared::adaptation::Adaptation;
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::{RunManifest, Task};
 
 /// A site whose folder is drawn by a test.
@@ -47,7 +48,13 @@ impl Site {
     }
 
     fn open(&self) -> Result<Dataset, tributary_client::data::DataError> {
-        let input = InputSpec { image_size: 16, channels: 1, mean: vec![0.5], std: vec![0.5] };
+        let input = InputSpec {
+            image_size: 16,
+            channels: 1,
+            mean: vec![0.5],
+            std: vec![0.5],
+            interpolation: Interpolation::Bilinear,
+        };
         Dataset::open(&DataSource::detect(self.folder.path())?, &self.run.task, &input)
     }
 
@@ -464,7 +471,13 @@ fn what_cannot_mean_a_run_is_refused_in_one_line() {
 fn an_npz_holds_no_follow_ups() {
     let site = Site::new("[task]\nkind = \"survival\"\n", "");
     let npz = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data/plain.npz");
-    let input = InputSpec { image_size: 16, channels: 1, mean: vec![0.5], std: vec![0.5] };
+    let input = InputSpec {
+        image_size: 16,
+        channels: 1,
+        mean: vec![0.5],
+        std: vec![0.5],
+        interpolation: Interpolation::Bilinear,
+    };
     let refused = Dataset::open(&DataSource::Npz(npz), &site.run.task, &input).err().unwrap();
     assert!(
         refused

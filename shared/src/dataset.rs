@@ -79,6 +79,33 @@ pub enum Window {
     },
 }
 
+/// How an image is resized to the backbone's square input. Both filters widen with the scale, so
+/// shrinking does not alias.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Interpolation {
+    /// Linear between neighbours.
+    #[default]
+    Bilinear,
+    /// Cubic convolution with a = -0.5 (Keys 1981).
+    Bicubic,
+}
+
+impl Interpolation {
+    /// The name in files and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bilinear => "bilinear",
+            Self::Bicubic => "bicubic",
+        }
+    }
+
+    /// Left out of manifests that say nothing else.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Window {
     /// What makes no sense in it, with the mend.
     pub fn check(&self) -> Result<(), String> {
@@ -158,5 +185,23 @@ mod tests {
         assert_eq!(contract.check(), Ok(()));
         let json = serde_json::to_string(&contract).unwrap();
         assert_eq!(serde_json::from_str::<DataContract>(&json).unwrap(), contract);
+    }
+
+    #[test]
+    fn the_usual_interpolation_leaves_older_digests_alone() {
+        let text = "digest = \"sha256:0000000000000000000000000000000000000000000000000000000000000000\"\n\
+                    mean = [0.5]\nstd = [0.5]\n[architecture]\nimage_size = 8\npatch_size = 4\n\
+                    channels = 1\nwidth = 8\ndepth = 1\nheads = 1\nmlp_width = 8\n\
+                    class_token = true\npool = \"mean\"\ngelu = \"exact\"\nlayer_norm_eps = 1e-6\n";
+        let json = |text: &str| {
+            let backbone: crate::manifest::Backbone = toml::from_str(text).unwrap();
+            serde_json::to_string(&backbone).unwrap()
+        };
+        assert_eq!(json(&format!("interpolation = \"bilinear\"\n{text}")), json(text));
+        assert!(!json(text).contains("interpolation"));
+        assert!(
+            json(&format!("interpolation = \"bicubic\"\n{text}"))
+                .ends_with(",\"interpolation\":\"bicubic\"}")
+        );
     }
 }

@@ -13,7 +13,7 @@ use crate::adaptation::Adaptation;
 use crate::architecture::Architecture;
 use crate::bags::Bags;
 use crate::contract::AdapterContract;
-use crate::dataset::DataContract;
+use crate::dataset::{DataContract, Interpolation};
 use crate::digest::Digest;
 use crate::head::Head;
 use crate::name::{RunName, SiteName};
@@ -87,6 +87,9 @@ pub struct Backbone {
     pub mean: Vec<f64>,
     /// Per-channel standard deviation divided by.
     pub std: Vec<f64>,
+    /// How images are resized to the architecture's image size.
+    #[serde(default, skip_serializing_if = "Interpolation::is_default")]
+    pub interpolation: Interpolation,
 }
 
 /// How many rounds, and how long one may take.

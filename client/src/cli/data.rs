@@ -13,7 +13,7 @@ use tributary_shared::outcome::{Failure, chain};
 use super::{Format, print};
 use crate::config::reading::Reading;
 use crate::config::site::SiteConfig;
-use crate::data::census::{self, Census};
+use crate::data::census::{self, Census, FollowUp};
 use crate::data::divide::{self, DivideSpec, DividedCard};
 use crate::data::synth::{self, Card, Modality, SynthSpec};
 use crate::data::{DataSource, task_of};
@@ -160,6 +160,12 @@ fn inspect(args: &InspectArgs, format: Format) -> Result<(), Failure> {
 
 fn print_census(census: &Census) {
     println!("{}: {} images of {} patients", census.source, census.cases, census.patients);
+    if census.bags != census.patients && census.bags != census.cases {
+        println!("  bags: {}", census.bags);
+    }
+    if let Some(FollowUp { events, time_min, time_max }) = census.follow_up {
+        println!("  followed from {time_min} to {time_max}, {events} events seen");
+    }
     let mut table = table(&["class", "images", "patients"]);
     for class in &census.classes {
         table.add_row([&class.class, &class.cases.to_string(), &class.patients.to_string()]);
@@ -167,7 +173,9 @@ fn print_census(census: &Census) {
     if census.without_class > 0 {
         table.add_row(["(none)", &census.without_class.to_string(), ""]);
     }
-    println!("{table}");
+    if table.row_count() > 0 {
+        println!("{table}");
+    }
     let mut sizes: Vec<_> = census.sizes.iter().collect();
     sizes.sort_by_key(|size| std::cmp::Reverse(size.cases));
     for size in sizes.iter().take(8) {
@@ -186,7 +194,9 @@ fn print_findings(census: &Census) {
         }
     }
     if let Some([least, largest]) = census.spacing_mm {
-        println!("  pixel spacing: {least:.3} to {largest:.3} mm");
+        // A slide's are micrometres.
+        let digits = if least < 0.01 { 6 } else { 3 };
+        println!("  pixel spacing: {least:.digits$} to {largest:.digits$} mm");
     }
     let bars: String = census.levels.iter().map(|share| bar(*share, &census.levels)).collect();
     println!("  grey levels, black to white: {bars}");

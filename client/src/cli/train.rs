@@ -14,8 +14,11 @@ use tributary_shared::manifest::{MANIFEST_BYTES_MAX, RunManifest, Task};
 use tributary_shared::outcome::{Failure, chain};
 
 use super::Format;
-use crate::data::{DataSource, Dataset, InputSpec};
+use crate::config::reading::Reading;
+use crate::config::site::SiteConfig;
+use crate::data::{DataError, DataSource, Dataset, InputSpec};
 use crate::model::{Backbone, set_threads};
+use crate::site::source;
 
 /// Commands that compute at this site alone.
 #[derive(Debug, clap::Subcommand)]
@@ -90,26 +93,67 @@ fn read_backbone(path: &Path, manifest: &RunManifest) -> Result<Backbone, Failur
     Backbone::open_for_run(path, asked).map_err(|e| Failure::invalid("backbone", chain(&e)))
 }
 
-/// The images at `paths` as one data set, labelled for the run's task.
-fn read_data(paths: &[PathBuf], manifest: &RunManifest) -> Result<Dataset, Failure> {
-    let asked = manifest.backbone.as_ref();
-    let asked = asked.ok_or_else(|| Failure::invalid("manifest", "the run has no [backbone]"))?;
-    let input = InputSpec {
-        image_size: asked.architecture.image_size,
-        channels: asked.architecture.channels,
-        mean: asked.mean.clone(),
-        std: asked.std.clone(),
-    };
-    open_all(paths, |source| Dataset::open(source, &manifest.task, &input))
+/// Which images, and how they are read.
+#[derive(Debug, clap::Args)]
+struct Images {
+    /// Images: a folder, a manifest or an `.npz`; several are pooled [default: those of --config]
+    #[arg(long, required_unless_present = "config", value_name = "DIR|CSV|NPZ")]
+    data: Vec<PathBuf>,
+    /// Read files as this site.toml says: window, slices, patches, slides [default: the usual way]
+    #[arg(long, value_name = "site.toml")]
+    config: Option<PathBuf>,
 }
 
-fn open_all(
-    paths: &[PathBuf],
-    open: impl Fn(&DataSource) -> Result<Dataset, crate::data::DataError>,
-) -> Result<Dataset, Failure> {
-    let opened = paths.iter().map(|path| open(&DataSource::detect(path)?)).collect();
-    let all = |datasets| Dataset::concat(datasets);
-    Result::and_then(opened, all).map_err(|e| Failure::invalid("data", chain(&e)))
+/// Refusals that are named; the others are counted.
+const REFUSALS_NAMED_MAX: usize = 20;
+
+impl Images {
+    /// The images as one data set, labelled for the run's task, as a site of the run reads them.
+    fn of_run(&self, manifest: &RunManifest) -> Result<Dataset, Failure> {
+        let asked = manifest.backbone.as_ref();
+        let asked =
+            asked.ok_or_else(|| Failure::invalid("manifest", "the run has no [backbone]"))?;
+        let input = InputSpec::of(asked);
+        self.open(|source, reading| {
+            let reading = reading.clone().under(manifest.data.as_ref());
+            Dataset::open_as(source, &manifest.task, &input, &reading)
+        })
+    }
+
+    /// The images as one data set; what was refused is told on standard error.
+    fn open(
+        &self,
+        open: impl Fn(&DataSource, &Reading) -> Result<Dataset, DataError>,
+    ) -> Result<Dataset, Failure> {
+        let place = match &self.config {
+            Some(file) => {
+                let environment: Vec<_> = std::env::vars().collect();
+                SiteConfig::read(file, &environment)?.data
+            }
+            None => None,
+        };
+        let failure = |e: DataError| Failure::invalid("data", chain(&e));
+        let found = match (&place, self.data.is_empty()) {
+            (Some(place), true) => vec![source(place)],
+            (None, true) => {
+                let message = "the site.toml has no [data]; name images with --data";
+                return Err(Failure::invalid("data", message));
+            }
+            (_, false) => self.data.iter().map(|path| DataSource::detect(path)).collect(),
+        };
+        let reading = place.map(|place| place.reading).unwrap_or_default();
+        let opened = found.into_iter().map(|source| open(&source?, &reading));
+        let dataset = opened.collect::<Result<Vec<_>, _>>().and_then(Dataset::concat);
+        let dataset = dataset.map_err(failure)?;
+        let report = dataset.report();
+        for line in report.lines().iter().take(REFUSALS_NAMED_MAX) {
+            eprintln!("refused: {line}");
+        }
+        if report.refused() > REFUSALS_NAMED_MAX {
+            eprintln!("refused: {} more", report.refused() - REFUSALS_NAMED_MAX);
+        }
+        Ok(dataset)
+    }
 }
 
 /// A number as tables show it.

@@ -15,6 +15,10 @@ pub struct Reading {
     pub frames: Frames,
     /// Which slices of a volume are cases.
     pub slices: Slices,
+    /// Cubes of a volume are cases instead of slices, all in one bag.
+    pub patches: Option<Patches>,
+    /// Which tiles of a whole slide are cases, all in one bag.
+    pub slides: Slides,
     /// DICOM modality code of files that name none.
     pub modality: Option<String>,
     /// Distance of neighbouring pixels in files that name none, millimetres.
@@ -48,6 +52,57 @@ pub struct Slices {
     pub depth: u32,
 }
 
+/// Which cubes of a volume are cases. Lengths are millimetres, or voxels of an npz.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Patches {
+    /// Side of a cube.
+    pub size: f64,
+    /// From one cube to the next along each axis; the last one ends where the volume does.
+    pub stride: f64,
+}
+
+/// Which tiles of a whole slide are cases.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Slides {
+    /// Resolution, micrometres a pixel: 0.5 is what a 20x objective gives, 0.25 a 40x.
+    pub mpp: f64,
+    /// Side of a tile, pixels of that resolution; the backbone's image size is best.
+    pub tile: u32,
+    /// Share of a tile that must be tissue.
+    pub tissue_min: f64,
+    /// Most tiles of one slide; of more, as many are drawn.
+    pub tiles_max: u32,
+    /// Names the draw.
+    pub seed: u64,
+}
+
+impl Default for Slides {
+    fn default() -> Self {
+        Self { mpp: 0.5, tile: 224, tissue_min: 0.5, tiles_max: 1000, seed: 0 }
+    }
+}
+
+impl Slides {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if !(0.01..=1000.0).contains(&self.mpp) {
+            let mend = format!("{} is not between 0.01 and 1000 micrometres", self.mpp);
+            return Err(("data.reading.slides.mpp", mend));
+        }
+        if !(8..=4096).contains(&self.tile) {
+            return Err(("data.reading.slides.tile", "write 8 to 4096 pixels".to_owned()));
+        }
+        if !(0.0..=1.0).contains(&self.tissue_min) {
+            return Err(("data.reading.slides.tissue_min", "write a share, 0 to 1".to_owned()));
+        }
+        if !(1..=100_000).contains(&self.tiles_max) {
+            return Err(("data.reading.slides.tiles_max", "write 1 to 100000".to_owned()));
+        }
+        Ok(())
+    }
+}
+
 impl Default for Slices {
     fn default() -> Self {
         Self { plane: Plane::Axial, take: Frames::All, every_mm: None, depth: 1 }
@@ -61,6 +116,8 @@ impl Default for Reading {
             window: Window::File,
             frames: Frames::All,
             slices: Slices::default(),
+            patches: None,
+            slides: Slides::default(),
             modality: None,
             spacing_mm: None,
         }
@@ -90,6 +147,12 @@ impl Reading {
         if !length(self.slices.every_mm) {
             return Err(("data.reading.slices.every_mm", "write a length above 0".to_owned()));
         }
+        if let Some(Patches { size, stride }) = self.patches
+            && !(length(Some(size)) && length(Some(stride)))
+        {
+            return Err(("data.reading.patches", "write lengths above 0".to_owned()));
+        }
+        self.slides.check()?;
         if !length(self.spacing_mm) {
             return Err(("data.reading.spacing_mm", "write a length above 0".to_owned()));
         }

@@ -12,7 +12,7 @@ use super::medium::Facts;
 use super::npz::Sink;
 use super::pixels::Picture;
 use super::report::Report;
-use super::{Case, DataError, DataSource, Label, Profile, folder, npz};
+use super::{Case, DataError, DataSource, Label, Profile, folder, mask, npz};
 use crate::config::reading::Reading;
 
 /// Groups of equal pictures that are named.
@@ -29,7 +29,11 @@ pub struct Census {
     pub cases: usize,
     /// Different patients among them.
     pub patients: usize,
-    /// Each class of the task, in its order.
+    /// Different bags: slides, examinations, or else patients.
+    pub bags: usize,
+    /// How patients were followed, where the labels say that.
+    pub follow_up: Option<FollowUp>,
+    /// Each class of the task, in its order; of masks, the images that show it somewhere.
     pub classes: Vec<ClassCount>,
     /// Cases of a multi-label task to which no class applies.
     pub without_class: usize,
@@ -60,6 +64,17 @@ pub struct Census {
     /// A few pictures of each class, for a page; not part of the numbers.
     #[serde(skip)]
     pub thumbnails: Vec<Thumbnail>,
+}
+
+/// How patients were followed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct FollowUp {
+    /// Cases whose event was seen.
+    pub events: usize,
+    /// The shortest time.
+    pub time_min: f64,
+    /// The longest.
+    pub time_max: f64,
 }
 
 /// How often a class occurs.
@@ -137,18 +152,14 @@ pub fn take(
             let shown = match thumbnails {
                 0 => Vec::new(),
                 _ => shown(
-                    npz::read_each(path, Some(task), &mut npz::Discard)?.iter(),
+                    npz::read_each(path, Some(task), reading, &mut npz::Discard)?.cases.iter(),
                     task,
                     thumbnails,
                 ),
             };
             let mut seen = SeenOf { shown, seen: Vec::new() };
-            let cases = npz::read_each(path, Some(task), &mut seen)?;
-            let facts = Facts {
-                modality: reading.modality.clone(),
-                spacing_mm: reading.spacing_mm,
-                ..Facts::default()
-            };
+            let npz::Contents { cases, facts } =
+                npz::read_each(path, Some(task), reading, &mut seen)?;
             for (case, seen) in cases.into_iter().zip(seen.seen) {
                 counted.count(case, &facts, seen, task);
             }
@@ -159,11 +170,26 @@ pub fn take(
             let shown = shown(listing.entries.iter().map(|entry| &entry.case), task, thumbnails);
             let entries = listing.entries.into_iter().zip(shown);
             let entries = entries.map(|(entry, shown)| folder::Entry { shown, ..entry }).collect();
-            let look = |entry: &folder::Entry, picture: Picture| Seen::of(picture, entry.shown);
+            let look = |entry: &folder::Entry, picture: Picture| {
+                // What a mask shows counts as its image's classes.
+                let label = match &entry.case.label {
+                    Label::Mask { path, classes } => {
+                        Label::Many(mask::classes_shown(path, *classes)?)
+                    }
+                    label @ (Label::Class(_)
+                    | Label::Many(_)
+                    | Label::FollowUp { .. }
+                    | Label::Unlabelled) => label.clone(),
+                };
+                Ok((label, Seen::of(picture, entry.shown)))
+            };
             folder::each(entries, reading, look, |decoded| {
                 match decoded {
-                    Ok((entry, seen)) => counted.count(entry.case, &entry.facts, seen, task),
-                    Err(error) => counted.report.refuse(error),
+                    Ok((entry, Ok((label, seen)))) => {
+                        let case = Case { label, ..entry.case };
+                        counted.count(case, &entry.facts, seen, task);
+                    }
+                    Ok((_, Err(error))) | Err(error) => counted.report.refuse(error),
                 }
                 Ok(())
             })?;
@@ -247,6 +273,8 @@ impl Counted {
         Census {
             source,
             patients: patients(&self.cases, |_| true),
+            bags: self.cases.iter().map(|case| &case.bag).collect::<BTreeSet<_>>().len(),
+            follow_up: follow_up(&self.cases),
             classes: classes(&self.cases, task),
             without_class: self.cases.iter().filter(|case| is_none(&case.label)).count(),
             cases: self.cases.len(),
@@ -295,6 +323,21 @@ fn patients(cases: &[Case], which: impl Fn(&Case) -> bool) -> usize {
     let patients: BTreeSet<&str> =
         cases.iter().filter(|case| which(case)).map(|case| case.patient.as_str()).collect();
     patients.len()
+}
+
+fn follow_up(cases: &[Case]) -> Option<FollowUp> {
+    let mut found: Option<FollowUp> = None;
+    for case in cases {
+        if let Label::FollowUp { time, event } = case.label {
+            let so_far = found.unwrap_or(FollowUp { events: 0, time_min: time, time_max: time });
+            found = Some(FollowUp {
+                events: so_far.events + usize::from(event),
+                time_min: so_far.time_min.min(time),
+                time_max: so_far.time_max.max(time),
+            });
+        }
+    }
+    found
 }
 
 fn classes(cases: &[Case], task: &Task) -> Vec<ClassCount> {

@@ -15,7 +15,7 @@ use super::npz::Sink;
 use super::pixels::Picture;
 use super::staging::{Staging, write_error, write_synced};
 use super::synth::{counts, priors};
-use super::{Case, DataError, DataSource, folder, npz};
+use super::{Case, DataError, DataSource, Label, folder, mask, npz};
 use crate::config::reading::Reading;
 
 /// How to divide.
@@ -109,6 +109,8 @@ struct Placed {
     case: Case,
     site: usize,
     file: String,
+    /// The case's mask there.
+    mask: Option<String>,
 }
 
 fn site_folder(out: &Path, site: usize) -> PathBuf {
@@ -130,14 +132,20 @@ fn place_folder(
         let folder = site_folder(out, site);
         fs::create_dir_all(&folder).map_err(write_error(&folder))?;
     }
+    let real = root.canonicalize().map_err(folder::unreadable(root))?;
     let mut placed = Vec::new();
     // Looked at once: a data set that is handed to sites must be sound.
     folder::each(
         listing.entries,
         &reading,
-        |_, _| (),
+        |entry, _| match &entry.case.label {
+            Label::Mask { path, classes } => mask::read(path, *classes, 1).map(|_| ()),
+            Label::Class(_) | Label::Many(_) | Label::FollowUp { .. } | Label::Unlabelled => Ok(()),
+        },
         |decoded| {
-            placed.push(decoded?.0);
+            let (entry, sound) = decoded?;
+            sound?;
+            placed.push(entry);
             Ok(())
         },
     )?;
@@ -146,11 +154,23 @@ fn place_folder(
     let copied = placed.into_iter().map(|entry| {
         let site = sites[&entry.case.patient];
         let file = entry.file.to_string();
-        let target = site_folder(out, site).join(&file);
-        let folder = target.parent().unwrap_or(out);
-        fs::create_dir_all(folder).map_err(write_error(folder))?;
-        fs::copy(&*entry.place.path, &target).map_err(write_error(&target))?;
-        Ok(Placed { file, case: entry.case, site })
+        let place = |from: &Path, file: &str| {
+            let target = site_folder(out, site).join(file);
+            let folder = target.parent().unwrap_or(out);
+            fs::create_dir_all(folder).map_err(write_error(folder))?;
+            fs::copy(from, &target).map_err(write_error(&target)).map(|_| ())
+        };
+        place(&entry.place.path, &file)?;
+        let mask = match &entry.case.label {
+            Label::Mask { path, .. } => {
+                // Where it lay; `list` took no mask from outside the folder.
+                let mask = path.strip_prefix(&real).unwrap_or(path).display().to_string();
+                place(path, &mask)?;
+                Some(mask)
+            }
+            Label::Class(_) | Label::Many(_) | Label::FollowUp { .. } | Label::Unlabelled => None,
+        };
+        Ok(Placed { file, case: entry.case, site, mask })
     });
     copied.collect()
 }
@@ -163,13 +183,18 @@ fn place_npz(
 ) -> Result<Vec<Placed>, DataError> {
     // Twice through the file: who goes where is known only after all labels, and keeping every
     // image meanwhile could fill memory.
-    let cases = npz::read_each(path, Some(task), &mut npz::Discard)?;
+    if npz::holds_volumes(path)? {
+        return Err(DataError::VolumesOfNpz { path: path.display().to_string() });
+    }
+    let reading = Reading::default();
+    let cases = npz::read_each(path, Some(task), &reading, &mut npz::Discard)?.cases;
     let sites = assign(cases.iter(), task, spec)?;
     let placed: Vec<Placed> = cases
         .into_iter()
         .map(|case| Placed {
             site: sites[&case.patient],
             file: format!("images/{}.png", case.id.replace('/', "-")),
+            mask: None,
             case,
         })
         .collect();
@@ -177,7 +202,7 @@ fn place_npz(
         let images = site_folder(out, site).join("images");
         fs::create_dir_all(&images).map_err(write_error(&images))?;
     }
-    npz::read_each(path, Some(task), &mut PngWriter { placed: &placed, next: 0, out })?;
+    npz::read_each(path, Some(task), &reading, &mut PngWriter { placed: &placed, next: 0, out })?;
     Ok(placed)
 }
 
@@ -257,16 +282,43 @@ fn site_card(placed: &[Placed], site: usize, task: &Task) -> DividedSite {
     }
 }
 
+/// The columns that the task learns from; `bag` where a manifest gathered images otherwise than by
+/// patient.
 fn labels_csv(placed: &[Placed], site: usize, task: &Task) -> Vec<u8> {
-    let classes = task.classes();
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    let rows = of_site(placed, site).map(|placed| {
-        let label = placed.case.label.text(classes);
-        [placed.file.clone(), placed.case.patient.clone(), label]
+    let bags = placed.iter().any(|placed| placed.case.bag != placed.case.patient);
+    let mut header = vec!["file", "patient"];
+    if bags {
+        header.push("bag");
+    }
+    header.extend(match task {
+        Task::Survival {} => &["time", "event"][..],
+        Task::Segmentation { .. } => &["mask"],
+        Task::SelfSupervised { .. } => &[],
+        Task::Binary { .. }
+        | Task::MultiClass { .. }
+        | Task::MultiLabel { .. }
+        | Task::Ordinal { .. }
+        | Task::Rehearsal { .. } => &["label"],
     });
-    let header = ["file", "patient", "label"].map(str::to_owned);
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let header = header.into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let rows = of_site(placed, site).map(|Placed { case, file, mask, .. }| {
+        let mut row = vec![file.clone(), case.patient.clone()];
+        if bags {
+            row.push(case.bag.clone());
+        }
+        match (&case.label, mask) {
+            (Label::FollowUp { time, event }, _) => {
+                row.extend([time.to_string(), u8::from(*event).to_string()]);
+            }
+            (_, Some(mask)) => row.push(mask.clone()),
+            (Label::Unlabelled, None) => {}
+            (label, None) => row.push(label.text(task.classes())),
+        }
+        row
+    });
     for row in std::iter::once(header).chain(rows) {
-        writer.write_record(&row).expect("memory takes every row of three fields");
+        writer.write_record(&row).expect("memory takes every row of as many fields");
     }
     writer.into_inner().expect("memory can be flushed")
 }

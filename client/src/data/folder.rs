@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use tributary_shared::manifest::Task;
 
 use super::labels::{Key, Labels, Row};
-use super::medium::{self, Contents, Facts, Kind, Opened, Part, Place};
+use super::medium::{self, Contents, Facts, Kind, Opened, Place};
 use super::pixels::Picture;
 use super::report::Report;
 use super::walk;
@@ -259,14 +259,11 @@ impl Listing {
             (Arc::new(path), name.into(), Arc::new(contents.facts));
         let several = contents.parts.len() > 1;
         for part in contents.parts {
-            let id = match part {
-                Part::Frame(at) | Part::Slice(at) if several => format!("{name}#{at}"),
-                Part::Whole | Part::Frame(_) | Part::Slice(_) => name.to_owned(),
-            };
+            let own_bag = || if part.shares_bag() { name } else { &patient }.to_owned();
             self.entries.push(Entry {
                 case: Case {
-                    id,
-                    bag: bag.as_ref().unwrap_or(&patient).clone(),
+                    id: part.id(name, several),
+                    bag: bag.clone().unwrap_or_else(own_bag),
                     patient: patient.clone(),
                     label: label.clone(),
                 },

@@ -117,10 +117,14 @@ impl Labels {
             .collect()
     }
 
-    /// The classes that the manifest itself names, in alphabetical order.
+    /// The classes that the manifest itself names, in alphabetical order; of a manifest without
+    /// labels, what its other columns are for.
     pub(super) fn infer_task(path: &Path) -> Result<Task, DataError> {
         let any_classes = Task::MultiLabel { classes: Vec::new() };
-        let mut labels = Self::open(path, Some(&any_classes))?;
+        let mut labels = match Self::open(path, Some(&any_classes)) {
+            Ok(labels) => labels,
+            Err(error) => return Self::infer_unlabelled(path).ok_or(error)?,
+        };
         let column = match labels.columns.truth {
             Some(Truth::Label(column)) => column,
             Some(Truth::FollowUp { .. } | Truth::Mask(_)) | None => 0,
@@ -141,6 +145,18 @@ impl Labels {
         };
         let classes = classes.into_iter().filter(|class| !class.is_empty()).map(str::to_owned);
         Ok(task_of(classes.collect(), many))
+    }
+
+    fn infer_unlabelled(path: &Path) -> Option<Result<Task, DataError>> {
+        if Self::open(path, Some(&Task::Survival {})).is_ok() {
+            return Some(Ok(Task::Survival {}));
+        }
+        let mut labels = Self::open(path, None).ok()?;
+        let names_masks = labels.reader.byte_headers().ok()?.iter().any(|name| name == b"mask");
+        names_masks.then(|| {
+            let problem = format!("{} names masks; their classes are in the run", path.display());
+            Err(DataError::Argument { argument: "--run", problem })
+        })
     }
 }
 

@@ -10,18 +10,35 @@ pub const UNMARKED: u8 = 255;
 
 /// The mask at `path`, its nearest pixels on a square grid of `side`.
 pub(super) fn read(path: &Path, classes: usize, side: usize) -> Result<Vec<u8>, DataError> {
+    let (levels, (width, height)) = decode(path, classes)?;
+    // The middle of each cell, in integers: exact where the sizes agree.
+    let at = |i: usize, length: u32| (2 * i + 1) * length as usize / (2 * side);
+    let row = |y: usize| at(y, height) * width as usize;
+    Ok((0..side * side).map(|i| levels[row(i / side) + at(i % side, width)]).collect())
+}
+
+/// For each class, whether a pixel of the mask at `path` is of it.
+pub(super) fn classes_shown(path: &Path, classes: usize) -> Result<Vec<bool>, DataError> {
+    let mut shown = vec![false; classes];
+    for level in decode(path, classes)?.0 {
+        if let Some(shown) = shown.get_mut(usize::from(level)) {
+            *shown = true;
+        }
+    }
+    Ok(shown)
+}
+
+/// Every level, all of them classes or [`UNMARKED`], and width and height.
+fn decode(path: &Path, classes: usize) -> Result<(Vec<u8>, (u32, u32)), DataError> {
     let refused = |problem| DataError::Image { path: path.display().to_string(), problem };
     let Picture::Grey(grey) = image_file::decode(path)? else {
         return Err(refused(ImageProblem::MaskColours));
     };
-    let (width, height) = grey.dimensions();
+    let dimensions = grey.dimensions();
     let levels = grey.into_raw();
     let stray = levels.iter().find(|level| usize::from(**level) >= classes && **level != UNMARKED);
     if let Some(level) = stray {
         return Err(refused(ImageProblem::MaskClass { level: *level, classes }));
     }
-    // The middle of each cell, in integers: exact where the sizes agree.
-    let at = |i: usize, length: u32| (2 * i + 1) * length as usize / (2 * side);
-    let row = |y: usize| at(y, height) * width as usize;
-    Ok((0..side * side).map(|i| levels[row(i / side) + at(i % side, width)]).collect())
+    Ok((levels, dimensions))
 }

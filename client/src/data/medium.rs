@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tributary_shared::dataset::Plane;
 
 use super::pixels::Picture;
-use super::{DataError, ImageProblem, dicom, image_file, volume};
+use super::{DataError, ImageProblem, dicom, image_file, slide, volume};
 use crate::config::reading::{Frames, Reading};
 
 /// What a file is, told by its content: hospital exports lie about extensions.
@@ -19,6 +19,8 @@ pub(super) enum Kind {
     Image,
     Dicom,
     Volume,
+    /// A whole slide.
+    Slide,
 }
 
 /// What is known about one picture besides its pixels.
@@ -50,6 +52,32 @@ pub(super) enum Part {
     Frame(u32),
     /// A slice of a volume, from 0.
     Slice(u32),
+    /// A cube of a volume, from 0.
+    Patch(u32),
+    /// A tile of a slide, its corner in pixels of the finest level.
+    Tile([u32; 2]),
+}
+
+impl Part {
+    /// The id of the case in a file or array of `several`.
+    pub(super) fn id(self, name: &str, several: bool) -> String {
+        match self {
+            Self::Frame(at) | Self::Slice(at) | Self::Patch(at) if several => {
+                format!("{name}#{at}")
+            }
+            // Whether a slide gives one tile or more, a tile is named by its place.
+            Self::Tile([x, y]) => format!("{name}#{x},{y}"),
+            Self::Whole | Self::Frame(_) | Self::Slice(_) | Self::Patch(_) => name.to_owned(),
+        }
+    }
+
+    /// Whether all such parts of a file are one bag, whoever else its patient's images belong to.
+    pub(super) fn shares_bag(self) -> bool {
+        match self {
+            Self::Patch(_) | Self::Tile(_) => true,
+            Self::Whole | Self::Frame(_) | Self::Slice(_) => false,
+        }
+    }
 }
 
 /// A file's cases, and whom they show when the file says so.
@@ -60,7 +88,7 @@ pub(super) struct Contents {
 }
 
 impl Kind {
-    /// Looks at the first bytes; the name decides only where the content is silent.
+    /// Looks at the first bytes (of a TIFF, at its directories); the name decides only where the content is silent.
     pub(super) fn of(path: &Path) -> std::io::Result<Self> {
         let mut head = Vec::new();
         File::open(path)?.take(352).read_to_end(&mut head)?;
@@ -74,7 +102,7 @@ impl Kind {
         if volume || named(&[".nii"]) || (named(&[".nii.gz"]) && is(0, &[0x1F, 0x8B])) {
             return Ok(Self::Volume);
         }
-        Ok(Self::Image)
+        if slide::is_slide(path, &head) { Ok(Self::Slide) } else { Ok(Self::Image) }
     }
 
     /// Whether a walk over a folder takes the file for a case at all.
@@ -107,9 +135,14 @@ pub(super) fn contents(path: &Path, kind: Kind, reading: &Reading) -> Result<Con
             Ok(Contents { parts, facts: header.facts.clone(), header: Some(header) })
         }
         Kind::Volume => {
-            let header = volume::Header::open(path).map_err(|p| volume_error(path, p))?;
-            let parts = header.slices(&reading.slices).into_iter().map(Part::Slice).collect();
-            Ok(Contents { parts, facts: header.facts(reading.slices.plane), header: None })
+            let grid = volume::grid(path).map_err(|p| volume_error(path, p))?;
+            let parts = grid.parts(reading).map_err(|p| volume_error(path, p))?;
+            Ok(Contents { parts, facts: grid.facts(reading), header: None })
+        }
+        Kind::Slide => {
+            let tiles = slide::tiles(path, reading).map_err(|p| slide_error(path, p))?;
+            let parts = tiles.into_iter().map(Part::Tile).collect();
+            Ok(Contents { parts, facts: slide::facts(&reading.slides), header: None })
         }
     })
     .map(|mut contents| {
@@ -125,6 +158,7 @@ pub(super) enum Opened {
     Image,
     Dicom(dicom::Object),
     Volume(volume::Volume),
+    Slide(Box<slide::Slide>),
 }
 
 impl Opened {
@@ -135,9 +169,13 @@ impl Opened {
             Part::Frame(_) => {
                 dicom::Object::open(path).map(Self::Dicom).map_err(|p| dicom_error(path, p))
             }
-            Part::Slice(_) => {
-                let volume = volume::Volume::open(path, reading.window);
+            Part::Slice(_) | Part::Patch(_) => {
+                let volume = volume::open(path, reading.window);
                 volume.map(Self::Volume).map_err(|p| volume_error(path, p))
+            }
+            Part::Tile(_) => {
+                let opened = slide::Slide::open(path, reading);
+                opened.map(|slide| Self::Slide(Box::new(slide))).map_err(|p| slide_error(path, p))
             }
         })
     }
@@ -152,8 +190,15 @@ impl Opened {
             (Self::Dicom(object), Part::Frame(frame)) => {
                 object.frame(frame, reading.window).map_err(|p| dicom_error(path, p))
             }
-            (Self::Volume(volume), Part::Slice(at)) => Ok(volume.slice(&reading.slices, at)),
-            (Self::Image | Self::Dicom(_) | Self::Volume(_), _) => image_file::decode(path),
+            (Self::Volume(volume), Part::Slice(_) | Part::Patch(_)) => {
+                Ok(volume.picture(reading, part))
+            }
+            (Self::Slide(slide), Part::Tile(at)) => {
+                slide.tile(&reading.slides, at).map_err(|p| slide_error(path, p))
+            }
+            (Self::Image | Self::Dicom(_) | Self::Volume(_) | Self::Slide(_), _) => {
+                image_file::decode(path)
+            }
         })
     }
 }
@@ -172,4 +217,8 @@ fn dicom_error(path: &Path, problem: dicom::DicomProblem) -> DataError {
 
 fn volume_error(path: &Path, problem: volume::VolumeProblem) -> DataError {
     DataError::Volume { path: path.display().to_string(), problem }
+}
+
+fn slide_error(path: &Path, problem: slide::SlideProblem) -> DataError {
+    DataError::Slide { path: path.display().to_string(), problem }
 }

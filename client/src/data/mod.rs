@@ -21,6 +21,7 @@ mod pixels;
 mod problem;
 
 mod report;
+mod slide;
 mod source;
 mod split;
 pub mod staging;
@@ -36,6 +37,7 @@ pub use mask::UNMARKED;
 pub use problem::{DataError, ImageProblem, ManifestProblem, NpzProblem, RowProblem};
 
 pub use report::Report;
+pub use slide::SlideProblem;
 pub use source::{DataSource, task_of};
 pub use split::Split;
 pub use volume::VolumeProblem;
@@ -43,12 +45,11 @@ pub use volume::VolumeProblem;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use tributary_shared::dataset::DataContract;
+use tributary_shared::dataset::{DataContract, Interpolation};
 use tributary_shared::digest::Digest;
-use tributary_shared::manifest::Task;
+use tributary_shared::manifest::{Backbone, Task};
 
 use self::augment::Variation;
-use self::medium::Facts;
 use self::pixels::{Files, Kept, PixelStore};
 use crate::config::reading::Reading;
 
@@ -67,9 +68,22 @@ pub struct InputSpec {
     pub mean: Vec<f64>,
     /// Divided by per channel.
     pub std: Vec<f64>,
+    /// How images are resized.
+    pub interpolation: Interpolation,
 }
 
 impl InputSpec {
+    /// What a run's backbone expects.
+    pub fn of(backbone: &Backbone) -> Self {
+        Self {
+            image_size: backbone.architecture.image_size,
+            channels: backbone.architecture.channels,
+            mean: backbone.mean.clone(),
+            std: backbone.std.clone(),
+            interpolation: backbone.interpolation,
+        }
+    }
+
     /// Numbers in one image's input, `channels * image_size * image_size`.
     pub fn numbers(&self) -> usize {
         self.channels * self.image_size * self.image_size
@@ -144,13 +158,9 @@ impl Dataset {
         let kept = Kept::new(input, kept_bytes_max);
         let dataset = match source {
             DataSource::Npz(path) => {
-                let (cases, store, colour) = npz::read(path, task, kept)?;
+                let (contents, store, colour) = npz::read(path, task, reading, kept)?;
+                let npz::Contents { cases, facts } = contents;
                 let mut profile = Profile::default();
-                let facts = Facts {
-                    modality: reading.modality.clone(),
-                    spacing_mm: reading.spacing_mm,
-                    ..Facts::default()
-                };
                 cases.iter().for_each(|_| profile.count(&facts, colour));
                 let (input, report) = (input.clone(), Report::default());
                 Self {
@@ -307,7 +317,7 @@ impl Dataset {
         out: &mut [f32],
     ) -> Result<(), DataError> {
         self.pixels(index, out)?;
-        let InputSpec { image_size, channels, mean, std } = &self.input;
+        let InputSpec { image_size, channels, mean, std, .. } = &self.input;
         let plane = image_size * image_size;
         for (channel, out) in out.chunks_exact_mut(plane).enumerate() {
             let (mean, std) = (mean[channel] as f32, std[channel] as f32);
@@ -343,7 +353,6 @@ impl Dataset {
 #[cfg(test)]
 mod tests {
     use image::{GrayImage, Luma};
-    use tributary_shared::manifest::Task;
 
     use super::*;
 
@@ -353,7 +362,13 @@ mod tests {
         let ramp = GrayImage::from_fn(9, 7, |x, y| Luma([(20 * x + y) as u8]));
         ramp.save(folder.path().join("a.png")).expect("saved");
         std::fs::write(folder.path().join("labels.csv"), "file,patient\na.png,p\n").expect("saved");
-        let input = InputSpec { image_size: 4, channels: 3, mean: vec![0.1; 3], std: vec![0.3; 3] };
+        let input = InputSpec {
+            image_size: 4,
+            channels: 3,
+            mean: vec![0.1; 3],
+            std: vec![0.3; 3],
+            interpolation: Interpolation::Bilinear,
+        };
         let source = DataSource::detect(folder.path()).expect("a folder");
         let pixels = |kept_bytes_max| {
             let opened =

@@ -1,4 +1,4 @@
-//! An npz file in the MedMNIST layout, read image by image: memory does not grow with the
+//! An npz file in the MedMNIST layout, 2D or 3D, read image by image: memory does not grow with the
 //! original resolution.
 
 use std::fs::File;
@@ -10,9 +10,12 @@ use ndarray_npy::npy::header::Header;
 use tributary_shared::manifest::Task;
 use zip::ZipArchive;
 
+use super::medium::{Facts, Part};
 use super::pixels::{Kept, Picture, PixelStore};
 use super::source::task_of;
+use super::volume::{Grid, Volume};
 use super::{Case, DataError, Label, NpzProblem};
+use crate::config::reading::Reading;
 
 const SPLITS: [&str; 3] = ["train", "val", "test"];
 /// Longest npy header; numpy's own is 118 bytes.
@@ -22,41 +25,79 @@ const COLUMN_BYTES_MAX: u64 = 256 << 20;
 /// Most pixels a side, as for image files.
 const SIDE_MAX: usize = super::image_file::SIDE_MAX as usize;
 
+/// Least voxels along the last axis of a volume.
+const VOLUME_SIDE_MIN: usize = 8;
+
 /// Most classes of a run.
 const CLASSES_MAX: usize = 10_000;
 
 type Archive = ZipArchive<BufReader<File>>;
 
+/// An npz that was read.
+pub(super) struct Contents {
+    pub(super) cases: Vec<Case>,
+    /// What is known of every picture.
+    pub(super) facts: Facts,
+}
+
 pub(super) fn read(
     path: &Path,
     task: Option<&Task>,
+    reading: &Reading,
     kept: Kept,
-) -> Result<(Vec<Case>, PixelStore, bool), DataError> {
+) -> Result<(Contents, PixelStore, bool), DataError> {
     let mut kept = Colours { kept, colour: false };
-    let cases = read_each(path, task, &mut kept)?;
-    Ok((cases, kept.kept.store(), kept.colour))
+    let contents = read_each(path, task, reading, &mut kept)?;
+    Ok((contents, kept.kept.store(), kept.colour))
 }
 
-/// Hands every image to `sink`, in the order of the cases returned.
+/// Hands every picture to `sink`, in the order of the cases returned.
 pub(super) fn read_each(
     path: &Path,
     task: Option<&Task>,
+    reading: &Reading,
     sink: &mut impl Sink,
-) -> Result<Vec<Case>, DataError> {
+) -> Result<Contents, DataError> {
     let problem = |problem| DataError::Npz { path: path.display().to_string(), problem };
     if let Some(task @ (Task::Survival {} | Task::Segmentation { .. })) = task {
         let (path, task) = (path.display().to_string(), task.as_str());
         return Err(DataError::TaskOfNpz { path, task });
     }
     let mut archive = open_archive(path)?;
+    let asked = Asked { task, reading };
     let mut cases = Vec::new();
+    let mut facts = Facts::default();
     for split in SPLITS {
-        read_split(&mut archive, split, task, sink, &mut cases).map_err(|stop| stop.at(path))?;
+        let read = read_split(&mut archive, split, asked, sink, &mut cases);
+        // A split that is not there says nothing of the others.
+        facts = read.map_err(|stop| stop.at(path))?.unwrap_or(facts);
     }
     if cases.is_empty() && !SPLITS.iter().any(|split| holds(&archive, &format!("{split}_images"))) {
         return Err(problem(NpzProblem::NoSplit));
     }
-    Ok(cases)
+    facts.modality = reading.modality.clone();
+    facts.spacing_mm = reading.spacing_mm;
+    Ok(Contents { cases, facts })
+}
+
+/// Whether its pictures are parts of volumes.
+pub(super) fn holds_volumes(path: &Path) -> Result<bool, DataError> {
+    let problem = |problem| DataError::Npz { path: path.display().to_string(), problem };
+    let mut archive = open_archive(path)?;
+    for images in SPLITS.map(|split| format!("{split}_images")) {
+        if holds(&archive, &images) {
+            let array = open(&mut archive, &images).map_err(problem)?;
+            return Ok(matches!(array.layout().map_err(problem)?, Layout::Volume(_)));
+        }
+    }
+    Ok(false)
+}
+
+/// What the reader of an npz needs to know.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    task: Option<&'a Task>,
+    reading: &'a Reading,
 }
 
 /// The task that the label arrays themselves imply; classes are named by their numbers.
@@ -100,14 +141,14 @@ fn holds(archive: &Archive, array: &str) -> bool {
 fn read_split(
     archive: &mut Archive,
     split: &str,
-    task: Option<&Task>,
+    Asked { task, reading }: Asked<'_>,
     sink: &mut impl Sink,
     cases: &mut Vec<Case>,
-) -> Result<(), Stop> {
+) -> Result<Option<Facts>, Stop> {
     let [images, labels, patients] =
         ["images", "labels", "patients"].map(|kind| format!("{split}_{kind}"));
     match (holds(archive, &images), holds(archive, &labels)) {
-        (false, false) => return Ok(()),
+        (false, false) => return Ok(None),
         (false, true) => {
             return Err(NpzProblem::MissingArray { array: images, present: labels }.into());
         }
@@ -137,14 +178,20 @@ fn read_split(
         }
         Ok(())
     };
-    let count = read_images(archive, &images, sink, cases.len(), check_length)?;
+    let (count, parts, facts) =
+        read_images(archive, &images, reading, sink, cases.len(), check_length)?;
     for index in 0..count {
-        let id = format!("{split}/{index}");
-        let patient = patients.as_ref().map_or_else(|| id.clone(), |(p, _)| p[index].clone());
+        let name = format!("{split}/{index}");
+        let patient = patients.as_ref().map_or_else(|| name.clone(), |(p, _)| p[index].clone());
         let label = labels.as_ref().map_or(Label::Unlabelled, |(l, _)| l[index].clone());
-        cases.push(Case::new(id, patient, label));
+        cases.extend(parts.iter().map(|part| Case {
+            id: part.id(&name, parts.len() > 1),
+            bag: if part.shares_bag() { &name } else { &patient }.clone(),
+            patient: patient.clone(),
+            label: label.clone(),
+        }));
     }
-    Ok(())
+    Ok(Some(facts))
 }
 
 /// What becomes of the images, one after another.
@@ -399,38 +446,94 @@ fn read_patients(archive: &mut Archive, name: &str) -> Result<Vec<String>, NpzPr
     ids.collect()
 }
 
+/// What one element of the array of images is.
+enum Layout {
+    Picture {
+        height: usize,
+        width: usize,
+        channels: usize,
+    },
+    /// Depth, height, width.
+    Volume([usize; 3]),
+}
+
+impl<R: Read> Array<R> {
+    fn layout(&self) -> Result<Layout, NpzProblem> {
+        if self.dtype != "|u1" {
+            return Err(self.wrong_dtype("uint8 (|u1)"));
+        }
+        let (height, width, layout) = match self.shape[..] {
+            [_, height, width] => (height, width, Layout::Picture { height, width, channels: 1 }),
+            [_, height, width, channels @ (1 | 3)] => {
+                (height, width, Layout::Picture { height, width, channels })
+            }
+            // So thin a last axis is alpha or another kind of channel, not a volume.
+            [_, depth, height, width] if width >= VOLUME_SIDE_MIN => {
+                (height, width, Layout::Volume([depth, height, width]))
+            }
+            _ => {
+                return Err(
+                    self.wrong_shape("[N, H, W], [N, H, W, 3] or, of volumes, [N, D, H, W]")
+                );
+            }
+        };
+        let sides = 1..=SIDE_MAX;
+        if !sides.contains(&height) || !sides.contains(&width) {
+            return Err(self.wrong_shape(format!("H and W of 1 to {SIDE_MAX}")));
+        }
+        Ok(layout)
+    }
+
+    fn next_element(&mut self, bytes: usize) -> Result<Vec<u8>, NpzProblem> {
+        let mut element = vec![0; bytes];
+        self.reader.read_exact(&mut element).map_err(|error| data_error(&self.name, &error))?;
+        Ok(element)
+    }
+}
+
+/// How many elements there are, the pictures of each, and what is known of them.
 fn read_images(
     archive: &mut Archive,
     name: &str,
+    reading: &Reading,
     sink: &mut impl Sink,
     before: usize,
     check_length: impl Fn(usize) -> Result<(), NpzProblem>,
-) -> Result<usize, Stop> {
+) -> Result<(usize, Vec<Part>, Facts), Stop> {
     let mut array = open(archive, name)?;
-    if array.dtype != "|u1" {
-        return Err(array.wrong_dtype("uint8 (|u1)").into());
-    }
-    let (count, height, width, channels) = match array.shape.as_slice() {
-        [count, height, width] => (*count, *height, *width, 1),
-        [count, height, width, channels @ (1 | 3)] => (*count, *height, *width, *channels),
-        _ => return Err(array.wrong_shape("[N, H, W] or [N, H, W, 3]").into()),
-    };
-    let sides = 1..=SIDE_MAX;
-    if !sides.contains(&height) || !sides.contains(&width) {
-        return Err(array.wrong_shape(format!("H and W of 1 to {SIDE_MAX}")).into());
-    }
+    let layout = array.layout()?;
+    let count = array.shape[0];
     check_length(count)?;
-    sink.expect(before.saturating_add(count))?;
-    let (w, h) = (width as u32, height as u32);
-    for _ in 0..count {
-        let mut pixels = vec![0; height * width * channels];
-        array.reader.read_exact(&mut pixels).map_err(|error| data_error(name, &error))?;
-        let picture = match channels {
-            1 => GrayImage::from_raw(w, h, pixels).map(Picture::Grey),
-            _ => RgbImage::from_raw(w, h, pixels).map(Picture::Rgb),
-        };
-        sink.take(picture.expect("the buffer was made for this shape"))?;
-    }
+    let (parts, facts) = match layout {
+        Layout::Picture { height, width, channels } => {
+            sink.expect(before.saturating_add(count))?;
+            let (w, h) = (width as u32, height as u32);
+            for _ in 0..count {
+                let pixels = array.next_element(height * width * channels)?;
+                let picture = match channels {
+                    1 => GrayImage::from_raw(w, h, pixels).map(Picture::Grey),
+                    _ => RgbImage::from_raw(w, h, pixels).map(Picture::Rgb),
+                };
+                sink.take(picture.expect("the buffer was made for this shape"))?;
+            }
+            (vec![Part::Whole], Facts::default())
+        }
+        Layout::Volume(shape) => {
+            let array_name = || name.to_owned();
+            let volume = |problem| NpzProblem::Volume { array: array_name(), problem };
+            let grid = Grid::stored(shape).map_err(volume)?;
+            let parts = grid.parts(reading).map_err(volume)?;
+            sink.expect(before.saturating_add(count.saturating_mul(parts.len())))?;
+            for _ in 0..count {
+                let levels = array.next_element(shape.iter().product())?;
+                let volume = Volume::of_levels(grid, &levels, reading.window);
+                for part in &parts {
+                    sink.take(volume.picture(reading, *part))?;
+                }
+            }
+            (parts, grid.facts(reading))
+        }
+    };
     array.finish()?;
-    Ok(count)
+    Ok((count, parts, facts))
 }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use image::imageops::{self, FilterType};
 use image::{DynamicImage, GrayImage, RgbImage};
+use tributary_shared::dataset::Interpolation;
 
 use super::medium::{Opened, Part, Place};
 use super::{DataError, InputSpec};
@@ -36,21 +37,22 @@ impl Picture {
     }
 
     /// Colours as the backbone asks (grey is repeated, RGB becomes Rec. 709 luma), stretched to
-    /// the square input. The triangle filter widens with the scale, so shrinking does not alias.
+    /// the square input.
     pub(super) fn fit(self, input: &InputSpec) -> Vec<u8> {
         let side = input.image_size as u32;
+        let filter = filter(input.interpolation);
         match (self, input.channels) {
             (Self::Rgb(rgb), 3) => {
                 if rgb.dimensions() == (side, side) {
                     return rgb.into_raw();
                 }
-                imageops::resize(&rgb, side, side, FilterType::Triangle).into_raw()
+                imageops::resize(&rgb, side, side, filter).into_raw()
             }
-            (Self::Rgb(rgb), _) => fit_grey(imageops::grayscale(&rgb), side),
+            (Self::Rgb(rgb), _) => fit_grey(imageops::grayscale(&rgb), side, filter),
             (Self::Grey(grey), 3) => {
-                fit_grey(grey, side).into_iter().flat_map(|level| [level; 3]).collect()
+                fit_grey(grey, side, filter).into_iter().flat_map(|level| [level; 3]).collect()
             }
-            (Self::Grey(grey), _) => fit_grey(grey, side),
+            (Self::Grey(grey), _) => fit_grey(grey, side, filter),
         }
     }
 }
@@ -64,11 +66,19 @@ impl From<Picture> for DynamicImage {
     }
 }
 
-fn fit_grey(grey: GrayImage, side: u32) -> Vec<u8> {
+/// The filters that Pillow's `BILINEAR` and `BICUBIC` are.
+fn filter(interpolation: Interpolation) -> FilterType {
+    match interpolation {
+        Interpolation::Bilinear => FilterType::Triangle,
+        Interpolation::Bicubic => FilterType::CatmullRom,
+    }
+}
+
+fn fit_grey(grey: GrayImage, side: u32, filter: FilterType) -> Vec<u8> {
     if grey.dimensions() == (side, side) {
         return grey.into_raw();
     }
-    imageops::resize(&grey, side, side, FilterType::Triangle).into_raw()
+    imageops::resize(&grey, side, side, filter).into_raw()
 }
 
 /// `(x / 255 - mean) / std`, from pixels beside each other to channel planes.

@@ -3,6 +3,7 @@
 use tributary_shared::outcome::{Failure, chain};
 
 use super::dicom::DicomProblem;
+use super::slide::SlideProblem;
 use super::volume::VolumeProblem;
 
 /// Why a data source was refused.
@@ -78,6 +79,14 @@ pub enum DataError {
         /// What is wrong with it.
         problem: VolumeProblem,
     },
+    /// A whole slide.
+    #[error("{path}: {problem}")]
+    Slide {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        problem: SlideProblem,
+    },
     /// More refusals than the site allows.
     #[error(
         "{refused} of {all} images refused, more than data.reading.refused_share_max = {share_max} \
@@ -136,6 +145,12 @@ pub enum DataError {
         path: String,
         /// The kind of task.
         task: &'static str,
+    },
+    /// Volumes where pictures are divided.
+    #[error("{path} holds volumes; `data split` divides pictures, so save each volume as .nii.gz")]
+    VolumesOfNpz {
+        /// The file.
+        path: String,
     },
     /// Images of one bag that do not fit together.
     #[error("bag `{bag}`: its images have different {what}; one bag has one label and one patient")]
@@ -418,6 +433,14 @@ pub enum NpzProblem {
         /// What fits.
         expected: String,
     },
+    /// Volumes that cannot be read as asked.
+    #[error("the array `{array}` {problem}")]
+    Volume {
+        /// The array.
+        array: String,
+        /// What is wrong.
+        problem: VolumeProblem,
+    },
     /// Column-major.
     #[error("the array `{array}` is in Fortran order; save np.ascontiguousarray of it")]
     FortranOrder {
@@ -481,10 +504,11 @@ impl DataError {
             Self::Row { .. } => "bad_row",
             Self::Dicom { .. } => "bad_dicom",
             Self::Volume { .. } => "bad_volume",
+            Self::Slide { .. } => "bad_slide",
             Self::TooManyRefused { .. } => "too_many_refused",
             Self::TooManyFiles { .. } => "too_many_files",
             Self::Contract { .. } => "contract",
-            Self::Npz { .. } | Self::TaskOfNpz { .. } => "bad_npz",
+            Self::Npz { .. } | Self::TaskOfNpz { .. } | Self::VolumesOfNpz { .. } => "bad_npz",
             Self::Bag { .. } => "bad_bag",
             Self::Rehearsal | Self::Input | Self::InputsDiffer | Self::NothingToConcat => "bad_use",
             Self::TooLargeToKeep { .. } => "too_large",

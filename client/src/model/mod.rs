@@ -22,7 +22,7 @@ pub use adapted::{AdaptedVit, Gradient, NoSampleGradients, SampleGradients, Valu
 pub use backbone::{Backbone, BackboneError, backbone_layout};
 pub use compute::{Compute, ThreadsError, set_threads};
 pub use import::{ImportError, ImportReport, Imported, import_backbone};
-pub use preset::{Interpolation, Preset, preset, presets};
+pub use preset::{Preset, preset, presets};
 pub use untrained::random_backbone;
 
 pub(crate) use adapted::{HeadOf, Input, Level, Prefix};

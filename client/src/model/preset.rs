@@ -4,21 +4,12 @@
 
 use serde::Serialize;
 use tributary_shared::architecture::{Architecture, FinalNorm, Mlp, Pool};
+use tributary_shared::dataset::Interpolation;
 
 /// Mean and standard deviation of ImageNet's channels.
 const IMAGENET: ([f64; 3], [f64; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 /// Pixels from [0, 1] to [-1, 1].
 const CENTRED: ([f64; 3], [f64; 3]) = ([0.5; 3], [0.5; 3]);
-
-/// How images were resized for the model's training.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Interpolation {
-    /// Linear between neighbours.
-    Bilinear,
-    /// Cubic convolution.
-    Bicubic,
-}
 
 /// A published model: what its file must hold and what its images must be.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -81,12 +81,7 @@ impl Work {
         let place = config.data.as_ref().ok_or_else(|| {
             Trouble::new("no local data", "site.toml has no [data]; a run asks for images")
         })?;
-        let input = InputSpec {
-            image_size: asked.architecture.image_size,
-            channels: asked.architecture.channels,
-            mean: asked.mean.clone(),
-            std: asked.std.clone(),
-        };
+        let input = InputSpec::of(asked);
         let dataset = source(place)
             .and_then(|source| {
                 let reading = place.reading.clone().under(manifest.data.as_ref());

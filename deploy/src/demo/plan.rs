@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tributary_shared::adaptation::{Adaptation, Lora, Scaling, Target};
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::head::Head;
 use tributary_shared::manifest::{
     Backbone, Limits, Quorum, Rounds, RunManifest, SCHEMA_VERSION, Strategy, Training,
@@ -53,6 +54,7 @@ impl Plan {
                 .map_err(read)?,
             mean: Vec::new(),
             std: Vec::new(),
+            interpolation: Interpolation::default(),
         };
         let manifest = manifest(options, described, &images)?;
         let plan = Self {

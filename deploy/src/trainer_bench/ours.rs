@@ -10,6 +10,7 @@ use tributary_client::model::{Backbone, Compute, Values, random_backbone, set_th
 use tributary_client::trainer::{
     Control, Inference, LocalTraining, Phase, PrefixCache, Progress, TrainError, train,
 };
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::initial::{adapter_header, initial_adapter};
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::tensors::decode;
@@ -198,7 +199,13 @@ fn images(options: &TrainerBenchOptions, folder: &Path) -> Result<(Dataset, f64)
     let card = synth::write(&spec, &out, &|| {}).map_err(failed)?;
     let site = card.sites.first().map_or(out.clone(), |site| out.join(&site.site));
     let image_size = options.image_size.into();
-    let input = InputSpec { image_size, channels: 3, mean: vec![0.5; 3], std: vec![0.5; 3] };
+    let input = InputSpec {
+        image_size,
+        channels: 3,
+        mean: vec![0.5; 3],
+        std: vec![0.5; 3],
+        interpolation: Interpolation::Bilinear,
+    };
     let began = Instant::now();
     let dataset = DataSource::detect(&site)
         .and_then(|source| Dataset::open(&source, &Modality::Histology.task(), &input))

@@ -6,14 +6,15 @@ use comfy_table::{Table, presets::NOTHING};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tributary_shared::architecture::Architecture;
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest;
 use tributary_shared::outcome::{Failure, chain};
 
 use crate::cli::{Format, print};
 use crate::model::{
-    Backbone, ImportError, ImportReport, Imported, Interpolation, backbone_layout, import_backbone,
-    preset, presets,
+    Backbone, ImportError, ImportReport, Imported, backbone_layout, import_backbone, preset,
+    presets,
 };
 
 /// Longest architecture file read, bytes.
@@ -47,7 +48,8 @@ pub enum BackboneCommand {
 pub struct ImportArgs {
     /// The checkpoint (`.safetensors`, or `.pth`, `.pt`, `.bin` of PyTorch 1.6 or later)
     file: PathBuf,
-    /// A name of `backbone list`, or a `.toml` with `mean`, `std` and `[architecture]`
+    /// A name of `backbone list`, or a `.toml` with `mean`, `std`, `interpolation` and
+    /// `[architecture]`
     #[arg(long, value_name = "NAME|TOML")]
     arch: String,
     /// Side of the images that the backbone will see, pixels; positions are interpolated
@@ -80,9 +82,9 @@ pub(super) fn run(command: &BackboneCommand, format: Format) -> Result<(), Failu
 struct Asked {
     mean: Vec<f64>,
     std: Vec<f64>,
+    #[serde(default)]
+    interpolation: Interpolation,
     architecture: Architecture,
-    #[serde(skip)]
-    interpolation: Option<Interpolation>,
 }
 
 fn asked(arch: &str) -> Result<Asked, Failure> {
@@ -91,7 +93,7 @@ fn asked(arch: &str) -> Result<Asked, Failure> {
             mean: preset.mean.to_vec(),
             std: preset.std.to_vec(),
             architecture: preset.architecture,
-            interpolation: Some(preset.interpolation),
+            interpolation: preset.interpolation,
         });
     }
     let invalid = |problem: String| Failure::invalid("architecture", format!("{arch}: {problem}"));
@@ -130,12 +132,12 @@ fn import(args: &ImportArgs, format: Format) -> Result<(), Failure> {
         architecture: backbone.architecture().clone(),
         mean: asked.mean,
         std: asked.std,
+        interpolation: asked.interpolation,
     };
     let data = json!({
         "file": args.out,
         "parameters": backbone.parameters(),
         "features": backbone.architecture().features(),
-        "interpolation": asked.interpolation,
         "import": report,
         "backbone": table,
     });

@@ -10,7 +10,7 @@ use tributary_shared::tensors::{Header, Subject, decode};
 
 use super::local::train_head_alone;
 use super::progress::Display;
-use super::{Threads, read_backbone, read_data, read_manifest, shown};
+use super::{Images, Threads, read_backbone, read_manifest, shown};
 use crate::cli::{Format, print};
 use crate::data::Dataset;
 use crate::model::{Compute, Values, write_whole};
@@ -39,9 +39,8 @@ pub struct EvaluateArgs {
     /// The adapter in canonical bytes, or `initial`
     #[arg(long, value_name = "FILE|initial")]
     adapter: PathBuf,
-    /// Images: a folder with `labels.csv` or an `.npz`; several are pooled
-    #[arg(long, required = true, value_name = "DIR|NPZ")]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    images: Images,
     /// Which patients
     #[arg(long, value_enum, default_value_t = Side::Holdout)]
     split: Side,
@@ -63,7 +62,7 @@ pub(super) fn run(args: &EvaluateArgs, format: Format) -> Result<(), Failure> {
     }
     let backbone = read_backbone(&args.backbone, &manifest)?;
     let values = read_adapter(&args.adapter, &manifest)?;
-    let dataset = read_data(&args.data, &manifest)?;
+    let dataset = args.images.of_run(&manifest)?;
     let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
     let split = dataset.split(holdout);
     let indices = match args.split {

@@ -12,7 +12,7 @@ use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::tensors::{decode, encode};
 
 use super::progress::Display;
-use super::{Threads, read_backbone, read_data, read_manifest, shown};
+use super::{Images, Threads, read_backbone, read_manifest, shown};
 use crate::cli::{Format, print};
 use crate::config::cache::{BYTES_MAX, Precision};
 use crate::data::{Dataset, Split};
@@ -28,9 +28,8 @@ pub struct TrainArgs {
     /// The run's backbone
     #[arg(long, value_name = "FILE")]
     backbone: PathBuf,
-    /// Images: a folder with `labels.csv` or an `.npz`; several are pooled
-    #[arg(long, required = true, value_name = "DIR|NPZ")]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    images: Images,
     /// Adapter to write, in canonical bytes
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -61,7 +60,7 @@ pub(super) fn run(args: &TrainArgs, format: Format) -> Result<(), Failure> {
         manifest.check().map_err(|e| Failure::invalid("arguments", e.to_string()))?;
     }
     let backbone = read_backbone(&args.backbone, &manifest)?;
-    let dataset = read_data(&args.data, &manifest)?;
+    let dataset = args.images.of_run(&manifest)?;
     let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
     let split = dataset.split(holdout);
     let cache = args.cache.as_deref().map(open_cache).transpose()?;

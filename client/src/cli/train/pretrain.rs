@@ -7,12 +7,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tributary_shared::architecture::Architecture;
 use tributary_shared::augment::Augment;
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::MANIFEST_BYTES_MAX;
 use tributary_shared::objective::{Dino, Mae, Objective, SimClr};
 use tributary_shared::outcome::{Failure, chain};
 
 use super::progress::Display;
-use super::{Threads, open_all};
+use super::{Images, Threads};
 use crate::cli::{Format, print};
 use crate::data::{Dataset, InputSpec};
 use crate::model::{Compute, write_whole};
@@ -24,10 +25,8 @@ pub(super) const PIXEL_CENTRE: f64 = 0.5;
 /// Arguments of `pretrain`.
 #[derive(Debug, clap::Args)]
 pub struct PretrainArgs {
-    /// Images: a folder with `labels.csv` or an `.npz`; may be given several times. Labels are
-    /// not read
-    #[arg(long, required = true, value_name = "DIR|NPZ")]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    images: Images,
     /// Backbone to write (safetensors); its card is written beside it as `.json`
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -103,8 +102,10 @@ pub(super) fn run(args: &PretrainArgs, format: Format) -> Result<(), Failure> {
         channels,
         mean: vec![PIXEL_CENTRE; channels],
         std: vec![PIXEL_CENTRE; channels],
+        interpolation: Interpolation::Bilinear,
     };
-    let dataset = open_all(&args.data, |source| Dataset::open_unlabelled(source, &input))?;
+    let dataset =
+        args.images.open(|source, reading| Dataset::open_unlabelled_as(source, &input, reading))?;
     let began = Instant::now();
     let mut display = Display::new();
     let control = Control::default();

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use serde_json::json;
+use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
 use tributary_shared::outcome::{Failure, chain};
 
 use super::evaluate::read_adapter;
 use super::pretrain::PIXEL_CENTRE;
 use super::progress::Display;
-use super::{Threads, open_all, read_backbone, read_manifest};
+use super::{Images, Threads, read_backbone, read_manifest};
 use crate::cli::{Format, print};
 use crate::data::{Dataset, InputSpec};
 use crate::model::{Backbone, Compute, random_backbone};
@@ -32,9 +33,8 @@ pub struct ProbeArgs {
     /// The backbone (safetensors)
     #[arg(long, value_name = "FILE")]
     backbone: PathBuf,
-    /// Labelled images: a folder with `labels.csv` or an `.npz`; several are pooled
-    #[arg(long, required = true, value_name = "DIR|NPZ")]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    images: Images,
     /// Look at the features under an adapter of the run that this manifest declares
     #[arg(long, value_name = "run.toml", requires = "adapter")]
     run: Option<PathBuf>,
@@ -77,6 +77,7 @@ pub(super) fn run(args: &ProbeArgs, format: Format) -> Result<(), Failure> {
         channels: architecture.channels,
         mean: asked.map_or_else(centre, |asked| asked.mean.clone()),
         std: asked.map_or_else(centre, |asked| asked.std.clone()),
+        interpolation: asked.map_or_else(Interpolation::default, |asked| asked.interpolation),
     };
     let classes = args.classes.clone();
     let task = match args.task {
@@ -84,7 +85,8 @@ pub(super) fn run(args: &ProbeArgs, format: Format) -> Result<(), Failure> {
         Kind::MultiClass => Task::MultiClass { classes },
         Kind::MultiLabel => Task::MultiLabel { classes },
     };
-    let dataset = open_all(&args.data, |source| Dataset::open(source, &task, &input))?;
+    let dataset =
+        args.images.open(|source, reading| Dataset::open_as(source, &task, &input, reading))?;
     let split = dataset.split(args.holdout);
     let mut display = Display::new();
     let mut of = |probed: Probed<'_>| {

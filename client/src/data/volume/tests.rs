@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::config::reading::Patches;
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/nifti")).join(name)
@@ -26,10 +27,10 @@ fn slices_are_nibabels_whatever_the_storage() {
     let golden = golden();
     assert_eq!(golden.len(), 6);
     for (name, expected) in golden {
-        let header = Header::open(&fixture(&name)).unwrap();
-        let volume = Volume::open(&fixture(&name), Window::MinMax).unwrap();
+        let grid = grid(&fixture(&name)).unwrap();
+        let volume = open(&fixture(&name), Window::MinMax).unwrap();
         let spacing = numbers(&expected["spacing_mm"]);
-        for (found, expected) in header.orientation.spacing_mm.iter().zip(&spacing) {
+        for (found, expected) in grid.orientation.spacing_mm.iter().zip(&spacing) {
             assert!((found - expected).abs() < 1e-4, "{name} {found} {expected}");
         }
         let range = Curve::Range {
@@ -41,9 +42,9 @@ fn slices_are_nibabels_whatever_the_storage() {
         for (plane, key) in
             [(Plane::Axial, "axial"), (Plane::Coronal, "coronal"), (Plane::Sagittal, "sagittal")]
         {
-            let depth = header.depth(plane);
+            let depth = grid.length(through(plane));
             assert_eq!(depth as f64, shape[through(plane)], "{name} {key}");
-            let taken = header.slices(&slices(plane, 1));
+            let taken = grid.slices(&slices(plane, 1));
             assert_eq!(taken, (0..depth as u32).collect::<Vec<_>>());
             let Picture::Grey(grey) = volume.slice(&slices(plane, 1), depth as u32 / 2) else {
                 panic!("{name}: colour")
@@ -63,10 +64,45 @@ fn slices_are_nibabels_whatever_the_storage() {
 }
 
 #[test]
+fn patches_are_nibabels_and_scipys() {
+    let text = std::fs::read(fixture("patches.json")).unwrap();
+    let golden: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text).unwrap();
+    assert_eq!(golden.len(), 6);
+    let patches = Some(Patches { size: 4.0, stride: 2.5 });
+    let reading = Reading { patches, ..Reading::default() };
+    for (name, expected) in golden {
+        let parts = grid(&fixture(&name)).unwrap().parts(&reading).unwrap();
+        assert_eq!(parts.len() as u64, expected["count"].as_u64().unwrap(), "{name}");
+        let volume = open(&fixture(&name), Window::MinMax).unwrap();
+        let mut last = None;
+        for (part, means) in parts.iter().zip(expected["means"].as_array().unwrap()) {
+            let Picture::Rgb(picture) = volume.picture(&reading, *part) else { panic!("grey") };
+            let pixels = f64::from(picture.width() * picture.height());
+            for (channel, mean) in numbers(means).into_iter().enumerate() {
+                let levels = picture.pixels().map(|pixel| f64::from(pixel.0[channel]));
+                let found = levels.sum::<f64>() / pixels;
+                assert!((found - mean).abs() < 0.5, "{name} {part:?} {channel}: {found} {mean}");
+            }
+            last = Some(picture);
+        }
+        let picture = last.expect("patches");
+        for (channel, rows) in expected["last"].as_array().unwrap().iter().enumerate() {
+            let rows = rows.as_array().unwrap();
+            assert_eq!(picture.height() as usize, rows.len(), "{name}");
+            for (y, row) in rows.iter().enumerate() {
+                for (x, expected) in numbers(row).into_iter().enumerate() {
+                    let found = f64::from(picture.get_pixel(x as u32, y as u32).0[channel]);
+                    assert!((found - expected).abs() < 0.51, "{name} {channel} {x},{y}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn without_a_window_of_its_own_a_volume_shows_its_percentiles() {
     for (name, expected) in golden() {
-        let Curve::Range { black, white } =
-            Volume::open(&fixture(&name), Window::File).unwrap().curve
+        let Curve::Range { black, white } = open(&fixture(&name), Window::File).unwrap().curve
         else {
             panic!("{name}")
         };
@@ -77,7 +113,7 @@ fn without_a_window_of_its_own_a_volume_shows_its_percentiles() {
 
 #[test]
 fn two_and_a_half_dimensions_are_three_neighbours() {
-    let volume = Volume::open(&fixture("ras.nii"), Window::MinMax).unwrap();
+    let volume = open(&fixture("ras.nii"), Window::MinMax).unwrap();
     let grey = |at| match volume.slice(&slices(Plane::Axial, 1), at) {
         Picture::Grey(grey) => grey.into_raw(),
         Picture::Rgb(_) => panic!("colour"),
@@ -94,9 +130,9 @@ fn two_and_a_half_dimensions_are_three_neighbours() {
     // Slices are 3 mm apart, so 6 mm is every second one, and so are the neighbours.
     let far = Slices { every_mm: Some(6.0), ..near };
     assert_eq!(channels(&far, 2), [grey(0), grey(2), grey(4)]);
-    let header = Header::open(&fixture("ras.nii")).unwrap();
-    assert_eq!(header.slices(&far), [0, 2, 4]);
-    assert_eq!(header.slices(&Slices { take: Frames::Middle, ..far }), [2]);
+    let grid = grid(&fixture("ras.nii")).unwrap();
+    assert_eq!(grid.slices(&far), [0, 2, 4]);
+    assert_eq!(grid.slices(&Slices { take: Frames::Middle, ..far }), [2]);
 }
 
 #[test]
@@ -106,7 +142,7 @@ fn what_is_wrong_is_said() {
     let sound = std::fs::read(fixture("ras.nii")).unwrap();
     let refused = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        Volume::open(&path, Window::File).err().map(|p| p.to_string()).unwrap_or_default()
+        open(&path, Window::File).err().map(|p| p.to_string()).unwrap_or_default()
     };
     assert_eq!(refused(&sound), "");
     for cut in [0, 100, 347, 348, 352, sound.len() - 1] {
