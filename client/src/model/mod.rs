@@ -5,12 +5,15 @@
 //!
 //! [`Layout`]: tributary_shared::layout::Layout
 
+#[cfg(test)]
+mod adaptation_parity;
 mod adapted;
 mod adapter;
 mod backbone;
 mod compute;
 mod head;
 mod import;
+mod merged;
 mod preset;
 #[cfg(test)]
 mod tests;
@@ -22,6 +25,7 @@ pub use adapted::{AdaptedVit, Gradient, NoSampleGradients, SampleGradients, Valu
 pub use backbone::{Backbone, BackboneError, backbone_layout};
 pub use compute::{Compute, ThreadsError, set_threads};
 pub use import::{ImportError, ImportReport, Imported, import_backbone};
+pub use merged::{NotMergeable, merged};
 pub use preset::{Interpolation, Preset, preset, presets};
 pub use untrained::random_backbone;
 
