@@ -26,8 +26,10 @@ pub enum TrainCommand {
     Train(local::TrainArgs),
     /// Say how good an adapter is on local images.
     Evaluate(evaluate::EvaluateArgs),
-    /// Write an adapter as a directory that Python's `peft` loads.
+    /// Write an adapter for Python's `peft` or timm, or merge it into its backbone.
     Export(export::ExportArgs),
+    /// Read an adapter that Python's `peft` wrote as one of a run.
+    ImportAdapter(export::ImportAdapterArgs),
     /// Compare a backbone's features with an untrained one's by a linear probe.
     Probe(probe::ProbeArgs),
     /// Import published weights as a backbone, or look at one.
@@ -42,6 +44,7 @@ pub fn run(command: &TrainCommand, format: Format) -> Result<(), Failure> {
         TrainCommand::Train(args) => local::run(args, format),
         TrainCommand::Evaluate(args) => evaluate::run(args, format),
         TrainCommand::Export(args) => export::run(args, format),
+        TrainCommand::ImportAdapter(args) => export::import(args, format),
         TrainCommand::Probe(args) => probe::run(args, format),
         TrainCommand::Backbone(command) => backbone::run(command, format),
     }

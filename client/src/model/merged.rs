@@ -99,7 +99,11 @@ fn with_factors(
 /// Least length of a row: one of zeros has no direction to keep.
 const SHORTEST: f64 = 1e-12;
 
-/// The length of a weight's row, as DoRA counts it.
-pub(crate) fn length(row: &[f32]) -> f64 {
+/// The lengths of a weight's `rows` rows, as DoRA counts them.
+pub(crate) fn row_lengths(weight: &[f32], rows: usize) -> Vec<f64> {
+    weight.chunks(weight.len() / rows).map(length).collect()
+}
+
+fn length(row: &[f32]) -> f64 {
     row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt().max(SHORTEST)
 }

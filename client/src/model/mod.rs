@@ -32,6 +32,8 @@ pub use untrained::random_backbone;
 pub(crate) use adapted::{HeadOf, Input, Level, download};
 pub(crate) use adapter::Dropout;
 pub(crate) use backbone::write_whole;
+pub(crate) use import::Checkpoint;
+pub(crate) use merged::{merges, row_lengths};
 pub(crate) use trained::Leaves;
 pub(crate) use untrained::{positions, untrained};
 pub(crate) use vit::{Linear, Trunk, Vit, linear_of, patchify};

@@ -11,9 +11,9 @@ mod inference;
 mod local;
 mod loss;
 mod optimizer;
-mod peft;
 mod pretrain;
 mod probe;
+mod python;
 mod segmentation;
 mod session;
 mod survival;
@@ -23,9 +23,11 @@ pub use inference::{Evaluation, Inference, prediction_columns};
 pub use local::{LocalTraining, LocalUpdate, train};
 pub use loss::{Loss, Weighing, case_loss, probabilities};
 pub use optimizer::{AdamW, clip, learning_rate};
-pub use peft::{ExportError, Transformers, export_peft};
 pub use pretrain::{Pretrained, Pretraining, pretrain};
 pub use probe::linear_probe;
+pub use python::{
+    ExportError, ImportPeftError, Transformers, export_peft, export_timm, import_peft,
+};
 pub use segmentation::{Stretch, segmentation_loss};
 pub use session::TrainError;
 pub use survival::{FollowUp, cox_loss};

@@ -1,120 +1,39 @@
 //! The adapter as Python's `peft` loads it onto transformers' `ViTForImageClassification`.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tributary_shared::adaptation::{Adaptation, Lora, Scaling, Target};
 use tributary_shared::architecture::{FinalNorm, Gelu, Mlp, Pool};
+use tributary_shared::contract::AdapterContract;
 use tributary_shared::head::Head;
+use tributary_shared::layout::TensorSpec;
 use tributary_shared::manifest::{RunManifest, Task};
 
-/// The major version of transformers, which renamed the ViT's modules in 5.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Transformers {
-    /// `vit.encoder.layer.0.attention.attention.query`.
-    #[value(name = "4")]
-    V4,
-    /// `vit.layers.0.attention.q_proj`.
-    #[default]
-    #[value(name = "5")]
-    V5,
-}
-
-impl Transformers {
-    /// A map's path below its layer.
-    fn module(self, target: Target) -> &'static str {
-        match (self, target) {
-            (Self::V4, Target::Q) => "attention.attention.query",
-            (Self::V4, Target::K) => "attention.attention.key",
-            (Self::V4, Target::V) => "attention.attention.value",
-            (Self::V4, Target::Proj) => "attention.output.dense",
-            (Self::V4, Target::Fc1) => "intermediate.dense",
-            (Self::V4, Target::Fc2) => "output.dense",
-            (Self::V5, Target::Q) => "attention.q_proj",
-            (Self::V5, Target::K) => "attention.k_proj",
-            (Self::V5, Target::V) => "attention.v_proj",
-            (Self::V5, Target::Proj) => "attention.o_proj",
-            (Self::V5, Target::Fc1) => "mlp.fc1",
-            (Self::V5, Target::Fc2) => "mlp.fc2",
-        }
-    }
-
-    fn layers(self) -> &'static str {
-        match self {
-            Self::V4 => "vit.encoder.layer",
-            Self::V5 => "vit.layers",
-        }
-    }
-}
-
-/// Why an adapter was not exported.
-#[derive(Debug, thiserror::Error)]
-pub enum ExportError {
-    /// Not a model that transformers' class computes.
-    #[error("{0}")]
-    Unsupported(&'static str),
-    /// The adapter's values do not have the contract's shapes.
-    #[error("the adapter does not fit the run's contract")]
-    Adapter,
-    /// Something is there already.
-    #[error("{} exists already; name a directory that does not", .0.display())]
-    Exists(PathBuf),
-    /// Not writable.
-    #[error("{}: cannot be written", path.display())]
-    Write {
-        /// The file or directory.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-}
+use super::names::{Transformers, theirs};
+use super::{ExportError, Named, safetensors_of, write_directory};
+use crate::model::{Backbone, row_lengths};
 
 /// Writes `adapter_config.json` and `adapter_model.safetensors` into the new directory `out`:
-/// both, or nothing. `values` stand in the order of the contract's layout.
+/// both, or nothing. `values` stand in the order of the contract's layout. `backbone` is asked of
+/// DoRA alone, whose file holds whole row lengths where the adapter has their changes.
 pub fn export_peft(
     out: &Path,
     manifest: &RunManifest,
+    backbone: Option<&Backbone>,
     values: &[Vec<f32>],
     transformers: Transformers,
 ) -> Result<(), ExportError> {
     let config = config(manifest, transformers)?;
-    let weights = weights(manifest, values, transformers)?;
-    if out.exists() {
-        return Err(ExportError::Exists(out.to_owned()));
-    }
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = out.with_file_name(name);
-    let written = write_all(&temporary, &config, &weights).and_then(|()| {
-        let failed = |source| ExportError::Write { path: out.to_owned(), source };
-        fs::rename(&temporary, out).map_err(failed)
-    });
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = fs::remove_dir_all(&temporary);
-    }
-    written
-}
-
-fn write_all(directory: &Path, config: &Value, weights: &[u8]) -> Result<(), ExportError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| ExportError::Write { path, source }
-    };
-    fs::create_dir(directory).map_err(failed(directory))?;
-    let mut text = serde_json::to_string_pretty(config).expect("a configuration is plain data");
-    text.push('\n');
-    let files = [("adapter_config.json", text.as_bytes()), ("adapter_model.safetensors", weights)];
-    for (name, bytes) in files {
-        let path = directory.join(name);
-        let mut file = fs::File::create(&path).map_err(failed(&path))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed(&path))?;
-    }
-    Ok(())
+    let contract = manifest.contract().ok_or(ExportError::Adapter)?;
+    let weights = weights(&contract, backbone, values, transformers)?;
+    let config = serde_json::to_string_pretty(&config).expect("a configuration is plain data");
+    let files = [
+        ("adapter_config.json", format!("{config}\n").into_bytes()),
+        ("adapter_model.safetensors", safetensors_of(&weights)),
+    ];
+    write_directory(out, &files)
 }
 
 /// The run's LoRA; `None` when the head alone is trained.
@@ -152,17 +71,14 @@ fn parts(manifest: &RunManifest) -> Result<Option<&Lora>, ExportError> {
     }
     match adaptation {
         Adaptation::HeadOnly => Ok(None),
-        Adaptation::Lora(lora) if !lora.dora => Ok(Some(lora)),
-        Adaptation::Lora(_) => unsupported(
-            "this version writes no DoRA for peft: its file holds whole row lengths, the adapter their changes",
-        ),
+        Adaptation::Lora(lora) => Ok(Some(lora)),
         Adaptation::Houlsby { .. }
         | Adaptation::AdaptFormer { .. }
         | Adaptation::Prompts { .. }
         | Adaptation::BitFit { .. }
         | Adaptation::LastBlocks { .. }
         | Adaptation::Full => unsupported(
-            "peft has a counterpart for kind = \"lora\" and \"head_only\" alone; this run's adaptation cannot be exported to it",
+            "peft has a counterpart for kind = \"lora\" and \"head_only\" alone; export this run's adaptation to timm",
         ),
     }
 }
@@ -196,7 +112,7 @@ fn config(manifest: &RunManifest, transformers: Transformers) -> Result<Value, E
         "bias": "none",
         "fan_in_fan_out": false,
         "use_rslora": lora.is_some_and(|lora| lora.scaling == Scaling::Rslora),
-        "use_dora": false,
+        "use_dora": lora.is_some_and(|lora| lora.dora),
         "init_lora_weights": true,
         "target_modules": pattern,
         "modules_to_save": ["classifier"],
@@ -204,39 +120,48 @@ fn config(manifest: &RunManifest, transformers: Transformers) -> Result<Value, E
 }
 
 fn weights(
-    manifest: &RunManifest,
+    contract: &AdapterContract,
+    backbone: Option<&Backbone>,
     values: &[Vec<f32>],
     transformers: Transformers,
-) -> Result<Vec<u8>, ExportError> {
-    parts(manifest)?;
-    let contract = manifest.contract().ok_or(ExportError::Adapter)?;
+) -> Result<Vec<Named>, ExportError> {
     let specs = contract.layout.tensors();
     let fits = specs.len() == values.len()
         && specs.iter().zip(values).all(|(spec, tensor)| spec.elements() == tensor.len());
     if !fits {
         return Err(ExportError::Adapter);
     }
-    let data: Vec<Vec<u8>> =
-        values.iter().map(|tensor| tensor.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let views = specs.iter().zip(&data).map(|(spec, data)| {
-        let view = TensorView::new(Dtype::F32, spec.shape.clone(), data);
-        (peft_name(&spec.name, transformers), view.expect("four bytes an element"))
-    });
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    Ok(safetensors::serialize(views, Some(metadata)).expect("distinct names, whole tensors"))
+    let lengths = match backbone {
+        Some(backbone) => frozen_lengths(contract, backbone),
+        None => BTreeMap::new(),
+    };
+    let named = |(spec, values): (&TensorSpec, &Vec<f32>)| {
+        let values = match (spec.name.ends_with(MAGNITUDE), lengths.get(spec.name.as_str())) {
+            (false, _) => values.clone(),
+            (true, Some(lengths)) => {
+                lengths.iter().zip(values).map(|(l, c)| (l + f64::from(*c)) as f32).collect()
+            }
+            (true, None) => return Err(ExportError::NoBackbone("peft's file of a DoRA")),
+        };
+        Ok(Named { name: theirs(&spec.name, transformers), shape: spec.shape.clone(), values })
+    };
+    specs.iter().zip(values).map(named).collect()
 }
 
-/// `blocks.0.attn.q.lora_A` becomes `base_model.model.vit.layers.0.attention.q_proj.lora_A.weight`.
-fn peft_name(name: &str, transformers: Transformers) -> String {
-    if let Some(part) = name.strip_prefix("head.") {
-        return format!("base_model.model.classifier.{part}");
-    }
-    let (block, rest) =
-        name.strip_prefix("blocks.").and_then(|n| n.split_once('.')).unwrap_or(("", name));
-    let (module, factor) = rest.rsplit_once('.').unwrap_or((rest, ""));
-    let module = Target::ALL
-        .into_iter()
-        .find(|target| target.module() == module)
-        .map_or(module, |target| transformers.module(target));
-    format!("base_model.model.{}.{block}.{module}.{factor}.weight", transformers.layers())
+/// How the tensors end that hold changes of row lengths.
+const MAGNITUDE: &str = ".lora_magnitude";
+
+/// Of each tensor of changed row lengths in the contract the lengths in the backbone.
+pub(super) fn frozen_lengths<'a>(
+    contract: &'a AdapterContract,
+    backbone: &Backbone,
+) -> BTreeMap<&'a str, Vec<f64>> {
+    let frozen: BTreeMap<&str, &[f32]> =
+        backbone.tensors().map(|(spec, values)| (spec.name.as_str(), values)).collect();
+    let of = |spec: &'a TensorSpec| {
+        let module = spec.name.strip_suffix(MAGNITUDE)?;
+        let weight = frozen.get(format!("{module}.weight").as_str())?;
+        Some((spec.name.as_str(), row_lengths(weight, spec.elements())))
+    };
+    contract.layout.tensors().iter().filter_map(of).collect()
 }
