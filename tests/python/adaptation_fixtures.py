@@ -6,7 +6,9 @@
 
 LoRA, rsLoRA and DoRA are `peft`'s own, on transformers' ViT. The rest stands on timm's vision transformer: bottlenecks,
 prompts and heads through deploy/python/tributary_timm.py, which is written from the papers; biases and whole weights
-as timm's own parameters. The loss is half the sum of the squared logits.
+as timm's own parameters. The loss is half the sum of the squared logits. Of timm's models also what the first
+image's second logit owes to each patch: attention rollout (arXiv:2005.00928) and attention times its gradient
+(arXiv:2103.15679).
 
 Every tensor is drawn by numpy's frozen generator under its name, norms, biases and scales too, and no trained value
 is zero: a wrong mapping shows. The Rust test client/src/model/adaptation_parity.rs reads the files.
@@ -173,7 +175,7 @@ def by_peft(adapter: dict) -> tuple:
             leaf.copy_(trained[name] + offsets.get(name, 0.0))
     logits = model(pixel_values=images(PLAIN)).logits
     (0.5 * logits.square().sum()).backward()
-    return trained, {name: leaf.grad for name, leaf in leaves.items()}, logits.detach()
+    return trained, {name: leaf.grad for name, leaf in leaves.items()}, logits.detach(), {}
 
 
 def changed(adapter: dict, shape: dict) -> list:
@@ -186,6 +188,48 @@ def changed(adapter: dict, shape: dict) -> list:
         "full": lambda name: True,
     }.get(adapter["kind"], lambda name: False)
     return [name for name in layout(shape) if rule(name)]
+
+
+class Attention:
+    """The attention probabilities of every block of timm's model, first block first."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.maps = []
+        for block in model.blocks:
+            block.attn.fused_attn = False
+            block.attn.attn_drop.register_forward_hook(self.keep)
+
+    def keep(self, _, __, probabilities: torch.Tensor) -> None:
+        if not probabilities.requires_grad:
+            probabilities.requires_grad_()
+        self.maps.append(probabilities)
+
+    def explain(self, shape: dict, head: dict, logit: torch.Tensor) -> dict:
+        """What the first image's `logit` owes to each patch, by rollout and by attention times gradient."""
+        gradients = torch.autograd.grad(logit, self.maps, retain_graph=True)
+        side = shape["image_size"] // shape["patch_size"]
+        own = 1 + shape.get("register_tokens", 0) + side * side
+        rollout, relevance = torch.eye(own), torch.eye(own)
+        for probabilities, gradient in zip(self.maps, gradients):
+            p, g = probabilities[0].detach(), gradient[0]
+            tokens = p.shape[1]
+            # Prompts enter from nowhere; those of an earlier block are carried on or replaced, as `tokens` says.
+            fresh = torch.zeros(tokens - own, own)
+            if rollout.shape[0] != tokens or head.get("deep"):
+                rollout, relevance = torch.cat([rollout[:own], fresh]), torch.cat([relevance[:own], fresh])
+            mixing = (p.mean(0) + torch.eye(tokens)) / 2
+            rollout = mixing / mixing.sum(1, keepdim=True) @ rollout
+            relevance = relevance + (p * g).clamp(min=0).mean(0) @ relevance
+        heats = {}
+        for name, matrix in (("rollout", rollout), ("relevance", relevance)):
+            patches = matrix[:own, own - side * side :].clone()
+            if name == "relevance":
+                patches[own - side * side :] -= torch.eye(side * side)
+            cls, mean = patches[0], patches[own - side * side :].mean(0)
+            pool = "mean" if head["kind"] == "attention_pool" else shape.get("pool", "class_token")
+            heat = {"class_token": cls, "mean": mean, "class_token_and_mean": cls + mean}[pool]
+            heats[name] = heat / heat.sum()
+        return heats
 
 
 def by_timm(name: str, adapter: dict, head: dict) -> tuple:
@@ -205,18 +249,20 @@ def by_timm(name: str, adapter: dict, head: dict) -> tuple:
     state = {**timm_weights(weights, shape), **{n: leaves[n] for n in own}}
     missing = set(model.state_dict()) ^ set(state)
     assert not missing, missing
+    attention = Attention(model)
     logits = torch.func.functional_call(model, state, (images(shape),))
+    heats = attention.explain(shape, {**head, "deep": adapter.get("deep")}, logits[0, 1])
     (0.5 * logits.square().sum()).backward()
-    return trained, {n: leaf.grad for n, leaf in leaves.items()}, logits.detach()
+    return trained, {n: leaf.grad for n, leaf in leaves.items()}, logits.detach(), heats
 
 
 def computed(case: str) -> dict:
-    """A case's tensors: `trained.*`, `gradient.*` and `logits`."""
+    """A case's tensors: `trained.*`, `gradient.*`, `logits`, and of timm's models `rollout` and `relevance`."""
     name, adapter, head = CASES[case]
-    trained, gradients, logits = by_peft(adapter) if adapter["kind"] == "lora" else by_timm(name, adapter, head)
+    trained, gradients, logits, heats = by_peft(adapter) if adapter["kind"] == "lora" else by_timm(name, adapter, head)
     tensors = {f"trained.{n}": t for n, t in trained.items()}
     tensors.update({f"gradient.{n}": t for n, t in gradients.items()})
-    return {n: t.contiguous() for n, t in {**tensors, "logits": logits}.items()}
+    return {n: t.contiguous() for n, t in {**tensors, **heats, "logits": logits}.items()}
 
 
 def write_all() -> None:

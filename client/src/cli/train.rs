@@ -2,8 +2,10 @@
 
 mod backbone;
 mod evaluate;
+mod explain;
 mod export;
 mod local;
+mod overlay;
 mod pretrain;
 mod probe;
 mod progress;
@@ -26,6 +28,8 @@ pub enum TrainCommand {
     Train(local::TrainArgs),
     /// Say how good an adapter is on local images.
     Evaluate(evaluate::EvaluateArgs),
+    /// Show where an adapted model looked, as pictures that stay here.
+    Explain(explain::ExplainArgs),
     /// Write an adapter for Python's `peft` or timm, or merge it into its backbone.
     Export(export::ExportArgs),
     /// Read an adapter that Python's `peft` wrote as one of a run.
@@ -43,6 +47,7 @@ pub fn run(command: &TrainCommand, format: Format) -> Result<(), Failure> {
         TrainCommand::Pretrain(args) => pretrain::run(args, format),
         TrainCommand::Train(args) => local::run(args, format),
         TrainCommand::Evaluate(args) => evaluate::run(args, format),
+        TrainCommand::Explain(args) => explain::run(args, format),
         TrainCommand::Export(args) => export::run(args, format),
         TrainCommand::ImportAdapter(args) => export::import(args, format),
         TrainCommand::Probe(args) => probe::run(args, format),

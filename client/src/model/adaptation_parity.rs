@@ -110,6 +110,23 @@ fn logits_and_gradients_are_pytorchs() {
     }
 }
 
+/// The model that keeps attention says what the fused one says.
+#[test]
+fn looking_at_attention_changes_no_logit() {
+    for case in Case::all() {
+        let model = AdaptedVit::new(&case.backbone, &case.contract, &Compute::cpu());
+        let rows = case.rows(&model);
+        let one = &rows[..rows.len() / IMAGES];
+        let looked = model.look(&case.values("trained"), one, |logits| vec![1.0; logits.len()]);
+        case.assert_close(&looked.logits, &case.tensors["logits"][..OUTPUTS], 2e-5, "logits");
+        for block in &looked.blocks {
+            for row in block.probabilities.chunks(block.keys) {
+                assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{}", case.name);
+            }
+        }
+    }
+}
+
 /// The merged weights under the trained head give the adapted model's logits.
 #[test]
 fn a_merged_backbone_computes_what_the_adapter_did() {

@@ -1,5 +1,6 @@
 //! A frozen backbone under a trainable adapter: logits, features and gradients.
 
+mod explained;
 mod through;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use tributary_shared::architecture::Architecture;
 use tributary_shared::contract::AdapterContract;
 use tributary_shared::layout::Layout;
 
+pub(crate) use self::explained::BlockAttention;
 pub(crate) use self::through::{HeadOf, Level};
 use super::adapter::{Adapter, Dropout};
 use super::backbone::Backbone;

@@ -9,6 +9,7 @@
 mod adaptation_parity;
 mod adapted;
 mod adapter;
+mod attention;
 mod backbone;
 mod compute;
 mod head;
@@ -29,7 +30,7 @@ pub use merged::{NotMergeable, merged};
 pub use preset::{Interpolation, Preset, preset, presets};
 pub use untrained::random_backbone;
 
-pub(crate) use adapted::{HeadOf, Input, Level, download};
+pub(crate) use adapted::{BlockAttention, HeadOf, Input, Level, download};
 pub(crate) use adapter::Dropout;
 pub(crate) use backbone::write_whole;
 pub(crate) use import::Checkpoint;

@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
-use burn::tensor::module::{attention, layer_norm, linear};
-use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::module::{layer_norm, linear};
 use burn::tensor::{Tensor, activation};
 use tributary_shared::adaptation::Target;
 use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
 
 use super::adapter::{Adapter, Dropout, Sublayer};
+use super::attention::{Watch, attend};
 
 /// Gives the flat tensor of a name.
 pub(crate) type TensorSource<'a> = dyn FnMut(&str) -> Tensor<1> + 'a;
@@ -116,7 +116,8 @@ impl Block {
         let q = maps.apply(Target::Q, &self.q, first(normed.clone()));
         let k = maps.apply(Target::K, &self.k, normed.clone());
         let v = maps.apply(Target::V, &self.v, normed);
-        let mixed = maps.apply(Target::Proj, &self.proj, attend(q, k, v, heads));
+        let mixed = attend([q, k, v], heads, maps.watch.as_deref_mut());
+        let mixed = maps.apply(Target::Proj, &self.proj, mixed);
         let x = first(x) + maps.after(Sublayer::Attention, self.scaled(0, mixed));
         let normed = maps.norm("norm2", &self.norm2, x.clone());
         let beside = maps.adapter.and_then(|adapter| adapter.beside(maps.block, &normed));
@@ -169,24 +170,13 @@ impl Nonlinearity {
     }
 }
 
-/// Softmax attention of `heads` heads; query tokens may be fewer than key tokens.
-fn attend(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
-    let [images, kept, width] = q.dims();
-    let split = |x: Tensor<3>| {
-        let tokens = x.dims()[1];
-        x.reshape([images, tokens, heads, width / heads]).swap_dims(1, 2)
-    };
-    let options = AttentionModuleOptions::default();
-    let mixed = attention(split(q), split(k), split(v), None, None, options);
-    mixed.swap_dims(1, 2).reshape([images, kept, width])
-}
-
 /// A block's linear maps together with what the adapter adds to them.
 struct Maps<'a> {
     block: usize,
     nonlinearity: Nonlinearity,
     adapter: Option<&'a Adapter>,
     dropout: &'a mut Dropout,
+    watch: Option<&'a mut Watch>,
 }
 
 impl Maps<'_> {
@@ -240,7 +230,7 @@ impl Trunk {
     /// All tokens after the last block and the final norm.
     pub(crate) fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
         let all = tokens.dims()[1];
-        self.normed(self.run(tokens, 0..self.blocks.len(), all, None, &mut Dropout::off()))
+        self.normed(self.run(tokens, 0..self.blocks.len(), all, None, &mut Dropout::off(), None))
     }
 
     /// Tokens after `blocks` under an adapter; after the last block of the first `kept` alone.
@@ -251,14 +241,20 @@ impl Trunk {
         kept: usize,
         adapter: Option<&Adapter>,
         dropout: &mut Dropout,
+        mut watch: Option<&mut Watch>,
     ) -> Tensor<3> {
         let own = x.dims()[1];
         for i in blocks {
+            if let Some(watch) = &mut watch {
+                watch.enter(adapter.map_or(0, |adapter| adapter.prompts_of(i)));
+            }
             if let Some(adapter) = adapter {
                 x = adapter.prompted(i, own, x);
             }
             let kept = if i + 1 == self.blocks.len() { kept } else { x.dims()[1] };
-            let mut maps = Maps { block: i, nonlinearity: self.nonlinearity, adapter, dropout };
+            let nonlinearity = self.nonlinearity;
+            let watch = watch.as_deref_mut();
+            let mut maps = Maps { block: i, nonlinearity, adapter, dropout, watch };
             x = self.blocks[i].forward(x, kept, self.heads, &mut maps);
         }
         x
@@ -356,7 +352,7 @@ impl Vit {
         dropout: &mut Dropout,
     ) -> Tensor<3> {
         let all = tokens.dims()[1];
-        let tokens = self.trunk.normed(self.trunk.run(tokens, blocks, all, adapter, dropout));
+        let tokens = self.trunk.normed(self.trunk.run(tokens, blocks, all, adapter, dropout, None));
         let (all, patches) = (tokens.dims()[1], self.architecture.patches());
         tokens.narrow(1, all - patches, patches)
     }
@@ -373,13 +369,25 @@ impl Vit {
         let every = adapter.is_some_and(|adapter| adapter.head.pools());
         let class_token = self.architecture.pool == Pool::ClassToken && !every;
         let kept = if class_token { 1 } else { tokens.dims()[1] };
-        self.trunk.run(tokens, blocks, kept, adapter, dropout)
+        self.trunk.run(tokens, blocks, kept, adapter, dropout, None)
+    }
+
+    /// All tokens after every block; `watch` keeps the blocks' attention.
+    pub(crate) fn watched(
+        &self,
+        tokens: Tensor<3>,
+        adapter: Option<&Adapter>,
+        dropout: &mut Dropout,
+        watch: &mut Watch,
+    ) -> Tensor<3> {
+        let (all, blocks) = (tokens.dims()[1], 0..self.architecture.depth);
+        self.trunk.run(tokens, blocks, all, adapter, dropout, Some(watch))
     }
 
     /// Every token after `blocks`, the last block's too.
     pub(crate) fn every(&self, tokens: Tensor<3>, blocks: Range<usize>) -> Tensor<3> {
         let all = tokens.dims()[1];
-        self.trunk.run(tokens, blocks, all, None, &mut Dropout::off())
+        self.trunk.run(tokens, blocks, all, None, &mut Dropout::off(), None)
     }
 
     /// What the head sees of the last block's tokens, `[images, 1, features]`.

@@ -6,6 +6,7 @@
 //! the same bits, however many threads compute it.
 
 mod batch;
+mod explain;
 mod heads;
 mod inference;
 mod local;
@@ -19,6 +20,7 @@ mod session;
 mod survival;
 mod units;
 
+pub use explain::{Explained, Explainer, Explanation, NotExplained, stretched};
 pub use inference::{Evaluation, Inference, prediction_columns};
 pub use local::{LocalTraining, LocalUpdate, train};
 pub use loss::{Loss, Weighing, case_loss, probabilities};
