@@ -52,7 +52,8 @@ fn fixture(name: &str) -> PathBuf {
 /// What the head would see of images that nobody drew: the same formula as in the script.
 fn features(backbone: &Backbone, images: usize) -> Vec<f32> {
     let (digest, shape) = (backbone.digest(), backbone.architecture());
-    let contract = AdapterContract::new(digest, shape, Adaptation::HeadOnly, Head::default(), 1);
+    let contract =
+        AdapterContract::new(digest, shape, Adaptation::HeadOnly, Some(Head::default()), 1);
     let model = AdaptedVit::new(backbone, &contract, &Compute::cpu());
     let Architecture { channels, image_size, .. } = *backbone.architecture();
     let numbers = channels * image_size * image_size;

@@ -58,6 +58,7 @@ fn one_round_lowers_the_training_loss_and_moves_nothing_frozen() {
             round: 1,
             site: "a",
             compute: &compute,
+            cache: None,
         };
         let update = train(&work, &Control::default(), &mut |_| {}).unwrap();
         let (before, after) = (loss(&base), loss(&update.values));

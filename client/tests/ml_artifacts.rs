@@ -15,7 +15,9 @@ use tributary_client::data::{DataSource, Dataset, InputSpec};
 use tributary_client::model::{
     AdaptedVit, Backbone, BackboneError, Compute, Values, random_backbone,
 };
-use tributary_client::trainer::{Control, ExportError, Transformers, export_peft, linear_probe};
+use tributary_client::trainer::{
+    Control, ExportError, Probed, Transformers, export_peft, linear_probe,
+};
 use tributary_shared::architecture::{Architecture, Pool};
 use tributary_shared::initial::adapter_header;
 use tributary_shared::manifest::RunManifest;
@@ -218,7 +220,8 @@ fn probes(backbone: &Backbone, spec: &SynthSpec) -> (f64, f64) {
     let split = dataset.split(0.5);
     let of = |backbone: &Backbone| {
         let (control, compute) = (Control::default(), Compute::cpu());
-        linear_probe(backbone, &task, &dataset, &split, &compute, (&control, &mut |_| {}))
+        let probed = Probed { backbone, adapter: None };
+        linear_probe(probed, &task, &dataset, &split, &compute, (&control, &mut |_| {}))
             .unwrap()
             .unwrap()
     };

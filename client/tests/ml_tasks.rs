@@ -70,6 +70,7 @@ impl Site {
             round: 1,
             site: "a",
             compute: &Compute::cpu(),
+            cache: None,
         };
         train(&work, &Control::default(), &mut |_| {})
     }

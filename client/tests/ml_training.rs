@@ -14,7 +14,9 @@ use tributary_client::trainer::{
 };
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
-use tributary_shared::manifest::RunManifest;
+use tributary_shared::manifest::{RunManifest, Task};
+use tributary_shared::objective::{Mae, Objective};
+use tributary_shared::training::Precision;
 
 /// Patches of a few images that nobody drew.
 fn rows(backbone: &Backbone, images: usize) -> Vec<f32> {
@@ -175,6 +177,42 @@ fn one_full_batch_step_over_sites_equals_the_pooled_step() {
     }
 }
 
+#[test]
+fn cases_own_gradients_add_up_to_the_batchs() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 12, 1);
+    let backbone = backbone(&architecture());
+    let run = manifest(&backbone, 2);
+    let values = moved(&run, 3);
+    let (all, compute): (Vec<usize>, _) = ((0..data.len()).collect(), Compute::cpu());
+    let inference = Inference {
+        backbone: &backbone,
+        manifest: &run,
+        values: &values,
+        dataset: &data,
+        compute: &compute,
+    };
+    let whole = inference.gradient(&all).unwrap().values.concat();
+    let parts = inference.sample_gradients(&all).unwrap();
+    let mut mean = vec![0.0f64; whole.len()];
+    let mut cases = 0;
+    for part in &parts {
+        for case in 0..part.images() {
+            cases += 1;
+            for (mean, own) in mean.iter_mut().zip(part.of(case).concat()) {
+                *mean += f64::from(own) / all.len() as f64;
+            }
+        }
+    }
+    assert_eq!(cases, all.len());
+    for (mean, whole) in mean.iter().zip(&whole) {
+        assert!((mean - f64::from(*whole)).abs() < 1e-6, "{mean} {whole}");
+    }
+    let survival = RunManifest { task: Task::Survival {}, ..run.clone() };
+    let refused = Inference { manifest: &survival, ..inference }.sample_gradients(&[]);
+    assert!(refused.unwrap_err().to_string().contains("no gradient of one image"));
+}
+
 /// A site with its data, ready to train.
 struct Site {
     _folder: tempfile::TempDir,
@@ -216,6 +254,7 @@ impl Site {
             round,
             site,
             compute: &Compute::cpu(),
+            cache: None,
         };
         train(&work, control, progress)
     }
@@ -264,6 +303,29 @@ fn training_leaves_the_backbone_as_it_was_and_learns() {
 }
 
 #[test]
+fn bfloat16_learns_as_f32_does_and_sends_f32() {
+    let mut site = Site::new(2);
+    let held = |site: &Site| {
+        let first = site.train(1, "a", &Control::default()).unwrap();
+        let second = site.train_from(&first.values, 2, "a", &Control::default(), &mut |_| {});
+        (second.unwrap().metrics, first)
+    };
+    let (exact, first) = held(&site);
+    site.run.training.as_mut().unwrap().precision = Precision::Bf16;
+    let (rough, rough_first) = held(&site);
+    let (exact_loss, rough_loss) = (exact.holdout_loss.unwrap(), rough.holdout_loss.unwrap());
+    assert!((exact_loss - rough_loss).abs() < 0.02, "{exact_loss} {rough_loss}");
+    let before = rough_first.metrics.holdout_loss.unwrap();
+    assert!(rough_loss < before, "{before} {rough_loss}");
+    assert!(rough.holdout_auroc > Some(0.75), "{rough:?}");
+    assert_ne!(first.values, rough_first.values);
+    // What is trained is not itself rounded to 8 bits.
+    let rounded = |v: &f32| v.to_bits() & 0xffff == 0;
+    let values: Vec<f32> = rough_first.values.concat();
+    assert!(values.iter().filter(|v| !rounded(v)).count() > values.len() / 2);
+}
+
+#[test]
 fn a_stop_is_heard_at_the_next_step() {
     let site = Site::new(2);
     let (control, steps) = (Control::default(), Cell::new(0));
@@ -303,9 +365,8 @@ fn a_masked_autoencoder_learns_and_is_repeatable() {
         batch_size: 16,
         learning_rate: 5e-3,
         weight_decay: 0.05,
-        mask_ratio: 0.75,
-        decoder_width: 32,
-        decoder_depth: 1,
+        objective: Objective::Mae(Mae { decoder_width: 32, ..Mae::default() }),
+        augment: None,
         seed: 1,
     };
     let run = || pretrain(&plan, &data, &Compute::cpu(), &Control::default(), &mut |_| {}).unwrap();

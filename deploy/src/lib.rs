@@ -12,6 +12,7 @@ pub mod federation;
 pub mod guard;
 pub mod lines;
 pub mod process;
+pub mod program;
 pub mod relay;
 pub mod resources;
 pub mod trainer_bench;

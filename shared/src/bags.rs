@@ -38,7 +38,9 @@ impl Bags {
             | Task::MultiLabel { .. }
             | Task::Ordinal { .. }
             | Task::Survival {} => true,
-            Task::Segmentation { .. } | Task::Rehearsal { .. } => false,
+            Task::Segmentation { .. } | Task::SelfSupervised { .. } | Task::Rehearsal { .. } => {
+                false
+            }
         };
         require(whole, "bags", || format!("a {} task has no bags; remove it", task.as_str()))?;
         for (key, value, high) in [

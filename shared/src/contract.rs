@@ -17,7 +17,8 @@ pub struct AdapterContract {
     pub backbone: Option<Digest>,
     /// The adaptation; absent in a rehearsal.
     pub adaptation: Option<Adaptation>,
-    /// The head; absent in a rehearsal.
+    /// The head over an image's features; absent in a rehearsal, and where an objective decodes
+    /// tokens instead.
     pub head: Option<Head>,
     /// Outputs of the head; 0 in a rehearsal.
     pub head_outputs: usize,
@@ -26,20 +27,21 @@ pub struct AdapterContract {
 }
 
 impl AdapterContract {
-    /// The contract of an adaptation and a head on `architecture`.
+    /// The contract of an adaptation and, where there is one, a head on `architecture`.
     pub fn new(
         backbone: Digest,
         architecture: &Architecture,
         adaptation: Adaptation,
-        head: Head,
+        head: Option<Head>,
         head_outputs: usize,
     ) -> Self {
         let mut tensors = adaptation.tensors(architecture);
-        tensors.extend(head.tensors(architecture, head_outputs));
+        let of_head = head.as_ref().map(|head| head.tensors(architecture, head_outputs));
+        tensors.extend(of_head.unwrap_or_default());
         Self {
             backbone: Some(backbone),
             adaptation: Some(adaptation),
-            head: Some(head),
+            head,
             head_outputs,
             layout: Layout::new(tensors),
         }
@@ -138,7 +140,7 @@ mod tests {
     }
 
     fn contract(architecture: &Architecture, adaptation: Adaptation) -> AdapterContract {
-        AdapterContract::new(Digest::of(b""), architecture, adaptation, Head::default(), 3)
+        AdapterContract::new(Digest::of(b""), architecture, adaptation, Some(Head::default()), 3)
     }
 
     #[test]

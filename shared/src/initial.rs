@@ -22,9 +22,9 @@ pub fn adapter_header(run: &RunName, version: u32, contract: &AdapterContract) -
 
 /// Canonical bytes of a checked manifest's initial adapter: the adapted features equal the frozen
 /// backbone's, except under prompts. LoRA's A (as `peft` begins), a bottleneck's way down and the
-/// head's maps are uniform in +-1/sqrt(in) as torch's `Linear` and `Conv2d`; prompts are uniform
-/// with deviation 0.02; everything else is zero: B, the way up, biases, changes of frozen weights,
-/// the query.
+/// head's maps are uniform in +-1/sqrt(in) as torch's `Linear` and `Conv2d`; prompts and mask tokens
+/// are uniform with deviation 0.02; a decoder's norms are the identity; everything else is zero: B,
+/// the way up, biases, changes of frozen weights, the query.
 ///
 /// # Panics
 /// When `manifest` has not passed its check.
@@ -59,7 +59,7 @@ pub fn write_initial_adapter(manifest: &RunManifest, mut sink: impl FnMut(&[u8])
 
 fn write_initial_values(spec: &TensorSpec, seed: u64, sink: &mut impl FnMut(&[u8])) {
     let mut block = [0; BLOCK_VALUES * 4];
-    let bound = initial_bound(spec);
+    let start = Start::of(spec);
     // One stream a tensor: adding a tensor leaves the others as they were.
     let key = Digest::of(format!("tributary initial adapter\n{seed}\n{}", spec.name).as_bytes());
     let mut rng = ChaCha12Rng::from_seed(*key.as_bytes());
@@ -67,30 +67,53 @@ fn write_initial_values(spec: &TensorSpec, seed: u64, sink: &mut impl FnMut(&[u8
     while left > 0 {
         let take = left.min(BLOCK_VALUES);
         let piece = &mut block[..take * 4];
-        if let Some(bound) = bound {
-            for value in piece.chunks_exact_mut(4) {
-                let unit = (rng.next_u32() >> 8) as f32 / 16_777_216.0;
-                value.copy_from_slice(&(bound * (2.0 * unit - 1.0)).to_le_bytes());
-            }
+        for value in piece.chunks_exact_mut(4) {
+            let start = match start {
+                Start::Zero => break,
+                Start::One => 1.0,
+                Start::Uniform { bound } => {
+                    let unit = (rng.next_u32() >> 8) as f32 / 16_777_216.0;
+                    bound * (2.0 * unit - 1.0)
+                }
+            };
+            value.copy_from_slice(&start.to_le_bytes());
         }
         sink(piece);
         left -= take;
     }
 }
 
-/// Half the width of the uniform distribution that a tensor is drawn from; `None` for zeros.
-/// A uniform one everywhere: it needs no function that platforms round differently.
-fn initial_bound(spec: &TensorSpec) -> Option<f32> {
-    let name = spec.name.as_str();
-    let from_inputs = name.ends_with(".lora_A")
-        || name.ends_with(".adapter.down.weight")
-        || (name.starts_with("head.") && name.ends_with("weight"));
-    match spec.shape[..] {
-        [_, ref inputs @ ..] if from_inputs => {
-            Some(1.0 / (inputs.iter().product::<usize>() as f32).sqrt())
+/// What a tensor's values are before training.
+#[derive(Clone, Copy)]
+enum Start {
+    Zero,
+    One,
+    /// Uniform in +-bound. Nothing else is drawn from: a normal distribution needs functions that
+    /// platforms round differently.
+    Uniform {
+        bound: f32,
+    },
+}
+
+impl Start {
+    fn of(spec: &TensorSpec) -> Self {
+        let name = spec.name.as_str();
+        let of_head = name.starts_with("head.") && name.ends_with("weight");
+        let from_inputs = name.ends_with(".lora_A") || name.ends_with(".adapter.down.weight");
+        match spec.shape[..] {
+            [_] if of_head => Self::One,
+            [_, ref inputs @ ..] if of_head || from_inputs => {
+                Self::Uniform { bound: 1.0 / (inputs.iter().product::<usize>() as f32).sqrt() }
+            }
+            [_, _] if name.ends_with(".prompts") => Self::token(),
+            [1, 1, _] if name.ends_with(".mask_token") => Self::token(),
+            _ => Self::Zero,
         }
-        [_, _] if spec.name.ends_with(".prompts") => Some(0.02 * 3.0_f32.sqrt()),
-        _ => None,
+    }
+
+    /// Of deviation 0.02.
+    fn token() -> Self {
+        Self::Uniform { bound: 0.02 * 3.0_f32.sqrt() }
     }
 }
 

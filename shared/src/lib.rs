@@ -14,6 +14,7 @@ pub mod initial;
 pub mod layout;
 pub mod manifest;
 pub mod name;
+pub mod objective;
 pub mod outcome;
 pub mod refusal;
 pub mod task;

@@ -256,14 +256,21 @@ impl RunManifest {
             return Some(AdapterContract::rehearsal(payload_bytes));
         }
         let backbone = self.backbone.as_ref()?;
-        let (adaptation, head) = (self.adapter.clone()?, self.head.clone());
+        let adaptation = self.adapter.clone()?;
         let outputs = self.task.head_outputs();
         let shape = &backbone.architecture;
+        if let Task::SelfSupervised { objective } = &self.task {
+            let head = objective.head();
+            let contract = AdapterContract::new(backbone.digest, shape, adaptation, head, outputs);
+            return Some(contract.with_tensors(objective.tensors(shape)));
+        }
+        let head = self.head.clone();
         let mut more = self.task.head_tensors(shape.width);
         if let Some(bags) = &self.bags {
             more.extend(bags.tensors(head.input_width(shape)));
         }
-        let contract = AdapterContract::new(backbone.digest, shape, adaptation, head, outputs);
+        let contract =
+            AdapterContract::new(backbone.digest, shape, adaptation, Some(head), outputs);
         Some(contract.with_tensors(more))
     }
 
@@ -341,6 +348,19 @@ impl RunManifest {
             require(shape.features() == shape.width, "backbone.architecture.pool", || {
                 "a segmentation reads patch tokens alone; use `class_token` or `mean`".to_owned()
             })?;
+        }
+        if let Task::SelfSupervised { objective } = &self.task {
+            require(self.head.is_default(), "head", || {
+                "a self_supervised task has its objective's own layers; remove the table [head]"
+                    .to_owned()
+            })?;
+            require(*adaptation != Adaptation::HeadOnly, "adapter.kind", || {
+                "under head_only a self_supervised task would train nothing that lasts; adapt the \
+                 backbone, for example with kind = \"lora\""
+                    .to_owned()
+            })?;
+            let augment = self.training.as_ref().and_then(|t| t.augment.as_ref());
+            objective.check(&backbone.architecture, augment)?;
         }
         let bytes = self.contract().map_or(0, |c| c.layout.payload_bytes());
         require(bytes <= PAYLOAD_BYTES_MAX, "adapter", || {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::layout::TensorSpec;
 use crate::manifest::{InvalidManifest, PAYLOAD_BYTES_MAX, require};
+use crate::objective::Objective;
 
 /// What the sites do in a round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +44,12 @@ pub enum Task {
         /// From patch tokens to logits.
         #[serde(default)]
         decoder: Decoder,
+    },
+    /// Images without labels: the adapter learns what the site's pictures are like before anybody
+    /// has said what is on them.
+    SelfSupervised {
+        /// What it learns them by.
+        objective: Objective,
     },
     /// No images, no model: each site adds the constant that its own `site.toml` names to a
     /// payload of this size. Exercises network, storage and aggregation.
@@ -97,17 +104,18 @@ impl Task {
             | Self::MultiLabel { classes }
             | Self::Ordinal { classes }
             | Self::Segmentation { classes, .. } => classes,
-            Self::Survival {} | Self::Rehearsal { .. } => &[],
+            Self::Survival {} | Self::SelfSupervised { .. } | Self::Rehearsal { .. } => &[],
         }
     }
 
-    /// Outputs of the linear head.
+    /// Outputs of the head.
     pub fn head_outputs(&self) -> usize {
         match self {
             Self::Binary { .. } | Self::Survival {} => 1,
             Self::MultiClass { classes } | Self::MultiLabel { classes } => classes.len(),
             Self::Ordinal { classes } => classes.len().saturating_sub(1),
             Self::Segmentation { classes, decoder } => classes.len() * decoder.cells().pow(2),
+            Self::SelfSupervised { objective } => objective.head_outputs(),
             Self::Rehearsal { .. } => 0,
         }
     }
@@ -121,6 +129,7 @@ impl Task {
             Self::Ordinal { .. } => "ordinal",
             Self::Survival {} => "survival",
             Self::Segmentation { .. } => "segmentation",
+            Self::SelfSupervised { .. } => "self_supervised",
             Self::Rehearsal { .. } => "rehearsal",
         }
     }
@@ -153,7 +162,7 @@ impl Task {
             Self::MultiLabel { .. } => (1, 10_000),
             Self::Ordinal { .. } => (2, 1_000),
             Self::Segmentation { .. } => (2, 255),
-            Self::Survival {} => return Ok(()),
+            Self::Survival {} | Self::SelfSupervised { .. } => return Ok(()),
             Self::Rehearsal { payload_bytes } => return check_payload(*payload_bytes),
         };
         let classes = self.classes();
@@ -188,6 +197,7 @@ impl Task {
             | Self::Ordinal { .. }
             | Self::Survival {}
             | Self::Segmentation { .. }
+            | Self::SelfSupervised { .. }
             | Self::Rehearsal { .. } => Ok(()),
         }
     }

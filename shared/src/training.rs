@@ -46,6 +46,25 @@ pub struct Training {
     /// How training images are varied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub augment: Option<Augment>,
+    /// What the frozen blocks compute with.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub precision: Precision,
+}
+
+/// What the frozen blocks' linear maps and attention compute with. The residual stream, norms, softmax,
+/// head, loss, trained values, gradients and the optimiser are f32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// IEEE single precision.
+    #[default]
+    F32,
+    /// bfloat16: the range of f32, 8 bits of significand.
+    Bf16,
+}
+
+fn is_default(precision: &Precision) -> bool {
+    *precision == Precision::default()
 }
 
 fn is_zero(value: &f64) -> bool {
@@ -108,6 +127,9 @@ impl Training {
             let least = stop.min_delta;
             require((0.0..=1e6).contains(&least), "training.early_stop.min_delta", || {
                 format!("{least} is not between 0 and 1000000")
+            })?;
+            require(!matches!(task, Task::SelfSupervised { .. }), "training.early_stop", || {
+                "watches labels, which a self_supervised task has none of; remove it".to_owned()
             })?;
             require(self.holdout > 0.0, "training.early_stop", || {
                 "needs held-out patients; set training.holdout above 0".to_owned()

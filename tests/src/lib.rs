@@ -1,6 +1,7 @@
 //! What the federation tests share: a federation in a temporary folder, manifests of rehearsals,
 //! and published adapters as numbers.
 
+pub mod images;
 pub mod member;
 
 use std::path::Path;

@@ -22,7 +22,7 @@ use crate::model::{Backbone, set_threads};
 /// Commands that compute at this site alone.
 #[derive(Debug, clap::Subcommand)]
 pub enum TrainCommand {
-    /// Make a backbone from unlabelled images by masked autoencoding.
+    /// Make a backbone from unlabelled images.
     Pretrain(pretrain::PretrainArgs),
     /// Train a run's adapter on local images alone, without a federation.
     Train(local::TrainArgs),

@@ -1,6 +1,7 @@
 //! The files a site engineer writes: `site.toml` and `policy.toml`. Each is read in two steps, as
 //! written (`*File`) and as meant; every error names the file, the key and what mends it.
 
+pub mod cache;
 mod hours;
 pub mod policy;
 pub mod reading;

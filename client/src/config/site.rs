@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tributary_shared::outcome::Failure;
 
+use super::cache::{self, CacheConfig};
 use super::policy::Policy;
 use super::reading::Reading;
 use super::{invalid, parse_overridden, read_text};
@@ -24,6 +25,8 @@ struct SiteFile {
     backbone: Option<BackboneFile>,
     #[serde(default)]
     device: Device,
+    #[serde(default)]
+    cache: CacheConfig,
     #[serde(default)]
     rehearsal: Rehearsal,
 }
@@ -114,6 +117,8 @@ pub struct SiteConfig {
     pub backbone: Option<PathBuf>,
     /// What computes.
     pub device: Device,
+    /// What of images is kept, with its folder.
+    pub cache: CacheConfig,
     /// What it adds in a rehearsal.
     pub rehearsal: Rehearsal,
 }
@@ -168,9 +173,12 @@ impl SiteConfig {
             return bad(key, &problem, "see docs/data.md");
         }
         let resolve = |path: PathBuf| folder.join(path);
+        let directory = resolve(written.directory);
+        let kept = written.cache.dir.map_or_else(|| directory.join(cache::FOLDER), resolve);
         Ok(Self {
             file: file.to_path_buf(),
-            directory: resolve(written.directory),
+            directory,
+            cache: CacheConfig { dir: Some(kept), ..written.cache },
             policy: resolve(written.policy),
             address: written.address,
             proxy: written.proxy,
@@ -210,6 +218,9 @@ mod tests {
         assert_eq!(config.data.unwrap().path, Path::new("/etc/site/../images"));
         assert_eq!(config.backbone.unwrap(), Path::new("/b.st"));
         assert_eq!(config.rehearsal.cases, 1);
+        assert_eq!(config.cache.dir.unwrap(), Path::new("/etc/site/./cache"));
+        let config = read("[cache]\ndir = \"/scratch\"\nprecision = \"f16\"").unwrap();
+        assert_eq!(config.cache.dir.unwrap(), Path::new("/scratch"));
     }
 
     #[test]
@@ -222,6 +233,8 @@ mod tests {
             ("device = { kind = \"tpu\" }", "device"),
             ("rehearsal = { add = inf }", "rehearsal.add"),
             ("rehearsal = { cases = 0 }", "rehearsal.cases"),
+            ("cache = { precision = \"f8\" }", "cache"),
+            ("cache = { bytes_max = -1 }", "cache"),
             ("salt = 1", "salt"),
         ] {
             let error = read(text).unwrap_err();

@@ -4,6 +4,8 @@
 //! Order: crop, mirror, turn, colour, stain, intensity, noise. Images are channel planes of
 //! numbers in [0, 1]; what a change would push out of it is clamped.
 
+use std::ops::RangeInclusive;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, StandardNormal};
@@ -39,6 +41,15 @@ impl Variation {
     /// Draws a change within the strengths of `augment`. Every strength has its own draws in a
     /// fixed order: switching one on leaves the others' as they were.
     pub fn draw(augment: &Augment, seed: [u8; 32]) -> Self {
+        Self::drawn(augment, None, seed)
+    }
+
+    /// As [`Self::draw`], of a part of the image whose share of the area lies in `area`.
+    pub fn draw_part(augment: &Augment, area: RangeInclusive<f64>, seed: [u8; 32]) -> Self {
+        Self::drawn(augment, Some(area), seed)
+    }
+
+    fn drawn(augment: &Augment, part: Option<RangeInclusive<f64>>, seed: [u8; 32]) -> Self {
         let mut rng = ChaCha8Rng::from_seed(seed);
         let mut signed = || signed(&mut rng);
         let [area, ratio, left, top] = std::array::from_fn(|_| (signed() + 1.0) / 2.0);
@@ -57,8 +68,12 @@ impl Variation {
         let mut noise_seed = [0; 32];
         rng.fill_bytes(&mut noise_seed);
         let cropped = augment.crop_area_min > 0.0 && augment.crop_area_min < 1.0;
+        let areas = part.or(cropped.then_some(augment.crop_area_min..=1.0));
         Self {
-            window: cropped.then(|| window(augment.crop_area_min as f32, area, ratio, [left, top])),
+            window: areas.map(|areas| {
+                let (least, most) = (*areas.start() as f32, *areas.end() as f32);
+                window(least + (most - least) * area, ratio, [left, top])
+            }),
             mirror: augment.flip_horizontal && coins[0],
             upside_down: augment.flip_vertical && coins[1],
             quarter_turns: if augment.rotate_90 { quarter_turns } else { 0 },
@@ -177,9 +192,8 @@ fn signed(rng: &mut ChaCha8Rng) -> f32 {
     (rng.next_u32() >> 8) as f32 / 8_388_608.0 - 1.0
 }
 
-/// A rectangle of at least `area_min` of the area, its ratio log-uniform in 3:4 to 4:3.
-fn window(area_min: f32, area: f32, ratio: f32, corner: [f32; 2]) -> [f32; 4] {
-    let area = area_min + (1.0 - area_min) * area;
+/// A rectangle of this share of the area, its ratio log-uniform in 3:4 to 4:3.
+fn window(area: f32, ratio: f32, corner: [f32; 2]) -> [f32; 4] {
     let ratio = (4.0f32 / 3.0).powf(2.0 * ratio - 1.0);
     let (width, height) = ((area * ratio).sqrt().min(1.0), (area / ratio).sqrt().min(1.0));
     [corner[0] * (1.0 - width), corner[1] * (1.0 - height), width, height]

@@ -170,7 +170,7 @@ fn find_columns(
     let needed =
         |column: &'static str| find(column)?.ok_or(ManifestProblem::MissingColumn { column });
     let truth = match task {
-        None | Some(Task::Rehearsal { .. }) => None,
+        None | Some(Task::SelfSupervised { .. } | Task::Rehearsal { .. }) => None,
         Some(Task::Survival {}) => {
             Some(Truth::FollowUp { time: needed("time")?, event: needed("event")? })
         }

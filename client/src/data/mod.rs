@@ -40,7 +40,11 @@ pub use source::{DataSource, task_of};
 pub use split::Split;
 pub use volume::VolumeProblem;
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
 use tributary_shared::dataset::DataContract;
+use tributary_shared::digest::Digest;
 use tributary_shared::manifest::Task;
 
 use self::augment::Variation;
@@ -90,6 +94,8 @@ pub struct Dataset {
     stores: Vec<(usize, PixelStore)>,
     profile: Profile,
     report: Report,
+    // Of the cases whose content was asked for.
+    contents: Mutex<HashMap<usize, Digest>>,
 }
 
 impl Dataset {
@@ -98,7 +104,7 @@ impl Dataset {
         Self::open_as(source, task, input, &Reading::default())
     }
 
-    /// Reads and checks every image and label of `source`. What cannot be read is refused, counted
+    /// Reads and checks every image of `source` and, unless the task has none, every label. What cannot be read is refused, counted
     /// and named in [`Self::report`]; an error when more is refused than `reading` allows.
     pub fn open_as(
         source: &DataSource,
@@ -109,7 +115,8 @@ impl Dataset {
         if let Task::Rehearsal { .. } = task {
             return Err(DataError::Rehearsal);
         }
-        Self::open_keeping(source, Some(task), input, reading, KEPT_BYTES_MAX)
+        let labelled = !matches!(task, Task::SelfSupervised { .. });
+        Self::open_keeping(source, labelled.then_some(task), input, reading, KEPT_BYTES_MAX)
     }
 
     /// Reads and checks every image of `source` and no label, for pretraining.
@@ -146,7 +153,14 @@ impl Dataset {
                 };
                 cases.iter().for_each(|_| profile.count(&facts, colour));
                 let (input, report) = (input.clone(), Report::default());
-                Self { input, cases, stores: vec![(0, store)], profile, report }
+                Self {
+                    input,
+                    cases,
+                    stores: vec![(0, store)],
+                    profile,
+                    report,
+                    contents: Mutex::default(),
+                }
             }
             DataSource::Folder { root, manifest } => {
                 Self::of_listing(folder::list(root, manifest, task, reading)?, kept, reading)?
@@ -193,7 +207,8 @@ impl Dataset {
             true => kept.store(),
             false => PixelStore::Files(Files::new(places, reading.clone())),
         };
-        Ok(Self { input, cases, stores: vec![(0, store)], profile, report })
+        let stores = vec![(0, store)];
+        Ok(Self { input, cases, stores, profile, report, contents: Mutex::default() })
     }
 
     /// What was not read, and why.
@@ -259,6 +274,26 @@ impl Dataset {
         let at = self.stores.partition_point(|(first, _)| *first <= index) - 1;
         let (first, store) = &self.stores[at];
         store.with(index - first, &self.input, |bytes| pixels::normalise(bytes, &self.input, out))
+    }
+
+    /// Names what [`Self::pixels`] gives of one case before it is normalised: the digest of its
+    /// 8-bit pixels in the input's size and colours. Whatever the site's reading of files changes
+    /// in a picture changes it; a file's name does not.
+    ///
+    /// # Panics
+    /// When `index` is not below [`Self::len`].
+    pub fn content(&self, index: usize) -> Result<Digest, DataError> {
+        let known = || self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(digest) = known().get(&index) {
+            return Ok(*digest);
+        }
+        let at = self.stores.partition_point(|(first, _)| *first <= index) - 1;
+        let (first, store) = &self.stores[at];
+        let mut digest = None;
+        store.with(index - first, &self.input, |bytes| digest = Some(Digest::of(bytes)))?;
+        let digest = digest.expect("a store hands out the pixels it was asked for");
+        known().insert(index, digest);
+        Ok(digest)
     }
 
     /// As [`Self::pixels`], changed by `variation`.
@@ -328,6 +363,12 @@ mod tests {
             out
         };
         assert_eq!(pixels(48), pixels(47));
+        let content = |kept_bytes_max| {
+            let opened =
+                Dataset::open_keeping(&source, None, &input, &Reading::default(), kept_bytes_max);
+            opened.expect("opens").content(0).expect("decodes")
+        };
+        assert_eq!(content(48), content(47));
 
         let npz = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data/plain.npz");
         let task = Task::MultiClass { classes: ["a", "b", "c"].map(str::to_owned).to_vec() };

@@ -5,19 +5,20 @@ mod through;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::Architecture;
 use tributary_shared::contract::AdapterContract;
 use tributary_shared::layout::Layout;
+use tributary_shared::training::Precision;
 
 pub(crate) use self::explained::BlockAttention;
 pub(crate) use self::through::{HeadOf, Level};
 use super::adapter::{Adapter, Dropout};
 use super::backbone::Backbone;
 use super::compute::Compute;
-use super::trained::Leaves;
-use super::vit::{Vit, patchify};
+use super::trained::{Leaves, Placed};
+use super::vit::{Vit, is_mapping, patchify, typed};
 
 /// One flat vector a tensor, in a layout's order.
 pub type Values = Vec<Vec<f32>>;
@@ -42,6 +43,11 @@ pub struct SampleGradients {
 }
 
 impl SampleGradients {
+    /// Images that it holds the gradients of.
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
     /// One image's gradient, tensor after tensor in the layout's order.
     pub fn of(&self, image: usize) -> Values {
         let part = |tensor: &Vec<f32>| {
@@ -65,20 +71,49 @@ impl SampleGradients {
     }
 }
 
-/// An adaptation whose gradients are not computed image by image.
+/// Why gradients are not computed image by image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "per-sample gradients of kind = \"{0}\" would need one copy of every trained backbone weight for each image; use lora, houlsby, adaptformer, prompts, bitfit or head_only"
-)]
-pub struct NoSampleGradients(&'static str);
+pub enum NoSampleGradients {
+    /// The adaptation trains whole weights.
+    #[error(
+        "per-sample gradients of kind = \"{0}\" would need one copy of every trained backbone weight for each image; use lora, houlsby, adaptformer, prompts, bitfit or head_only"
+    )]
+    Weights(&'static str),
+    /// The loss is not a sum over single images' outputs.
+    #[error(
+        "a loss over bags, survival times or regions has no gradient of one image under the model's own head"
+    )]
+    Loss,
+}
+
+/// What of an image does not depend on the adapter and is all that the rest needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prefix {
+    /// The pooled features: nothing but a head is trained on them.
+    Pooled,
+    /// All tokens that enter this block.
+    Tokens(usize),
+}
 
 /// What enters the model.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Input<'a> {
     /// Patches of `images` images, see [`patchify`].
     Patches { rows: &'a [f32], images: usize },
+    /// Some patches of each image, image after image, the same number of each, and for each image
+    /// their places in its grid.
+    Seen { rows: &'a [f32], places: &'a [Vec<usize>] },
     /// What [`AdaptedVit::prefix`] made of `images` images.
     Prefix { rows: &'a [f32], images: usize },
+}
+
+impl Input<'_> {
+    fn images(&self) -> usize {
+        match self {
+            Self::Patches { images, .. } | Self::Prefix { images, .. } => *images,
+            Self::Seen { places, .. } => places.len(),
+        }
+    }
 }
 
 /// The frozen backbone on a device, ready to take adapters of one contract.
@@ -89,7 +124,9 @@ pub struct AdaptedVit {
     head_outputs: usize,
     layout: Layout,
     device: Device,
-    /// The frozen tensors by name, where adapters change them; empty otherwise.
+    /// What the frozen maps compute with.
+    dtype: DType,
+    /// The frozen tensors by name, in f32, where whole weights are trained; empty otherwise.
     frozen: BTreeMap<String, Tensor<1>>,
     /// Without autodiff: fused kernels, no graph.
     inference: Vit,
@@ -98,11 +135,24 @@ pub struct AdaptedVit {
 }
 
 impl AdaptedVit {
-    /// Puts `backbone` on the device.
+    /// Puts `backbone` on the device, to compute in f32.
     ///
     /// # Panics
     /// When `contract` is a rehearsal's, which has no model.
     pub fn new(backbone: &Backbone, contract: &AdapterContract, compute: &Compute) -> Self {
+        Self::of_precision(backbone, contract, compute, Precision::F32)
+    }
+
+    /// As [`Self::new`], the frozen maps in `precision`.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn of_precision(
+        backbone: &Backbone,
+        contract: &AdapterContract,
+        compute: &Compute,
+        precision: Precision,
+    ) -> Self {
         let device = compute.device();
         let tensors: BTreeMap<&str, Tensor<1>> = backbone
             .tensors()
@@ -111,14 +161,25 @@ impl AdaptedVit {
         let architecture = backbone.architecture();
         let adaptation =
             contract.adaptation.clone().expect("the contract of a model has its adaptation");
+        let dtype = match precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        };
         let owned = |(name, tensor): (&&str, &Tensor<1>)| ((*name).to_owned(), tensor.clone());
         let frozen = match copies_weights(&adaptation) {
             true => tensors.iter().map(owned).collect(),
             false => BTreeMap::new(),
         };
+        let reduced: BTreeMap<&str, Tensor<1>> = tensors
+            .into_iter()
+            .map(|(name, tensor)| {
+                (name, if is_mapping(name) { typed(tensor, dtype) } else { tensor })
+            })
+            .collect();
         Self {
-            inference: Vit::of(architecture, &mut |name| tensors[name].clone()),
-            training: Vit::of(architecture, &mut |name| tensors[name].clone().autodiff()),
+            inference: Vit::of(architecture, &mut |name| reduced[name].clone()),
+            training: Vit::of(architecture, &mut |name| reduced[name].clone().autodiff()),
+            dtype,
             architecture: architecture.clone(),
             adaptation,
             frozen,
@@ -148,19 +209,19 @@ impl AdaptedVit {
         patchify(&self.architecture, image, rows);
     }
 
-    /// Logits `[images, head_outputs]` of patches; nothing is dropped, no graph is built.
-    pub fn logits(&self, values: &[Vec<f32>], rows: &[f32], images: usize) -> Vec<f32> {
-        self.logits_of(values, Input::Patches { rows, images }, &mut Dropout::off())
+    /// `values` on the device, for as many shards as one likes.
+    pub(crate) fn place(&self, values: &[Vec<f32>]) -> Placed {
+        Placed::new(&self.layout, values, &self.frozen, &self.device)
     }
 
-    /// As [`Self::logits`] of any input under `dropout`.
-    pub(crate) fn logits_of(
-        &self,
-        values: &[Vec<f32>],
-        input: Input<'_>,
-        dropout: &mut Dropout,
-    ) -> Vec<f32> {
-        download(self.forward(&self.leaves(values, false), input, dropout, false))
+    /// Logits `[images, head_outputs]` of patches; nothing is dropped, no graph is built.
+    pub fn logits(&self, values: &[Vec<f32>], rows: &[f32], images: usize) -> Vec<f32> {
+        self.placed_logits(&self.place(values), Input::Patches { rows, images })
+    }
+
+    /// As [`Self::logits`], of any input.
+    pub(crate) fn placed_logits(&self, values: &Placed, input: Input<'_>) -> Vec<f32> {
+        download(self.forward(&self.leaves(values, false), input, &mut Dropout::off(), false))
     }
 
     /// What the frozen backbone, without any adapter, gives to the head: `[images, features]`.
@@ -174,33 +235,36 @@ impl AdaptedVit {
         self.inference.pool(self.inference.run(tokens, all, None, &mut Dropout::off()), None)
     }
 
-    /// Blocks at the bottom that no adapter touches; `None` when even the embedding is trained.
-    pub fn prefix_blocks(&self) -> Option<usize> {
-        self.adaptation.prefix_blocks(self.architecture.depth)
-    }
-
-    /// Whether [`Self::prefix`] is the pooled features, one short row an image.
-    pub fn prefix_is_pooled(&self) -> bool {
+    /// What a head at `level` leaves untouched; `None` when even the embedding is trained.
+    pub(crate) fn prefix_of(&self, level: Level) -> Option<Prefix> {
         let pools = self.layout.tensors().iter().any(|spec| spec.name == "head.query");
-        self.adaptation == Adaptation::HeadOnly && !pools
+        if level == Level::Features && self.adaptation == Adaptation::HeadOnly && !pools {
+            return Some(Prefix::Pooled);
+        }
+        self.adaptation.prefix_blocks(self.architecture.depth).map(Prefix::Tokens)
     }
 
-    /// What of `images` images does not depend on the adapter and is all that the rest needs:
-    /// the pooled features when nothing but a head is trained on them, the tokens entering the
-    /// first adapted block otherwise. `None` when even the embedding is trained.
-    pub fn prefix(&self, rows: &[f32], images: usize) -> Option<Vec<f32>> {
-        if self.prefix_is_pooled() {
-            return Some(self.features(rows, images));
+    /// Numbers that a prefix has of one image.
+    pub(crate) fn prefix_numbers(&self, prefix: Prefix) -> usize {
+        match prefix {
+            Prefix::Pooled => self.architecture.features(),
+            Prefix::Tokens(_) => self.architecture.tokens() * self.architecture.width,
         }
-        let blocks = self.prefix_blocks()?;
-        Some(download(self.below(self.patches(rows, images), blocks)))
+    }
+
+    /// The prefix of `images` images, [`Self::prefix_numbers`] each.
+    pub(crate) fn prefix(&self, prefix: Prefix, rows: &[f32], images: usize) -> Vec<f32> {
+        match prefix {
+            Prefix::Pooled => self.features(rows, images),
+            Prefix::Tokens(first) => download(self.below(self.patches(rows, images), first)),
+        }
     }
 
     /// The gradient of a loss of which `loss` knows, given the logits, its value and its derivative
     /// by each logit. The closed form of the last step spares the graph its least stable part.
     pub(crate) fn gradient(
         &self,
-        values: &[Vec<f32>],
+        values: &Placed,
         input: Input<'_>,
         dropout: &mut Dropout,
         loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
@@ -212,18 +276,17 @@ impl AdaptedVit {
     /// Each image's own gradient, from one backward pass: every trained tensor is a leaf of one
     /// copy an image. `loss` is as for the plain gradient, the sum over the images; dividing by
     /// their number is the caller's. Nothing is dropped.
-    pub fn sample_gradients(
+    pub(crate) fn sample_gradients(
         &self,
-        values: &[Vec<f32>],
-        rows: &[f32],
-        images: usize,
+        values: &Placed,
+        input: Input<'_>,
         loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
     ) -> Result<SampleGradients, NoSampleGradients> {
         if copies_weights(&self.adaptation) {
-            return Err(NoSampleGradients(self.adaptation.name()));
+            return Err(NoSampleGradients::Weights(self.adaptation.name()));
         }
-        let leaves = Leaves::per_image(&self.layout, values, &self.device, images);
-        let input = Input::Patches { rows, images };
+        let images = input.images();
+        let leaves = Leaves::per_image(&self.layout, values, images);
         let (loss, values) = self.backward(&leaves, input, &mut Dropout::off(), loss);
         Ok(SampleGradients { loss, images, values })
     }
@@ -245,7 +308,7 @@ impl AdaptedVit {
 
     /// The run's head over rows `[images, 1, features]`.
     pub(crate) fn head(&self, leaves: &Leaves<'_>, features: Tensor<3>) -> Tensor<3> {
-        self.adapter(leaves).head.forward(features).unsqueeze_dim(1)
+        self.adapter(leaves).outputs(features).unsqueeze_dim(1)
     }
 
     /// Logits; of a graph when `trained`.
@@ -257,7 +320,7 @@ impl AdaptedVit {
         trained: bool,
     ) -> Tensor<2> {
         let (adapter, below) = self.below_head(leaves, input, Level::Features, dropout, trained);
-        adapter.head.forward(below)
+        adapter.outputs(below)
     }
 
     /// The adapter, and what its head is given; of a graph when `trained`, whose blocks below the
@@ -275,28 +338,38 @@ impl AdaptedVit {
         let plain = if trained { &self.training } else { &self.inference };
         let vit = changed.as_ref().unwrap_or(plain);
         let lift = |x: Tensor<3>| if trained { x.autodiff() } else { x };
-        let pooled = level == Level::Features && self.prefix_is_pooled();
-        let first = self.prefix_blocks();
-        let entering = match (input, first) {
-            (Input::Patches { rows, images }, _) if pooled => {
+        let prefix = self.prefix_of(level);
+        let entering = match (input, prefix) {
+            (Input::Patches { rows, images }, None) => vit.tokens(lift(self.patches(rows, images))),
+            (Input::Patches { rows, images }, Some(Prefix::Pooled)) => {
                 lift(self.pooled(self.patches(rows, images)))
             }
-            (Input::Patches { rows, images }, None) => vit.tokens(lift(self.patches(rows, images))),
-            (Input::Patches { rows, images }, Some(first)) => {
+            (Input::Patches { rows, images }, Some(Prefix::Tokens(first))) => {
                 lift(self.below(self.patches(rows, images), first))
             }
-            (Input::Prefix { rows, images }, _) => lift(self.entering(rows, images)),
+            (Input::Seen { rows, places }, Some(Prefix::Tokens(first))) => {
+                let (patches, places) = self.seen(rows, places);
+                lift(self.inference.every(self.inference.tokens_at(patches, places), 0..first))
+            }
+            (Input::Seen { rows, places }, None | Some(Prefix::Pooled)) => {
+                let (patches, places) = self.seen(rows, places);
+                vit.tokens_at(lift(patches), places)
+            }
+            (Input::Prefix { rows, images }, _) => lift(self.entering(prefix, rows, images)),
         };
-        if pooled {
-            return (adapter, entering);
-        }
-        let rest = first.unwrap_or(0)..self.architecture.depth;
+        let first = match prefix {
+            Some(Prefix::Pooled) => return (adapter, entering),
+            Some(Prefix::Tokens(first)) => first,
+            None => 0,
+        };
+        let rest = first..self.architecture.depth;
         let below = match level {
             Level::Features => {
                 let tokens = vit.run(entering, rest, Some(&adapter), dropout);
                 vit.pool(tokens, Some(&adapter))
             }
             Level::Tokens => vit.patch_tokens(entering, rest, Some(&adapter), dropout),
+            Level::Encoded => vit.encode(entering, rest, &adapter, dropout),
         };
         (adapter, below)
     }
@@ -305,11 +378,11 @@ impl AdaptedVit {
         Adapter::of(&self.adaptation, self.architecture.depth, leaves)
     }
 
-    /// A prefix as it was computed: pooled features or tokens.
-    fn entering(&self, rows: &[f32], images: usize) -> Tensor<3> {
-        let width = match self.prefix_is_pooled() {
-            true => self.architecture.features(),
-            false => self.architecture.width,
+    /// A prefix as it was computed.
+    fn entering(&self, prefix: Option<Prefix>, rows: &[f32], images: usize) -> Tensor<3> {
+        let width = match prefix {
+            Some(Prefix::Pooled) => self.architecture.features(),
+            Some(Prefix::Tokens(_)) | None => self.architecture.width,
         };
         let dims = [images, rows.len() / (images * width), width];
         Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device)
@@ -321,20 +394,28 @@ impl AdaptedVit {
         self.inference.every(tokens, 0..first)
     }
 
-    /// The transformer with the trained changes added to its weights; `None` where there are none.
+    /// The transformer with its changed weights; `None` where there are none.
     fn changed(&self, leaves: &Leaves<'_>, trained: bool) -> Option<Vit> {
         if !copies_weights(&self.adaptation) {
             return None;
         }
         let mut source = |name: &str| {
-            let frozen = self.frozen[name].clone();
-            let frozen = if trained { frozen.autodiff() } else { frozen };
-            match leaves.change(name) {
-                Some(change) => frozen + change,
-                None => frozen,
-            }
+            let frozen = || self.frozen[name].clone();
+            let plain = || if trained { frozen().autodiff() } else { frozen() };
+            let weight = leaves.weight(name).unwrap_or_else(plain);
+            if is_mapping(name) { typed(weight, self.dtype) } else { weight }
         };
         Some(Vit::of(&self.architecture, &mut source))
+    }
+
+    /// Patches `[images, seen, numbers]` and their places `[images * seen]`.
+    fn seen(&self, rows: &[f32], places: &[Vec<usize>]) -> (Tensor<3>, Tensor<1, Int>) {
+        let seen = places.first().map_or(1, Vec::len);
+        let dims = [places.len(), seen, rows.len() / (places.len() * seen)];
+        let flat: Vec<i64> = places.iter().flatten().map(|place| *place as i64).collect();
+        let places = TensorData::new(flat, [places.len() * seen]);
+        let patches = Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device);
+        (patches, Tensor::from_data(places, &self.device))
     }
 
     fn patches(&self, rows: &[f32], images: usize) -> Tensor<3> {
@@ -343,8 +424,8 @@ impl AdaptedVit {
         Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device)
     }
 
-    fn leaves<'a>(&'a self, values: &[Vec<f32>], trained: bool) -> Leaves<'a> {
-        Leaves::new(&self.layout, values, &self.device, trained)
+    fn leaves<'a>(&'a self, values: &Placed, trained: bool) -> Leaves<'a> {
+        Leaves::new(&self.layout, values, trained)
     }
 }
 

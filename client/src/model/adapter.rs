@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Tensor, TensorData, activation};
+use burn::tensor::{DType, Tensor, TensorData, activation};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tributary_shared::adaptation::{Adaptation, Target};
 
 use super::head::Head;
 use super::trained::{Layer, Leaves, Map};
-use super::vit::Linear;
+use super::vit::{Linear, typed};
 
 /// The two halves of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,7 +30,7 @@ pub(crate) struct Adapter {
     prompts: BTreeMap<usize, Tensor<3>>,
     /// Changes of frozen biases, by block and module.
     shifts: BTreeMap<(usize, &'static str), Tensor<3>>,
-    pub(crate) head: Head,
+    head: Option<Head>,
 }
 
 /// LoRA's A and B, and with DoRA the change of every output's row length, `[copies, 1, out]`.
@@ -110,6 +110,20 @@ impl Adapter {
         }
     }
 
+    /// The head that pools tokens by itself, if it is such a one.
+    pub(crate) fn pooling_head(&self) -> Option<&Head> {
+        self.head.as_ref().filter(|head| head.pools())
+    }
+
+    /// Pooled `[images, 1, features]` to outputs `[images, outputs]`.
+    ///
+    /// # Panics
+    /// When the contract has no head over features.
+    pub(crate) fn outputs(&self, pooled: Tensor<3>) -> Tensor<2> {
+        let head = self.head.as_ref().expect("the contract of a model with outputs has a head");
+        head.forward(pooled)
+    }
+
     /// The frozen `map` of `x` with what is added to it. LoRA's branch is two thin products: the
     /// dense W + B A is never differentiated, its gradient would cost as much as training W.
     pub(crate) fn map(
@@ -129,6 +143,7 @@ impl Adapter {
                     None => map.forward(x) + branch,
                     Some(change) => {
                         let scale = factors.row_scale(map, self.factor_scale, change.clone());
+                        let scale = typed(scale, map.dtype());
                         (map.product(x) + branch) * scale + map.bias_row()
                     }
                 }
@@ -140,7 +155,10 @@ impl Adapter {
     /// `y` with the change of the bias of `module`, if that is trained.
     pub(crate) fn shifted(&self, block: usize, module: &'static str, y: Tensor<3>) -> Tensor<3> {
         match self.shifts.get(&(block, module)) {
-            Some(shift) => y + shift.clone(),
+            Some(shift) => {
+                let shift = typed(shift.clone(), y.dtype());
+                y + shift
+            }
             None => y,
         }
     }
@@ -181,7 +199,7 @@ impl Factors {
     /// DoRA's factor `[copies, 1, out]` on every output: its trained row length over the length
     /// of the row of W + s B A, which counts as a constant (section 4.3 of the paper).
     fn row_scale(&self, map: &Linear, scale: f64, change: Tensor<3>) -> Tensor<3> {
-        let weight = map.constant();
+        let weight = typed(map.constant(), DType::F32);
         let lengths = |weight: Tensor<2>| weight.square().sum_dim(0).sqrt().unsqueeze_dim::<3>(0);
         let product = self.down.constant().matmul(self.up.constant()).mul_scalar(scale);
         // A row of zeros has no direction to keep.
@@ -221,6 +239,7 @@ impl Dropout {
         }
         mask.truncate(elements);
         let mask = Tensor::<3>::from_data(TensorData::new(mask, dims), &x.device());
+        let mask = typed(mask, x.dtype());
         x * mask
     }
 }

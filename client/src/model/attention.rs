@@ -3,7 +3,9 @@
 
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{DType, Tensor, activation};
+
+use super::vit::typed;
 
 /// Softmax attention of `heads` heads; query tokens may be fewer than key tokens. A `watch` keeps
 /// the probabilities, which the fused kernel never has as a whole.
@@ -17,14 +19,20 @@ pub(super) fn attend(
         let tokens = x.dims()[1];
         x.reshape([images, tokens, heads, width / heads]).swap_dims(1, 2)
     };
+    let dtype = q.dtype();
     let (q, k, v) = (split(q), split(k), split(v));
-    let mixed = match watch {
-        None => attention(q, k, v, None, None, AttentionModuleOptions::default()),
-        Some(watch) => {
-            let scores = q.matmul(k.swap_dims(2, 3));
-            let scores = scores.div_scalar(((width / heads) as f64).sqrt());
-            watch.keep(activation::softmax(scores, 3)).matmul(v)
-        }
+    let mixed = if dtype == DType::F32 && watch.is_none() {
+        attention(q, k, v, None, None, AttentionModuleOptions::default())
+    } else {
+        // burn's own would take the softmax in the type of its inputs.
+        let scale = 1.0 / ((width / heads) as f64).sqrt();
+        let scores = typed(q.mul_scalar(scale).matmul(k.swap_dims(2, 3)), DType::F32);
+        let probabilities = activation::softmax(scores, 3);
+        let probabilities = match watch {
+            Some(watch) => watch.keep(probabilities),
+            None => probabilities,
+        };
+        typed(probabilities, dtype).matmul(v)
     };
     mixed.swap_dims(1, 2).reshape([images, kept, width])
 }

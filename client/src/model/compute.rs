@@ -6,27 +6,53 @@ use burn::tensor::Device;
 #[derive(Clone, Debug)]
 pub struct Compute {
     device: Device,
+    shard: Shard,
 }
+
+/// How much of a step is computed in one piece; pieces run beside each other on our own threads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shard {
+    /// Most images.
+    pub(crate) images_max: usize,
+    /// Most multiplications of its forward pass, one image apart: a stop is heard after a shard.
+    pub(crate) work_max: usize,
+}
+
+/// What a core's cache holds of the demo's model, and a stop within a second.
+#[cfg(not(feature = "tch"))]
+const OURS: Shard = Shard { images_max: 8, work_max: 2_000_000_000 };
+/// The same work a shard: two shards beside each other were faster than one of all images, in half
+/// the memory (docs/performance.md).
+#[cfg(feature = "tch")]
+const LIBTORCH: Shard = Shard { images_max: 64, work_max: 2_000_000_000 };
+/// A card wants few, large calls; shards in flight would only wait for one another.
+#[cfg(feature = "tch")]
+const CUDA: Shard = Shard { images_max: 64, work_max: usize::MAX };
 
 impl Compute {
     /// The processor: LibTorch's kernels when built with `--features tch`, burn's own otherwise.
     #[cfg(not(feature = "tch"))]
     pub fn cpu() -> Self {
-        Self { device: Device::flex() }
+        Self { device: Device::flex(), shard: OURS }
     }
 
     /// The processor: LibTorch's kernels when built with `--features tch`, burn's own otherwise.
     #[cfg(feature = "tch")]
     #[expect(deprecated, reason = "burn deprecates LibTorch but ships it; see docs/libtorch.md")]
     pub fn cpu() -> Self {
-        Self { device: Device::libtorch() }
+        Self { device: Device::libtorch(), shard: LIBTORCH }
     }
 
     /// The first CUDA device, through LibTorch.
     #[cfg(feature = "tch")]
     #[expect(deprecated, reason = "burn deprecates LibTorch but ships it; see docs/libtorch.md")]
     pub fn cuda() -> Self {
-        Self { device: Device::libtorch_cuda(0usize) }
+        Self { device: Device::libtorch_cuda(0usize), shard: CUDA }
+    }
+
+    /// How a step is cut.
+    pub(crate) fn shard(&self) -> Shard {
+        self.shard
     }
 
     /// burn's handle.
@@ -47,7 +73,10 @@ impl Default for Compute {
 pub struct ThreadsError(#[source] rayon::ThreadPoolBuildError);
 
 /// Sets how many threads compute, once per process and before the first tensor.
-/// Results do not depend on the number. LibTorch's own threads are set by `OMP_NUM_THREADS`.
+/// Results do not depend on the number. In a program built with `--features tch` LibTorch's kernels
+/// take as many.
 pub fn set_threads(threads: usize) -> Result<(), ThreadsError> {
+    #[cfg(feature = "tch")]
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(ThreadsError)
 }

@@ -14,12 +14,13 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn of(leaves: &Leaves<'_>) -> Self {
-        Self {
+    /// The head among `leaves`; `None` where an objective decodes tokens instead.
+    pub(crate) fn of(leaves: &Leaves<'_>) -> Option<Self> {
+        Some(Self {
             query: leaves.row("head.query"),
             hidden: Layer::of(leaves, "head.hidden"),
-            output: Layer::of(leaves, "head").expect("every layout of a model has a head"),
-        }
+            output: Layer::of(leaves, "head")?,
+        })
     }
 
     /// Whether it looks at every patch token itself.

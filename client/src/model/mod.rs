@@ -30,11 +30,12 @@ pub use merged::{NotMergeable, merged};
 pub use preset::{Interpolation, Preset, preset, presets};
 pub use untrained::random_backbone;
 
-pub(crate) use adapted::{BlockAttention, HeadOf, Input, Level, download};
+pub(crate) use adapted::{BlockAttention, HeadOf, Input, Level, Prefix};
 pub(crate) use adapter::Dropout;
 pub(crate) use backbone::write_whole;
+pub(crate) use compute::Shard;
 pub(crate) use import::Checkpoint;
 pub(crate) use merged::{merges, row_lengths};
-pub(crate) use trained::Leaves;
+pub(crate) use trained::{Leaves, Placed};
 pub(crate) use untrained::{positions, untrained};
-pub(crate) use vit::{Linear, Trunk, Vit, linear_of, patchify};
+pub(crate) use vit::{Trunk, linear_of, patchify};

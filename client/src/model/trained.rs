@@ -8,6 +8,31 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use tributary_shared::layout::{Layout, TensorSpec};
 
 use super::adapted::{Values, download};
+use super::vit::typed;
+
+/// Trained values on a device, `[1, elements]` each in the layout's order; what changes a frozen
+/// weight is there as the changed weight. All shards of a step share them.
+pub(crate) struct Placed(Vec<Tensor<2>>);
+
+impl Placed {
+    /// `frozen` are the weights that the values of the same name change.
+    pub(crate) fn new(
+        layout: &Layout,
+        values: &[Vec<f32>],
+        frozen: &BTreeMap<String, Tensor<1>>,
+        device: &Device,
+    ) -> Self {
+        let place = |(spec, values): (&TensorSpec, &Vec<f32>)| {
+            let data = TensorData::new(values.clone(), [1, values.len()]);
+            let values = Tensor::from_data(data, device);
+            match frozen.get(&spec.name) {
+                Some(weight) => weight.clone().unsqueeze::<2>() + values,
+                None => values,
+            }
+        };
+        Self(layout.tensors().iter().zip(values).map(place).collect())
+    }
+}
 
 /// Trained values by name, each `[copies, elements]`.
 pub(crate) struct Leaves<'a> {
@@ -18,30 +43,20 @@ pub(crate) struct Leaves<'a> {
 
 impl<'a> Leaves<'a> {
     /// One copy for all images; of a graph when `trained`.
-    pub(crate) fn new(
-        layout: &'a Layout,
-        values: &[Vec<f32>],
-        device: &Device,
-        trained: bool,
-    ) -> Self {
+    pub(crate) fn new(layout: &'a Layout, values: &Placed, trained: bool) -> Self {
         let place = |tensor: Tensor<2>| {
             if trained { tensor.autodiff().require_grad() } else { tensor }
         };
-        Self { tensors: leaves(layout, values, device, place), per_image: false }
+        Self { tensors: leaves(layout, values, place), per_image: false }
     }
 
     /// One copy an image, of a graph.
-    pub(crate) fn per_image(
-        layout: &'a Layout,
-        values: &[Vec<f32>],
-        device: &Device,
-        images: usize,
-    ) -> Self {
+    pub(crate) fn per_image(layout: &'a Layout, values: &Placed, images: usize) -> Self {
         let place = |tensor: Tensor<2>| {
             let elements = tensor.dims()[1];
             tensor.expand([images, elements]).autodiff().require_grad()
         };
-        Self { tensors: leaves(layout, values, device, place), per_image: true }
+        Self { tensors: leaves(layout, values, place), per_image: true }
     }
 
     /// The flat leaf of a name that the layout has; shared leaves only.
@@ -49,8 +64,8 @@ impl<'a> Leaves<'a> {
         self.tensors[name].1.clone().flatten(0, 1)
     }
 
-    /// The flat leaf `name`, if there is one; shared leaves only.
-    pub(crate) fn change(&self, name: &str) -> Option<Tensor<1>> {
+    /// The changed weight `name`, flat, if it is trained; shared leaves only.
+    pub(crate) fn weight(&self, name: &str) -> Option<Tensor<1>> {
         self.tensors.contains_key(name).then(|| self.take(name))
     }
 
@@ -94,15 +109,13 @@ impl<'a> Leaves<'a> {
 
 fn leaves<'a>(
     layout: &'a Layout,
-    values: &[Vec<f32>],
-    device: &Device,
+    values: &Placed,
     place: impl Fn(Tensor<2>) -> Tensor<2>,
 ) -> BTreeMap<&'a str, (&'a [usize], Tensor<2>)> {
-    let leaf = |(spec, values): (&'a TensorSpec, &Vec<f32>)| {
-        let data = TensorData::new(values.clone(), [1, values.len()]);
-        (spec.name.as_str(), (spec.shape.as_slice(), place(Tensor::from_data(data, device))))
+    let leaf = |(spec, values): (&'a TensorSpec, &Tensor<2>)| {
+        (spec.name.as_str(), (spec.shape.as_slice(), place(values.clone())))
     };
-    layout.tensors().iter().zip(values).map(leaf).collect()
+    layout.tensors().iter().zip(&values.0).map(leaf).collect()
 }
 
 /// A trained linear map.
@@ -115,11 +128,17 @@ pub(crate) enum Map {
 }
 
 impl Map {
-    /// `[images, tokens, in]` to `[images, tokens, out]`.
+    /// `[images, tokens, in]` to `[images, tokens, out]`, in the number type of `x`.
     pub(crate) fn apply(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Shared(weight) => linear(x, weight.clone(), None),
-            Self::PerImage(weight) => x.matmul(weight.clone()),
+            Self::Shared(weight) => {
+                let weight = typed(weight.clone(), x.dtype());
+                linear(x, weight, None)
+            }
+            Self::PerImage(weight) => {
+                let weight = typed(weight.clone(), x.dtype());
+                x.matmul(weight)
+            }
         }
     }
 
@@ -147,6 +166,8 @@ impl Layer {
     }
 
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.map.apply(x) + self.bias.clone()
+        let y = self.map.apply(x);
+        let bias = typed(self.bias.clone(), y.dtype());
+        y + bias
     }
 }

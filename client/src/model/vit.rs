@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use burn::tensor::module::{layer_norm, linear};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{DType, Int, Tensor, activation};
 use tributary_shared::adaptation::Target;
 use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
 
@@ -16,6 +16,18 @@ use super::attention::{Watch, attend};
 
 /// Gives the flat tensor of a name.
 pub(crate) type TensorSource<'a> = dyn FnMut(&str) -> Tensor<1> + 'a;
+
+/// `x` with numbers of type `dtype`: itself where it has them.
+pub(crate) fn typed<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
+}
+
+/// Whether the tensor of this name belongs to a map that may compute in less than f32.
+pub(crate) fn is_mapping(name: &str) -> bool {
+    let of_block =
+        name.starts_with("blocks.") && (name.contains(".attn.") || name.contains(".mlp."));
+    of_block || name.starts_with("patch_embed.")
+}
 
 /// Weight `[in, out]` (a view of the stored `[out, in]`) and bias `[out]`.
 #[derive(Clone, Debug)]
@@ -26,12 +38,17 @@ pub(crate) struct Linear {
 
 impl Linear {
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        linear(x, self.weight.clone(), Some(self.bias.clone()))
+        linear(typed(x, self.dtype()), self.weight.clone(), Some(self.bias.clone()))
+    }
+
+    /// What it computes with.
+    pub(crate) fn dtype(&self) -> DType {
+        self.weight.dtype()
     }
 
     /// Without the bias.
     pub(crate) fn product(&self, x: Tensor<3>) -> Tensor<3> {
-        linear(x, self.weight.clone(), None)
+        linear(typed(x, self.dtype()), self.weight.clone(), None)
     }
 
     /// The bias as `[1, 1, out]`.
@@ -55,7 +72,7 @@ pub(crate) fn linear_of(source: &mut TensorSource<'_>, name: &str, out: usize) -
     }
 }
 
-/// LayerNorm over the last axis.
+/// LayerNorm over the last axis, in f32.
 #[derive(Clone, Debug)]
 pub(crate) struct Norm {
     weight: Tensor<1>,
@@ -118,22 +135,24 @@ impl Block {
         let v = maps.apply(Target::V, &self.v, normed);
         let mixed = attend([q, k, v], heads, maps.watch.as_deref_mut());
         let mixed = maps.apply(Target::Proj, &self.proj, mixed);
-        let x = first(x) + maps.after(Sublayer::Attention, self.scaled(0, mixed));
+        let mixed = maps.after(Sublayer::Attention, self.scaled(0, mixed));
+        let x = first(x) + typed(mixed, DType::F32);
         let normed = maps.norm("norm2", &self.norm2, x.clone());
         let beside = maps.adapter.and_then(|adapter| adapter.beside(maps.block, &normed));
         let hidden = maps.apply(Target::Fc1, &self.fc1, normed);
         let hidden = maps.nonlinearity.apply(hidden);
         let hidden = maps.apply(Target::Fc2, &self.fc2, hidden);
-        let x = x + maps.after(Sublayer::Mlp, self.scaled(1, hidden));
+        let hidden = maps.after(Sublayer::Mlp, self.scaled(1, hidden));
+        let x = x + typed(hidden, DType::F32);
         match beside {
-            Some(beside) => x + beside,
+            Some(beside) => x + typed(beside, DType::F32),
             None => x,
         }
     }
 
     fn scaled(&self, branch: usize, x: Tensor<3>) -> Tensor<3> {
         match &self.scales {
-            Some(scales) => x * scales[branch].clone(),
+            Some(scales) => typed(x, DType::F32) * scales[branch].clone(),
             None => x,
         }
     }
@@ -174,6 +193,8 @@ impl Nonlinearity {
 struct Maps<'a> {
     block: usize,
     nonlinearity: Nonlinearity,
+    /// What the maps compute with.
+    dtype: DType,
     adapter: Option<&'a Adapter>,
     dropout: &'a mut Dropout,
     watch: Option<&'a mut Watch>,
@@ -188,7 +209,7 @@ impl Maps<'_> {
     }
 
     fn norm(&self, module: &'static str, norm: &Norm, x: Tensor<3>) -> Tensor<3> {
-        let y = norm.forward(x);
+        let y = typed(norm.forward(x), self.dtype);
         match self.adapter {
             Some(adapter) => adapter.shifted(self.block, module, y),
             None => y,
@@ -252,9 +273,9 @@ impl Trunk {
                 x = adapter.prompted(i, own, x);
             }
             let kept = if i + 1 == self.blocks.len() { kept } else { x.dims()[1] };
-            let nonlinearity = self.nonlinearity;
+            let (nonlinearity, dtype) = (self.nonlinearity, self.blocks[i].q.dtype());
             let watch = watch.as_deref_mut();
-            let mut maps = Maps { block: i, nonlinearity, adapter, dropout, watch };
+            let mut maps = Maps { block: i, nonlinearity, dtype, adapter, dropout, watch };
             x = self.blocks[i].forward(x, kept, self.heads, &mut maps);
         }
         x
@@ -310,15 +331,23 @@ impl Vit {
         }
     }
 
-    /// Patches `[images, patches, channels * patch * patch]` embedded with the rows of
-    /// `positions`, without the prefix.
-    pub(crate) fn embed(&self, patches: Tensor<3>, positions: Tensor<3>) -> Tensor<3> {
-        self.patch_embed.forward(patches) + positions
+    /// Some patches of each image, `[images, seen, channels * patch * patch]`, embedded where they
+    /// stand in the image, `places` (`[images * seen]`), behind the prefix.
+    pub(crate) fn tokens_at(&self, patches: Tensor<3>, places: Tensor<1, Int>) -> Tensor<3> {
+        let [images, seen, _] = patches.dims();
+        let table = self.positions.clone().squeeze_dim::<2>(0);
+        let positions = table.select(0, places).reshape([images, seen, self.architecture.width]);
+        self.embed(patches, positions)
+    }
+
+    /// Patches at `positions` behind the prefix.
+    fn embed(&self, patches: Tensor<3>, positions: Tensor<3>) -> Tensor<3> {
+        self.with_prefix(typed(self.patch_embed.forward(patches), DType::F32) + positions)
     }
 
     /// What enters the first block: class token and registers, if there are any, before embedded
     /// patches.
-    pub(crate) fn with_prefix(&self, embedded: Tensor<3>) -> Tensor<3> {
+    fn with_prefix(&self, embedded: Tensor<3>) -> Tensor<3> {
         let tokens = match &self.prefix {
             Some(prefix) => {
                 let [images, _, width] = embedded.dims();
@@ -333,14 +362,21 @@ impl Vit {
         }
     }
 
-    /// All tokens after the last block and the final norm.
-    pub(crate) fn encode(&self, tokens: Tensor<3>) -> Tensor<3> {
-        self.trunk.forward(tokens)
+    /// An image's own tokens after `blocks` and the final norm.
+    pub(crate) fn encode(
+        &self,
+        tokens: Tensor<3>,
+        blocks: Range<usize>,
+        adapter: &Adapter,
+        dropout: &mut Dropout,
+    ) -> Tensor<3> {
+        let own = tokens.dims()[1];
+        self.trunk.normed(self.trunk.run(tokens, blocks, own, Some(adapter), dropout, None))
     }
 
     /// The tokens that enter the first block.
     pub(crate) fn tokens(&self, patches: Tensor<3>) -> Tensor<3> {
-        self.with_prefix(self.embed(patches, self.positions.clone()))
+        self.embed(patches, self.positions.clone())
     }
 
     /// The patches' tokens after `blocks` and the final norm, `[images, patches, width]`.
@@ -366,7 +402,7 @@ impl Vit {
         adapter: Option<&Adapter>,
         dropout: &mut Dropout,
     ) -> Tensor<3> {
-        let every = adapter.is_some_and(|adapter| adapter.head.pools());
+        let every = adapter.is_some_and(|adapter| adapter.pooling_head().is_some());
         let class_token = self.architecture.pool == Pool::ClassToken && !every;
         let kept = if class_token { 1 } else { tokens.dims()[1] };
         self.trunk.run(tokens, blocks, kept, adapter, dropout, None)
@@ -397,9 +433,8 @@ impl Vit {
             let (all, patches) = (tokens.dims()[1], self.architecture.patches());
             tokens.clone().narrow(1, all - patches, patches)
         };
-        let attended = adapter
-            .filter(|adapter| adapter.head.pools())
-            .and_then(|adapter| adapter.head.pool(&patches()));
+        let attended =
+            adapter.and_then(Adapter::pooling_head).and_then(|head| head.pool(&patches()));
         let pooled = match (attended, self.architecture.pool) {
             (Some(attended), _) => attended,
             (None, Pool::ClassToken) => tokens.clone().narrow(1, 0, 1),

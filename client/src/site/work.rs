@@ -15,10 +15,11 @@ use super::activity::{Activity, Phase};
 use super::adapters::{self, FetchError};
 use super::outbox::{BLOCK_VALUES, DeltaError, DeltaWriter, Outbox};
 use super::terms::Asked;
+use crate::config::cache::CacheConfig;
 use crate::config::site::{DataPlace, DeviceKind, Rehearsal, SiteConfig};
 use crate::data::{DataError, DataSource, Dataset, InputSpec, Split};
 use crate::model::{Backbone, BackboneError, Compute};
-use crate::trainer::{self, Control, LocalTraining, Progress, TrainError};
+use crate::trainer::{self, Control, LocalTraining, PrefixCache, Progress, TrainError};
 
 /// Why the site could not do it.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,6 +56,7 @@ pub(super) struct Training {
     split: Split,
     cases: u64,
     compute: Compute,
+    cache: Option<PrefixCache>,
 }
 
 impl Work {
@@ -104,7 +106,8 @@ impl Work {
         let cases = trainer::trainable(manifest, &dataset, &split.train)
             .map_err(|e| training_trouble(&e))?;
         let compute = compute(config.device.kind);
-        Ok(Self::Training(Box::new(Training { backbone, dataset, split, cases, compute })))
+        let cache = open_cache(&config.cache);
+        Ok(Self::Training(Box::new(Training { backbone, dataset, split, cases, compute, cache })))
     }
 
     /// Training cases behind a delta.
@@ -114,6 +117,13 @@ impl Work {
             Self::Rehearsal(rehearsal) => rehearsal.cases,
         }
     }
+}
+
+/// A site whose cache cannot be used takes part all the same, and says why it is slow.
+fn open_cache(config: &CacheConfig) -> Option<PrefixCache> {
+    let dir = config.dir.as_ref().filter(|_| config.bytes_max > 0)?;
+    let opened = PrefixCache::open(dir, config.bytes_max, config.precision);
+    opened.map_err(|e| tracing::warn!("{}: {e}; computing without a cache", dir.display())).ok()
 }
 
 /// Where `site.toml` says the images are.
@@ -250,6 +260,7 @@ impl Job {
             round: self.asked.terms.round,
             site: self.site.as_str(),
             compute: &training.compute,
+            cache: training.cache.as_ref(),
         };
         let mut tell = |progress: Progress| activity.send_modify(|a| a.follow(&progress));
         let update =
@@ -384,6 +395,7 @@ fn training_trouble(error: &TrainError) -> Trouble {
         | TrainError::Backbone { .. }
         | TrainError::Adapter(_)
         | TrainError::Input { .. }
+        | TrainError::NoSampleGradients(_)
         | TrainError::Diverged { .. } => error.to_string(),
     };
     Trouble::new(told, chain(error))

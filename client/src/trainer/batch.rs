@@ -10,7 +10,7 @@ use super::session::{TrainError, stream};
 use super::units::Unit;
 use crate::data::augment::Variation;
 use crate::data::{Case, Dataset, Label};
-use crate::model::{AdaptedVit, Dropout};
+use crate::model::{AdaptedVit, Dropout, Input};
 
 /// Where a batch's model inputs come from.
 pub(super) enum Source<'a> {
@@ -24,6 +24,21 @@ impl Source<'_> {
     pub(super) fn dataset(&self) -> &Dataset {
         let (Self::Images(dataset) | Self::Prefix(dataset, _)) = self;
         dataset
+    }
+}
+
+/// Model inputs of some cases, row after row.
+pub(super) enum Rows {
+    Patches(Vec<f32>),
+    Prefix(Vec<f32>),
+}
+
+impl Rows {
+    pub(super) fn input(&self, images: usize) -> Input<'_> {
+        match self {
+            Self::Patches(rows) => Input::Patches { rows, images },
+            Self::Prefix(rows) => Input::Prefix { rows, images },
+        }
     }
 }
 
@@ -52,6 +67,11 @@ impl Draws<'_> {
             }
             None => Dropout::off(),
         }
+    }
+
+    /// Whether images are changed, so that nothing of them can be kept.
+    pub(super) fn vary(&self) -> bool {
+        self.place.is_some() && self.augment.is_some()
     }
 
     /// How a case's image is changed in this epoch.

@@ -40,6 +40,11 @@ pub enum NotExplained {
         "a segmentation's output is itself a map of the image: `evaluate` measures it, and `export --as timm` gives the model that draws it"
     )]
     Segmentation,
+    /// Its output is no judgement.
+    #[error(
+        "a self-supervised run judges nothing: merge its adapter with `export --as backbone` and train a task on that"
+    )]
+    SelfSupervised,
     /// No model.
     #[error("a rehearsal trains no model")]
     Rehearsal,
@@ -63,6 +68,9 @@ impl<'a> Explainer<'a> {
     ) -> Result<Self, NotExplained> {
         if let Task::Segmentation { .. } = manifest.task {
             return Err(NotExplained::Segmentation);
+        }
+        if let Task::SelfSupervised { .. } = manifest.task {
+            return Err(NotExplained::SelfSupervised);
         }
         let contract = manifest.contract().filter(|contract| contract.adaptation.is_some());
         let contract = contract.ok_or(NotExplained::Rehearsal)?;
@@ -115,6 +123,7 @@ fn question(task: &Task, logits: &[f32], class: Option<usize>) -> (Option<usize>
         Task::Ordinal { .. }
         | Task::Survival {}
         | Task::Segmentation { .. }
+        | Task::SelfSupervised { .. }
         | Task::Rehearsal { .. } => (None, vec![1.0; logits.len()]),
     }
 }
@@ -256,7 +265,8 @@ mod tests {
         let adaptation: Adaptation = serde_json::from_str(&metadata["adapter"]).unwrap();
         let head: Head = serde_json::from_str(&metadata["head"]).unwrap();
         let shape = backbone.architecture();
-        let contract = AdapterContract::new(backbone.digest(), shape, adaptation, head.clone(), 3);
+        let contract =
+            AdapterContract::new(backbone.digest(), shape, adaptation, Some(head.clone()), 3);
         let specs = contract.layout.tensors();
         let values: Values =
             specs.iter().map(|spec| floats(&format!("trained.{}", spec.name))).collect();

@@ -4,6 +4,7 @@ use tributary_shared::manifest::{RunManifest, Task};
 
 use super::batch::{Draws, Source, Step};
 use super::loss::{Weighing, probabilities};
+use super::self_supervised;
 use super::session::{Session, TrainError};
 use super::units::{Unit, units};
 use super::{Control, Progress};
@@ -12,7 +13,7 @@ use crate::metrics::{
     Overlap, balanced_accuracy, concordance, macro_auroc, mean_grade_error, median_grade,
     quadratic_kappa,
 };
-use crate::model::{Backbone, Compute, Gradient};
+use crate::model::{Backbone, Compute, Gradient, SampleGradients};
 
 /// A trained adapter with images to look at.
 #[derive(Clone, Copy)]
@@ -68,7 +69,7 @@ pub fn prediction_columns(task: &Task) -> Vec<String> {
         }
         Task::Survival {} => vec!["log_hazard".to_owned()],
         Task::Segmentation { classes, .. } => each("area", classes),
-        Task::Rehearsal { .. } => Vec::new(),
+        Task::SelfSupervised { .. } | Task::Rehearsal { .. } => Vec::new(),
     }
 }
 
@@ -97,10 +98,25 @@ impl Inference<'_> {
         control: &Control,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Evaluation, TrainError> {
-        let session = self.session()?;
+        self.evaluate_in(&self.session()?, indices, control, progress)
+    }
+
+    /// As [`Self::evaluate`], with the model where it already is.
+    pub(super) fn evaluate_in(
+        &self,
+        session: &Session<'_>,
+        indices: &[usize],
+        control: &Control,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Evaluation, TrainError> {
+        if let Task::SelfSupervised { objective } = &self.manifest.task {
+            let watch = (control, progress);
+            let loss = self_supervised::mean_loss(self, session, objective, indices, watch)?;
+            return Ok(Evaluation { cases: indices.len() as u64, loss, ..Evaluation::default() });
+        }
         let asked = units(self.manifest, self.dataset, indices)?;
         let outputs = session.outputs(self.values, self.dataset, &asked, (control, progress))?;
-        let said: Vec<Vec<f32>> = outputs.iter().map(|outputs| said(&session, outputs)).collect();
+        let said: Vec<Vec<f32>> = outputs.iter().map(|outputs| said(session, outputs)).collect();
         let mut evaluation = Evaluation {
             cases: asked.len() as u64,
             loss: session.mean_loss(self.dataset, &asked, &outputs)?,
@@ -110,7 +126,7 @@ impl Inference<'_> {
             asked.iter().map(|unit| self.dataset.cases()[unit.first()].label.clone()).collect();
         match self.manifest.task {
             Task::Segmentation { .. } => {
-                let overlap = self.overlap(&session, &asked, &outputs)?;
+                let overlap = self.overlap(session, &asked, &outputs)?;
                 evaluation.dice = overlap.mean_dice();
                 evaluation.dice_of_class = overlap.dice();
             }
@@ -119,6 +135,7 @@ impl Inference<'_> {
             | Task::MultiClass { .. }
             | Task::MultiLabel { .. }
             | Task::Ordinal { .. }
+            | Task::SelfSupervised { .. }
             | Task::Rehearsal { .. } => {
                 evaluation.auroc = macro_auroc(&said, &labels);
                 evaluation.balanced_accuracy = balanced_accuracy(&said, &labels);
@@ -161,6 +178,18 @@ impl Inference<'_> {
         let (weighing, draws) = (Weighing::default(), Draws::default());
         let step = Step { source: &source, weighing: &weighing, draws };
         session.gradient(self.values, &step, &asked, &Control::default())
+    }
+
+    /// Each labelled case's own gradient of its own loss, without dropout, several cases in one: what
+    /// clipping image by image needs.
+    pub fn sample_gradients(&self, indices: &[usize]) -> Result<Vec<SampleGradients>, TrainError> {
+        let session = self.session()?;
+        let asked = units(self.manifest, self.dataset, indices)?;
+        let cases: Vec<usize> = asked.iter().map(Unit::first).collect();
+        let source = Source::Images(self.dataset);
+        let (weighing, draws) = (Weighing::default(), Draws::default());
+        let step = Step { source: &source, weighing: &weighing, draws };
+        session.sample_gradients(self.values, &step, &cases)
     }
 
     fn session(&self) -> Result<Session<'_>, TrainError> {

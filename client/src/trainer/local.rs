@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
-use tributary_shared::manifest::RunManifest;
+use tributary_shared::manifest::{RunManifest, Task, Training};
 use tributary_shared::terms::SiteMetrics;
 
 use super::batch::{Draws, Source, Step};
+use super::cache::PrefixCache;
+use super::descent::{Descent, Path};
 use super::loss::Weighing;
-use super::optimizer::{AdamW, clip, learning_rate};
+use super::optimizer::AdamW;
+use super::self_supervised;
 use super::session::{Session, TrainError, check_stop, shuffled};
 use super::units::{Unit, units};
 use super::{Control, Inference, Meter, Phase, Progress};
@@ -33,6 +36,8 @@ pub struct LocalTraining<'a> {
     pub site: &'a str,
     /// Where to compute.
     pub compute: &'a Compute,
+    /// Where the frozen part of the work is kept.
+    pub cache: Option<&'a PrefixCache>,
 }
 
 /// What one round's training gave.
@@ -56,13 +61,20 @@ pub fn train(
     control: &Control,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<LocalUpdate, TrainError> {
-    let session = Session::new(work.backbone, work.manifest, work.compute)?;
+    if let Task::SelfSupervised { objective } = &work.manifest.task {
+        return self_supervised::train(work, objective, (control, progress));
+    }
+    let mut session = Session::new(work.backbone, work.manifest, work.compute)?;
     session.check(work.base, work.dataset)?;
     let cases = units(work.manifest, work.dataset, &work.split.train)?;
     if cases.is_empty() {
         return Err(TrainError::NoCases);
     }
-    let mut metrics = holdout_metrics(work, control, progress)?;
+    if let Some(cache) = work.cache {
+        let images = work.split.train.len() + work.split.holdout.len();
+        session.keep(cache, work.dataset, (work.backbone, work.compute), images);
+    }
+    let mut metrics = holdout_metrics(&session, work, control, progress)?;
     let began = Instant::now();
     let features = match session.trains_head_alone() {
         true => Some(frozen_features(&session, work, &cases, (control, progress))?),
@@ -81,6 +93,7 @@ pub fn train(
 }
 
 fn holdout_metrics(
+    session: &Session<'_>,
     work: &LocalTraining<'_>,
     control: &Control,
     progress: &mut dyn FnMut(Progress),
@@ -92,7 +105,7 @@ fn holdout_metrics(
         dataset: work.dataset,
         compute: work.compute,
     };
-    let evaluation = inference.evaluate(&work.split.holdout, control, progress)?;
+    let evaluation = inference.evaluate_in(session, &work.split.holdout, control, progress)?;
     Ok(SiteMetrics {
         holdout_cases: evaluation.cases,
         holdout_loss: evaluation.loss,
@@ -113,8 +126,7 @@ fn frozen_features(
     watch: (&Control, &mut dyn FnMut(Progress)),
 ) -> Result<Vec<Vec<f32>>, TrainError> {
     let cases: Vec<usize> = units.iter().flat_map(|unit| unit.cases.clone()).collect();
-    let of_shard = |rows: &[f32], images: usize| session.model.features(rows, images);
-    let found = session.map_cases(work.dataset, &cases, Phase::Features, watch, &of_shard)?;
+    let found = session.pooled_features(work.dataset, &cases, watch)?;
     let mut rows = vec![Vec::new(); work.dataset.len()];
     for (index, row) in cases.iter().zip(found) {
         rows[*index] = row;
@@ -177,13 +189,18 @@ impl<'a> Round<'a> {
         let mut meter = Meter::new(Phase::Training, steps_of_epoch * u64::from(training.epochs));
         let decayed =
             session.model.layout().tensors().iter().map(|t| !t.name.ends_with(".bias")).collect();
-        let mut optimizer = AdamW::new(self.base, decayed, training.weight_decay);
+        let optimizer = AdamW::new(self.base, decayed, training.weight_decay);
+        let path = path(training, self.number, self.rounds, steps_of_epoch);
+        let mut descent = Descent::new(optimizer, path, training.gradient_clip);
         let mut done = Trained { values: self.base.to_vec(), steps: 0, loss_sum: 0.0 };
         let mut best: Option<(f64, Values)> = None;
         let mut worse = 0;
         for epoch in 0..training.epochs {
-            let mut tell = |images, loss| progress(meter.advance(images, Some(loss)));
-            self.epoch(session, (source, control), epoch, (&mut optimizer, &mut done), &mut tell)?;
+            let mut tell = |images, loss| {
+                let reading_s = session.reading_s();
+                progress(Progress { reading_s, ..meter.advance(images, Some(loss)) });
+            };
+            self.epoch(session, (source, control), epoch, (&mut descent, &mut done), &mut tell)?;
             let Some(stop) = &training.early_stop else { continue };
             let quiet: &mut dyn FnMut(Progress) = &mut |_| {};
             let dataset = source.dataset();
@@ -210,12 +227,10 @@ impl<'a> Round<'a> {
         session: &Session<'_>,
         (source, control): (&Source<'_>, &Control),
         epoch: u32,
-        (optimizer, done): (&mut AdamW, &mut Trained),
+        (descent, done): (&mut Descent, &mut Trained),
         tell: &mut dyn FnMut(usize, f64),
     ) -> Result<(), TrainError> {
         let training = session.training;
-        let steps_of_epoch = self.cases.len().div_ceil(training.batch_size) as u64;
-        let steps = steps_of_epoch * u64::from(training.epochs);
         let order = shuffled(&self.cases, &format!("{}\nshuffle {epoch}", self.name));
         for batch in order.chunks(training.batch_size) {
             check_stop(control)?;
@@ -226,12 +241,7 @@ impl<'a> Round<'a> {
             };
             let step = Step { source, weighing: &self.weighing, draws };
             let mut gradient = session.gradient(&done.values, &step, batch, control)?;
-            let norm = clip(&mut gradient.values, training.gradient_clip);
-            check_finite(done.steps + 1, gradient.loss, norm)?;
-            let position = (self.number - 1) * steps + done.steps;
-            let warmup = u64::from(training.warmup_steps);
-            let rate = learning_rate(training.learning_rate, position, warmup, self.rounds * steps);
-            optimizer.step(&mut done.values, &gradient.values, rate);
+            descent.step(&mut done.values, &mut gradient)?;
             done.steps += 1;
             done.loss_sum += gradient.loss;
             tell(batch.len(), gradient.loss);
@@ -240,11 +250,13 @@ impl<'a> Round<'a> {
     }
 }
 
-pub(super) fn check_finite(step: u64, loss: f64, norm: f64) -> Result<(), TrainError> {
-    for (what, value) in [("the loss", loss), ("the gradient", norm)] {
-        if !value.is_finite() {
-            return Err(TrainError::Diverged { step, what });
-        }
+/// The learning rate's path over all of the run's rounds, at the start of round `number`.
+pub(super) fn path(training: &Training, number: u64, rounds: u64, steps_of_epoch: u64) -> Path {
+    let steps = steps_of_epoch * u64::from(training.epochs);
+    Path {
+        peak: training.learning_rate,
+        warmup: u64::from(training.warmup_steps),
+        done: (number - 1) * steps,
+        total: rounds * steps,
     }
-    Ok(())
 }

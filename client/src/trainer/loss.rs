@@ -147,9 +147,10 @@ pub fn probabilities(task: &Task, logits: &[f32]) -> Vec<f32> {
             all
         }
         Task::Survival {} => logits.to_vec(),
-        Task::Binary { .. } | Task::MultiLabel { .. } | Task::Rehearsal { .. } => {
-            logits.iter().map(|x| sigmoid(f64::from(*x)) as f32).collect()
-        }
+        Task::Binary { .. }
+        | Task::MultiLabel { .. }
+        | Task::SelfSupervised { .. }
+        | Task::Rehearsal { .. } => logits.iter().map(|x| sigmoid(f64::from(*x)) as f32).collect(),
     }
 }
 

@@ -6,6 +6,8 @@
 //! the same bits, however many threads compute it.
 
 mod batch;
+mod cache;
+mod descent;
 mod explain;
 mod heads;
 mod inference;
@@ -16,21 +18,25 @@ mod pretrain;
 mod probe;
 mod python;
 mod segmentation;
+mod self_supervised;
 mod session;
+mod shards;
 mod survival;
 mod units;
 
+pub use cache::PrefixCache;
 pub use explain::{Explained, Explainer, Explanation, NotExplained, stretched};
 pub use inference::{Evaluation, Inference, prediction_columns};
 pub use local::{LocalTraining, LocalUpdate, train};
 pub use loss::{Loss, Weighing, case_loss, probabilities};
 pub use optimizer::{AdamW, clip, learning_rate};
 pub use pretrain::{Pretrained, Pretraining, pretrain};
-pub use probe::linear_probe;
+pub use probe::{Probed, linear_probe};
 pub use python::{
     ExportError, ImportPeftError, Transformers, export_peft, export_timm, import_peft,
 };
 pub use segmentation::{Stretch, segmentation_loss};
+pub use self_supervised::{Judged, dino_loss, nt_xent};
 pub use session::TrainError;
 pub use survival::{FollowUp, cox_loss};
 pub use units::trainable;
@@ -92,6 +98,9 @@ pub struct Progress {
     pub images_per_s: f64,
     /// Seconds left in this phase at that speed.
     pub eta_s: f64,
+    /// Seconds that threads spent on images on their way into the model, added up, since the
+    /// training began; 0 where nobody counts.
+    pub reading_s: f64,
 }
 
 /// Measures one phase.
@@ -120,6 +129,7 @@ impl Meter {
             loss,
             images_per_s: self.images as f64 / elapsed,
             eta_s: elapsed / self.step as f64 * (self.total_steps - self.step) as f64,
+            reading_s: 0.0,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::batch::{Draws, image_rows};
 use super::loss::{case_loss, probabilities};
 use super::optimizer::AdamW;
 use super::session::TrainError;
-use super::{Control, Phase, Progress, session};
+use super::{Control, Phase, Progress, shards};
 use crate::data::{Dataset, Label, Split};
 use crate::metrics::macro_auroc;
 use crate::model::{AdaptedVit, Backbone, Compute};
@@ -17,10 +17,19 @@ use crate::model::{AdaptedVit, Backbone, Compute};
 /// Full-batch steps of the probe; its loss is convex and flat long before.
 const STEPS: usize = 400;
 
-/// The held-out AUROC (macro over classes) of a logistic regression on `backbone`'s standardised
-/// features, trained on `split.train`. `None` when the held-out labels have no curve.
+/// Whose features are looked at.
+#[derive(Clone, Copy)]
+pub struct Probed<'a> {
+    /// The frozen weights.
+    pub backbone: &'a Backbone,
+    /// An adapter on them, in the order of its contract's layout.
+    pub adapter: Option<(&'a AdapterContract, &'a [Vec<f32>])>,
+}
+
+/// The held-out AUROC (macro over classes) of a logistic regression on standardised features,
+/// trained on `split.train`. `None` when the held-out labels have no curve.
 pub fn linear_probe(
-    backbone: &Backbone,
+    of: Probed<'_>,
     task: &Task,
     dataset: &Dataset,
     split: &Split,
@@ -28,17 +37,25 @@ pub fn linear_probe(
     (control, progress): (&Control, &mut dyn FnMut(Progress)),
 ) -> Result<Option<f64>, TrainError> {
     let outputs = task.head_outputs();
-    let (shape, head) = (backbone.architecture(), Head::default());
-    let contract =
-        AdapterContract::new(backbone.digest(), shape, Adaptation::HeadOnly, head, outputs);
-    let model = AdaptedVit::new(backbone, &contract, compute);
-    let images = session::shard_images(backbone);
+    let (backbone, head) = (of.backbone, Some(Head::default()));
+    let (digest, shape) = (backbone.digest(), backbone.architecture());
+    let plain = AdapterContract::new(digest, shape, Adaptation::HeadOnly, head, outputs);
+    let contract = of.adapter.map_or(&plain, |(contract, _)| contract);
+    let model = AdaptedVit::new(backbone, contract, compute);
+    let adapted = of.adapter.map(|(_, values)| model.place(values));
+    let images = shards::shard_images(backbone, compute);
     let mut features = |indices: &[usize]| {
-        let of_shard = |rows: &[f32], images: usize| model.features(rows, images);
-        let rows = |shard: &[usize]| image_rows(&model, dataset, shard, &Draws::default());
+        let of_shard = |shard: &[usize]| {
+            let rows = image_rows(&model, dataset, shard, &Draws::default())?;
+            let features = match &adapted {
+                Some(values) => model.adapted_features(values, &rows, shard.len()),
+                None => model.features(&rows, shard.len()),
+            };
+            Ok(shards::cut(&features, shard.len()))
+        };
         let mut tell = |done| progress(done);
         let watch: (&Control, &mut dyn FnMut(Progress)) = (control, &mut tell);
-        session::map_shards(indices, images, Phase::Features, watch, &rows, &of_shard)
+        shards::map_shards(indices, images, Phase::Features, watch, &of_shard)
     };
     let (mut train, mut held) = (features(&split.train)?, features(&split.holdout)?);
     standardise(&mut train, &mut held);

@@ -1,5 +1,8 @@
 //! A model with a run's task: batches cut into shards, computed in parallel, added in order.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha12Rng;
@@ -9,22 +12,20 @@ use tributary_shared::bags::Bags;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::{RunManifest, Task, Training};
 
-use super::batch::{Draws, Source, Step, Truth, image_rows, truths};
+use super::batch::{Draws, Rows, Source, Step, Truth, image_rows, truths};
+use super::cache::{PrefixCache, Shelf};
 use super::heads::{pool_bags, segment};
 use super::loss::Weighing;
 use super::segmentation::{Stretch, segmentation_loss};
+use super::shards::{add, cut, map_shards, shard_images, sum};
 use super::survival::{FollowUp, cox_loss};
 use super::units::Unit;
-use super::{Control, Meter, Phase, Progress};
-use crate::data::{DataError, Dataset, Label};
+use super::{Control, Phase, Progress};
+use crate::data::{DataError, Dataset, InputSpec, Label};
 use crate::model::{
-    AdaptedVit, Backbone, Compute, Dropout, Gradient, HeadOf, Input, Leaves, Level, Values,
+    AdaptedVit, Backbone, Compute, Dropout, Gradient, HeadOf, Input, Leaves, Level,
+    NoSampleGradients, Placed, Prefix, SampleGradients,
 };
-
-/// Most images of one shard: what a core's cache holds of the demo's model.
-const SHARD_IMAGES_MAX: usize = 8;
-/// Multiplications of one shard's forward pass, so that a stop is heard within a second.
-const SHARD_WORK: usize = 2_000_000_000;
 
 /// Why a training or an evaluation gave no result.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,9 @@ pub enum TrainError {
         /// What is not finite.
         what: &'static str,
     },
+    /// No gradients image by image.
+    #[error(transparent)]
+    NoSampleGradients(#[from] NoSampleGradients),
 }
 
 /// A model on a device with a run's task.
@@ -85,7 +89,11 @@ pub(super) struct Session<'a> {
     /// Of a segmentation.
     stretch: Option<Stretch>,
     pub(super) dropout: f64,
-    shard_images: usize,
+    pub(super) shard_images: usize,
+    /// Where prefixes are kept, with what they are.
+    shelf: Option<(Shelf<'a>, Prefix)>,
+    /// Threads' time spent on inputs of a step, nanoseconds.
+    reading_ns: AtomicU64,
 }
 
 impl<'a> Session<'a> {
@@ -103,16 +111,46 @@ impl<'a> Session<'a> {
             let (expected, found) = (asked.digest, backbone.digest());
             return Err(TrainError::Backbone { expected, found });
         }
-        let device_likes = shard_images(backbone);
+        let device_likes = shard_images(backbone, compute);
         Ok(Self {
-            model: AdaptedVit::new(backbone, &contract, compute),
+            model: AdaptedVit::of_precision(backbone, &contract, compute, training.precision),
             task: &manifest.task,
             training,
             bags: manifest.bags.as_ref(),
             stretch: Stretch::of(&manifest.task, backbone.architecture()),
             dropout: adaptation.dropout(),
             shard_images: training.micro_batch.map_or(device_likes, |most| most.min(device_likes)),
+            shelf: None,
+            reading_ns: AtomicU64::new(0),
         })
+    }
+
+    /// Keeps in `cache` what the blocks below the first trained one make of `dataset`, of which
+    /// `images` images are looked at, where there are such blocks.
+    pub(super) fn keep(
+        &mut self,
+        cache: &'a PrefixCache,
+        dataset: &Dataset,
+        (backbone, compute): (&Backbone, &Compute),
+        images: usize,
+    ) {
+        let prefix = match self.model.prefix_of(self.level()) {
+            None | Some(Prefix::Tokens(0)) => return,
+            Some(prefix) => prefix,
+        };
+        let InputSpec { mean, std, .. } = dataset.input();
+        let (program, device, backbone) =
+            (env!("CARGO_PKG_VERSION"), compute.device(), backbone.digest());
+        let precision = self.training.precision;
+        let key =
+            format!("{program} {device:?} {precision:?}\n{backbone}\n{mean:?} {std:?}\n{prefix:?}");
+        let shelf = cache.shelf(&key, self.model.prefix_numbers(prefix), images);
+        self.shelf = shelf.map(|shelf| (shelf, prefix));
+    }
+
+    /// What the run's head takes of an image.
+    fn level(&self) -> Level {
+        if self.stretch.is_some() { Level::Tokens } else { Level::Features }
     }
 
     pub(super) fn check(&self, values: &[Vec<f32>], dataset: &Dataset) -> Result<(), TrainError> {
@@ -144,36 +182,48 @@ impl<'a> Session<'a> {
             return self.gathered_gradient(values, step, batch, control);
         }
         let share = 1.0 / batch.len() as f64;
+        let values = &self.model.place(values);
         let of_shard = |(number, shard): (usize, &[Unit])| {
             check_stop(control)?;
             let cases: Vec<usize> = shard.iter().map(Unit::first).collect();
-            let (rows, images) = (self.rows(step, &cases)?, cases.len());
+            let rows = self.rows(step.source, &step.draws, &cases)?;
+            let input = rows.input(cases.len());
             let truths = truths(step.source.dataset(), shard, &step.draws)?;
             let loss = |outputs: &[f32]| self.loss(step.weighing, outputs, &truths, share);
             let mut dropout = step.draws.dropout(number);
             if self.stretch.is_some() {
-                let (rows, head) = ((&rows[..], images), &*self.segmentation_head());
-                let level = Level::Tokens;
-                return Ok(self.model.gradient_through(
-                    values,
-                    rows,
-                    level,
-                    &mut dropout,
-                    head,
-                    loss,
-                ));
+                let (level, head) = (Level::Tokens, &*self.segmentation_head());
+                let (model, dropout) = (&self.model, &mut dropout);
+                return Ok(model.gradient_through(values, input, level, dropout, head, loss));
             }
-            let rows = &rows;
-            let input = match step.source {
-                Source::Images(_) => Input::Patches { rows, images },
-                Source::Prefix(..) => Input::Prefix { rows, images },
-            };
             Ok(self.model.gradient(values, input, &mut dropout, loss))
         };
         let shards: Vec<&[Unit]> = batch.chunks(self.shard_images).collect();
         let parts: Result<Vec<Gradient>, TrainError> =
             shards.into_par_iter().enumerate().map(of_shard).collect();
         sum(parts?).ok_or(TrainError::NoCases)
+    }
+
+    /// The gradient of each case's own loss, of a shard after another; nothing is dropped.
+    pub(super) fn sample_gradients(
+        &self,
+        values: &[Vec<f32>],
+        step: &Step<'_>,
+        cases: &[usize],
+    ) -> Result<Vec<SampleGradients>, TrainError> {
+        if self.gathers() || self.stretch.is_some() {
+            return Err(NoSampleGradients::Loss.into());
+        }
+        let values = &self.model.place(values);
+        let of_shard = |shard: &[usize]| {
+            let rows = self.rows(step.source, &step.draws, shard)?;
+            let units: Vec<Unit> = shard.iter().map(|case| Unit { cases: vec![*case] }).collect();
+            let truths = truths(step.source.dataset(), &units, &step.draws)?;
+            let loss = |outputs: &[f32]| self.loss(step.weighing, outputs, &truths, 1.0);
+            Ok(self.model.sample_gradients(values, rows.input(shard.len()), loss)?)
+        };
+        let shards: Vec<&[usize]> = cases.chunks(self.shard_images).collect();
+        shards.into_par_iter().map(of_shard).collect()
     }
 
     /// Whether a loss needs the features of several images at once.
@@ -198,15 +248,16 @@ impl<'a> Session<'a> {
         let sizes: Vec<usize> = drawn.iter().map(Vec::len).collect();
         let cases: Vec<usize> = drawn.into_iter().flatten().collect();
         let shards: Vec<&[usize]> = cases.chunks(self.shard_images).collect();
+        let values = &self.model.place(values);
         let features = match step.source {
-            Source::Prefix(..) => self.rows(step, &cases)?,
+            Source::Prefix(_, features) => rows_of(features, &cases),
             Source::Images(_) => {
                 let of_shard = |(number, shard): (usize, &&[usize])| {
                     check_stop(control)?;
-                    let rows = self.rows(step, shard)?;
-                    let (rows, mut dropout) =
-                        ((&rows[..], shard.len()), step.draws.dropout(number));
-                    Ok(self.model.through(values, rows, Level::Features, &mut dropout, &as_it_is))
+                    let rows = self.rows(step.source, &step.draws, shard)?;
+                    let (input, mut dropout) =
+                        (rows.input(shard.len()), step.draws.dropout(number));
+                    Ok(self.model.through(values, input, Level::Features, &mut dropout, &as_it_is))
                 };
                 let parts: Result<Vec<Vec<f32>>, TrainError> =
                     shards.par_iter().enumerate().map(of_shard).collect();
@@ -227,11 +278,11 @@ impl<'a> Session<'a> {
         let derivatives: Vec<&[f32]> = by_feature.chunks(self.shard_images * width).collect();
         let of_shard = |(number, (shard, by_feature)): (usize, (&&[usize], &&[f32]))| {
             check_stop(control)?;
-            let rows = self.rows(step, shard)?;
-            let (rows, mut dropout) = ((&rows[..], shard.len()), step.draws.dropout(number));
+            let rows = self.rows(step.source, &step.draws, shard)?;
+            let (input, mut dropout) = (rows.input(shard.len()), step.draws.dropout(number));
             let known = |_: &[f32]| (0.0, by_feature.to_vec());
             let level = Level::Features;
-            Ok(self.model.gradient_through(values, rows, level, &mut dropout, &as_it_is, known))
+            Ok(self.model.gradient_through(values, input, level, &mut dropout, &as_it_is, known))
         };
         let parts: Result<Vec<Gradient>, TrainError> =
             shards.par_iter().zip(&derivatives).enumerate().map(of_shard).collect();
@@ -323,23 +374,29 @@ impl<'a> Session<'a> {
         watch: (&Control, &mut dyn FnMut(Progress)),
     ) -> Result<Vec<Vec<f32>>, TrainError> {
         let cases: Vec<usize> = units.iter().flat_map(|unit| unit.cases.clone()).collect();
-        let dropout = Dropout::off;
-        if !self.gathers() {
-            let of_shard = |rows: &[f32], images: usize| match self.stretch {
-                Some(_) => {
-                    let (rows, head) = ((rows, images), &*self.segmentation_head());
-                    self.model.through(values, rows, Level::Tokens, &mut dropout(), head)
-                }
-                None => self.model.logits(values, rows, images),
+        let values = &self.model.place(values);
+        let as_it_is: &HeadOf<'_> = &as_it_is;
+        let of_shard = |input: Input<'_>| {
+            let segments = self.stretch.is_some().then(|| self.segmentation_head());
+            let head = match &segments {
+                Some(head) => &**head,
+                None if self.gathers() => as_it_is,
+                None => return self.model.placed_logits(values, input),
             };
-            return self.map_cases(dataset, &cases, Phase::Evaluating, watch, &of_shard);
-        }
-        let of_shard = |rows: &[f32], images: usize| {
-            let level = Level::Features;
-            self.model.through(values, (rows, images), level, &mut dropout(), &as_it_is)
+            self.model.through(values, input, self.level(), &mut Dropout::off(), head)
         };
-        let features = self.map_cases(dataset, &cases, Phase::Evaluating, watch, &of_shard)?;
-        let mut features = &features[..];
+        let found = self.map_cases(dataset, &cases, Phase::Evaluating, watch, &of_shard)?;
+        if self.gathers() { Ok(self.gathered_outputs(values, units, &found)) } else { Ok(found) }
+    }
+
+    /// The outputs of each unit given its cases' features.
+    fn gathered_outputs(
+        &self,
+        values: &Placed,
+        units: &[Unit],
+        features: &[Vec<f32>],
+    ) -> Vec<Vec<f32>> {
+        let mut features = features;
         let mut outputs = Vec::with_capacity(units.len());
         for unit in units {
             let (own, rest) = features.split_at(unit.cases.len());
@@ -349,23 +406,88 @@ impl<'a> Session<'a> {
             let head = self.gathered_head(&sizes);
             outputs.push(self.model.head_outputs_of(values, &own.concat(), dims, &*head));
         }
-        Ok(outputs)
+        outputs
     }
 
-    /// Model inputs of `cases`, row after row.
-    fn rows(&self, step: &Step<'_>, cases: &[usize]) -> Result<Vec<f32>, TrainError> {
-        match step.source {
-            Source::Prefix(_, features) => {
-                Ok(cases.iter().flat_map(|index| features[*index].iter().copied()).collect())
+    /// Model inputs of `cases`.
+    fn rows(
+        &self,
+        source: &Source<'_>,
+        draws: &Draws<'_>,
+        cases: &[usize],
+    ) -> Result<Rows, TrainError> {
+        let began = Instant::now();
+        let rows = self.rows_now(source, draws, cases);
+        self.reading_ns.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        rows
+    }
+
+    /// Threads' time spent so far on model inputs, a prefix that had to be computed included, seconds.
+    pub(super) fn reading_s(&self) -> f64 {
+        self.reading_ns.load(Ordering::Relaxed) as f64 / 1e9
+    }
+
+    fn rows_now(
+        &self,
+        source: &Source<'_>,
+        draws: &Draws<'_>,
+        cases: &[usize],
+    ) -> Result<Rows, TrainError> {
+        match (source, &self.shelf) {
+            (Source::Prefix(_, features), _) => Ok(Rows::Prefix(rows_of(features, cases))),
+            (Source::Images(dataset), Some(shelf)) if !draws.vary() => {
+                Ok(Rows::Prefix(self.kept_rows(shelf, dataset, cases)?.concat()))
             }
-            Source::Images(dataset) => image_rows(&self.model, dataset, cases, &step.draws),
+            (Source::Images(dataset), _) => {
+                Ok(Rows::Patches(image_rows(&self.model, dataset, cases, draws)?))
+            }
         }
+    }
+
+    /// Each case's prefix, from the shelf where it lies there.
+    fn kept_rows(
+        &self,
+        (shelf, prefix): &(Shelf<'_>, Prefix),
+        dataset: &Dataset,
+        cases: &[usize],
+    ) -> Result<Vec<Vec<f32>>, TrainError> {
+        let contents = cases.iter().map(|case| dataset.content(*case));
+        let contents: Vec<Digest> = contents.collect::<Result<_, _>>()?;
+        let mut rows: Vec<Option<Vec<f32>>> = contents.iter().map(|c| shelf.get(c)).collect();
+        let missing: Vec<usize> = (0..cases.len()).filter(|at| rows[*at].is_none()).collect();
+        if !missing.is_empty() {
+            let images: Vec<usize> = missing.iter().map(|at| cases[*at]).collect();
+            let patches = image_rows(&self.model, dataset, &images, &Draws::default())?;
+            let computed = self.model.prefix(*prefix, &patches, images.len());
+            let mut computed = cut(&computed, images.len());
+            let contents: Vec<Digest> = missing.iter().map(|at| contents[*at]).collect();
+            shelf.put(&contents, &mut computed);
+            missing.into_iter().zip(computed).for_each(|(at, row)| rows[at] = Some(row));
+        }
+        Ok(rows.into_iter().flatten().collect())
+    }
+
+    /// The pooled features of `cases`, whatever is trained above them.
+    pub(super) fn pooled_features(
+        &self,
+        dataset: &Dataset,
+        cases: &[usize],
+        watch: (&Control, &mut dyn FnMut(Progress)),
+    ) -> Result<Vec<Vec<f32>>, TrainError> {
+        let of_shard = |shard: &[usize]| match &self.shelf {
+            Some(shelf @ (_, Prefix::Pooled)) => self.kept_rows(shelf, dataset, shard),
+            Some((_, Prefix::Tokens(_))) | None => {
+                let rows = image_rows(&self.model, dataset, shard, &Draws::default())?;
+                Ok(cut(&self.model.features(&rows, shard.len()), shard.len()))
+            }
+        };
+        map_shards(cases, self.shard_images, Phase::Features, watch, &of_shard)
     }
 
     /// Whether the features below the head stay the same while training.
     pub(super) fn trains_head_alone(&self) -> bool {
-        let images_stay = self.stretch.is_none() && self.training.augment.is_none();
-        images_stay && self.model.prefix_is_pooled()
+        let pooled = self.model.prefix_of(self.level()) == Some(Prefix::Pooled);
+        pooled && self.training.augment.is_none()
     }
 
     /// Of a segmentation.
@@ -373,18 +495,27 @@ impl<'a> Session<'a> {
         self.stretch.as_ref()
     }
 
-    /// One row of `of_shard(rows, images)` a case, in the order of `cases`.
-    pub(super) fn map_cases(
+    /// One row of `of_shard`, given the cases' model inputs, a case, in the order of `cases`.
+    fn map_cases(
         &self,
         dataset: &Dataset,
         cases: &[usize],
         phase: Phase,
         watch: (&Control, &mut dyn FnMut(Progress)),
-        of_shard: &(dyn Fn(&[f32], usize) -> Vec<f32> + Sync),
+        of_shard: &(dyn Fn(Input<'_>) -> Vec<f32> + Sync),
     ) -> Result<Vec<Vec<f32>>, TrainError> {
-        let rows = |shard: &[usize]| image_rows(&self.model, dataset, shard, &Draws::default());
-        map_shards(cases, self.shard_images, phase, watch, &rows, of_shard)
+        let source = Source::Images(dataset);
+        let of_cases = |shard: &[usize]| {
+            let rows = self.rows(&source, &Draws::default(), shard)?;
+            Ok(cut(&of_shard(rows.input(shard.len())), shard.len()))
+        };
+        map_shards(cases, self.shard_images, phase, watch, &of_cases)
     }
+}
+
+/// The rows of `cases`, one after another.
+fn rows_of(features: &[Vec<f32>], cases: &[usize]) -> Vec<f32> {
+    cases.iter().flat_map(|index| features[*index].iter().copied()).collect()
 }
 
 fn as_it_is(_: &Leaves<'_>, features: burn::tensor::Tensor<3>) -> burn::tensor::Tensor<3> {
@@ -400,59 +531,6 @@ pub(super) fn follow_ups(truths: &[Truth<'_>]) -> Vec<FollowUp> {
         Truth::Label(_) | Truth::Mask(_) => None,
     };
     truths.iter().filter_map(of).collect()
-}
-
-fn sum(parts: Vec<Gradient>) -> Option<Gradient> {
-    let mut parts = parts.into_iter();
-    let mut whole = parts.next()?;
-    for part in parts {
-        whole.loss += part.loss;
-        add(&mut whole.values, &part.values);
-    }
-    Some(whole)
-}
-
-/// Gives the model inputs of a shard's cases, row after row.
-pub(super) type RowsOf<'a> = dyn Fn(&[usize]) -> Result<Vec<f32>, TrainError> + Sync + 'a;
-
-/// One row of `of_shard(rows(shard), images)` a case, in the order of `cases`.
-pub(super) fn map_shards(
-    cases: &[usize],
-    shard_images: usize,
-    phase: Phase,
-    (control, progress): (&Control, &mut dyn FnMut(Progress)),
-    rows: &RowsOf<'_>,
-    of_shard: &(dyn Fn(&[f32], usize) -> Vec<f32> + Sync),
-) -> Result<Vec<Vec<f32>>, TrainError> {
-    // Between groups progress is told; inside one, shards keep every thread busy.
-    let group_images = shard_images * 2 * rayon::current_num_threads();
-    let mut meter = Meter::new(phase, cases.len().div_ceil(group_images) as u64);
-    let mut all = Vec::with_capacity(cases.len());
-    for group in cases.chunks(group_images) {
-        let shards: Vec<&[usize]> = group.chunks(shard_images).collect();
-        let rows_of = |shard: &[usize]| -> Result<Vec<Vec<f32>>, TrainError> {
-            check_stop(control)?;
-            let flat = of_shard(&rows(shard)?, shard.len());
-            Ok(flat.chunks(flat.len() / shard.len()).map(<[f32]>::to_vec).collect())
-        };
-        let parts: Result<Vec<_>, _> = shards.into_par_iter().map(rows_of).collect();
-        all.extend(parts?.into_iter().flatten());
-        progress(meter.advance(group.len(), None));
-    }
-    Ok(all)
-}
-
-pub(super) fn shard_images(backbone: &Backbone) -> usize {
-    let work = backbone.parameters() * backbone.architecture().tokens();
-    // LibTorch parallelises inside its kernels and wants few, large calls.
-    let images_max = if cfg!(feature = "tch") { 64 } else { SHARD_IMAGES_MAX };
-    (SHARD_WORK / work).clamp(1, images_max)
-}
-
-pub(super) fn add(sum: &mut Values, part: &[Vec<f32>]) {
-    for (sum, part) in sum.iter_mut().zip(part) {
-        sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
-    }
 }
 
 pub(super) fn check_stop(control: &Control) -> Result<(), TrainError> {

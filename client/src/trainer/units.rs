@@ -22,7 +22,7 @@ impl Unit {
 }
 
 /// What a site may train on among `indices`: labelled cases or, where the run has bags, bags of
-/// them. This is the number that a site declares.
+/// them; every case where labels are not looked at. This is the number that a site declares.
 pub fn trainable(
     manifest: &RunManifest,
     dataset: &Dataset,
@@ -38,6 +38,9 @@ pub(super) fn units(
     dataset: &Dataset,
     indices: &[usize],
 ) -> Result<Vec<Unit>, TrainError> {
+    if let Task::SelfSupervised { .. } = manifest.task {
+        return Ok(indices.iter().map(|case| Unit { cases: vec![*case] }).collect());
+    }
     let cases = labelled(&manifest.task, dataset, indices)?;
     if manifest.bags.is_none() {
         return Ok(cases.into_iter().map(|case| Unit { cases: vec![case] }).collect());

@@ -3,10 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use serde_json::json;
-use tributary_deploy::command::Failed;
 use tributary_deploy::demo::{self, DemoOptions, Shown, Teller};
-use tributary_shared::outcome::ok_envelope;
+use tributary_deploy::program::{self, Format};
 
 /// A whole federation on this machine: a coordinator and three hospitals as processes, enrolled
 /// over mutual TLS, training LoRA together on images that never leave them.
@@ -20,35 +18,21 @@ struct Arguments {
     format: Format,
 }
 
-#[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    #[default]
-    Text,
-    Json,
-}
-
 fn main() -> ExitCode {
-    let Arguments { options, format } = match Arguments::try_parse() {
+    let Arguments { options, format } = match program::arguments() {
         Ok(arguments) => arguments,
-        Err(e) => {
-            // Help and version are no errors; a closed pipe is nobody's.
-            let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { 4 } else { 0 });
-        }
+        Err(code) => return code,
     };
     let mut teller = Teller::new(format == Format::Json);
     match demo::show(&options, &mut teller) {
         Ok(shown) => succeeded(&shown, &options, format),
-        Err(failed) => report(&failed, format),
+        Err(failed) => program::report(&failed, "demo", format),
     }
 }
 
 fn succeeded(shown: &Shown, options: &DemoOptions, format: Format) -> ExitCode {
     let Shown { federation, summary } = shown;
-    match format {
-        Format::Json => println!("{}", ok_envelope(summary.machine())),
-        Format::Text => println!("{}", summary.people()),
-    }
+    program::show(format, summary.machine(), &summary.people().to_string());
     if options.keep {
         eprintln!("{}", demo::invitation(federation));
         loop {
@@ -57,13 +41,4 @@ fn succeeded(shown: &Shown, options: &DemoOptions, format: Format) -> ExitCode {
         }
     }
     if summary.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn report(failed: &Failed, format: Format) -> ExitCode {
-    eprintln!("error: {failed}");
-    if format == Format::Json {
-        let error = json!({ "code": "demo", "message": failed.to_string(), "hint": null });
-        println!("{}", json!({ "schema_version": 1, "status": "error", "error": error }));
-    }
-    ExitCode::FAILURE
 }

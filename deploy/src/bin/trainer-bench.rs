@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use serde::Serialize;
 use tributary_deploy::command::Failed;
-use tributary_deploy::trainer_bench::{self, TrainerBenchOptions};
-use tributary_shared::outcome::ok_envelope;
+use tributary_deploy::program::{self, Format};
+use tributary_deploy::trainer_bench::{self, TrainerBenchOptions, Work};
 
 /// What a LoRA step of a vision transformer costs beside PyTorch, transformers and peft.
 #[derive(Parser)]
@@ -30,53 +29,36 @@ struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Side {
-    /// One side alone, in this process
+    /// One measurement of ours alone, in this process
     Ours {
+        #[arg(long, value_enum)]
+        work: Work,
         #[command(flatten)]
         options: TrainerBenchOptions,
     },
 }
 
-#[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    #[default]
-    Text,
-    Json,
-}
-
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments: Arguments = match program::arguments() {
         Ok(arguments) => arguments,
-        Err(e) => {
-            // Help and version are no errors; a closed pipe is nobody's.
-            let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { 4 } else { 0 });
-        }
+        Err(code) => return code,
     };
+    // What one process measures is read by the one that started it.
+    let format = if arguments.side.is_some() { Format::Json } else { arguments.format };
     match measure(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failed) => {
-            eprintln!("error: {failed}");
-            ExitCode::FAILURE
-        }
+        Err(failed) => program::report(&failed, "bench", format),
     }
 }
 
 fn measure(arguments: &Arguments) -> Result<(), Failed> {
     let Arguments { options, turns, python, format, side } = arguments;
-    if let Some(Side::Ours { options }) = side {
-        show(Format::Json, &trainer_bench::run_ours(options)?, "");
+    if let Some(Side::Ours { work, options }) = side {
+        program::show(Format::Json, trainer_bench::run_ours(options, *work)?, "");
         return Ok(());
     }
     let say = |what: &str| eprintln!("trainer-bench: {what}");
     let report = trainer_bench::measure(options, *turns, python, &say)?;
-    show(*format, &report, &report.to_string());
+    program::show(*format, &report, &report.to_string());
     Ok(())
-}
-
-fn show(format: Format, data: &impl Serialize, text: &str) {
-    match format {
-        Format::Json => println!("{}", ok_envelope(data)),
-        Format::Text => println!("{text}"),
-    }
 }

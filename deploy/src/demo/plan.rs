@@ -8,6 +8,7 @@ use tributary_shared::head::Head;
 use tributary_shared::manifest::{
     Backbone, Limits, Quorum, Rounds, RunManifest, SCHEMA_VERSION, Strategy, Training,
 };
+use tributary_shared::training::Precision;
 
 use super::hospitals::Images;
 use super::{DemoOptions, HOSPITALS, RUN};
@@ -117,6 +118,7 @@ fn manifest(
             label_smoothing: 0.0,
             early_stop: None,
             augment: None,
+            precision: Precision::F32,
         }),
         data: None,
         bags: None,

@@ -7,6 +7,7 @@ mod report;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tributary_shared::architecture::Architecture;
 
@@ -48,6 +49,54 @@ impl Size {
     }
 }
 
+/// What the frozen blocks compute with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum BenchPrecision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl BenchPrecision {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// Blocks adapted where not all are.
+const LAST_BLOCKS: usize = 4;
+
+/// What one process of ours does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Work {
+    /// A site's training with LoRA in every block
+    Lora,
+    /// The same in the last four blocks, with what enters them kept on disk
+    LastBlocks,
+    /// Gradients of a batch and image by image, by turns
+    Samples,
+}
+
+impl Work {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::LastBlocks => "last-blocks",
+            Self::Samples => "samples",
+        }
+    }
+
+    fn last_blocks(self) -> Option<usize> {
+        (self == Self::LastBlocks).then_some(LAST_BLOCKS)
+    }
+}
+
 /// What is measured.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TrainerBenchOptions {
@@ -66,6 +115,9 @@ pub struct TrainerBenchOptions {
     /// Rank of the LoRA factors on queries and values
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=192))]
     pub rank: u16,
+    /// What the frozen blocks compute with; PyTorch's side under autocast
+    #[arg(long, value_enum, default_value_t)]
+    pub precision: BenchPrecision,
     /// Threads of either side
     #[arg(long, default_value_t = cores(), value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: u16,
@@ -88,7 +140,7 @@ impl TrainerBenchOptions {
     }
 
     fn arguments(&self) -> Vec<String> {
-        let Self { size, image_size, batch, steps, rank, threads } = self;
+        let Self { size, image_size, batch, steps, rank, precision, threads } = self;
         let numbers = [
             ("--image-size", image_size),
             ("--batch", batch),
@@ -96,7 +148,8 @@ impl TrainerBenchOptions {
             ("--rank", rank),
             ("--threads", threads),
         ];
-        let mut arguments = vec!["--size".to_owned(), size.as_str().to_owned()];
+        let words = ["--size", size.as_str(), "--precision", precision.as_str()];
+        let mut arguments: Vec<String> = words.map(str::to_owned).into();
         for (name, value) in numbers {
             arguments.extend([name.to_owned(), value.to_string()]);
         }
@@ -113,6 +166,46 @@ pub struct Measured {
     pub forward_s: f64,
     /// The most memory it ever had resident, bytes.
     pub peak_bytes: u64,
+    /// Thread time of a step that went into images on their way into the model, seconds; ours alone.
+    #[serde(default)]
+    pub reading_s: Option<f64>,
+    /// Wall time of reading and decoding one PNG file at the start, seconds; ours alone.
+    #[serde(default)]
+    pub decoding_s: Option<f64>,
+}
+
+/// Gradients of a batch, and image by image, by turns in one process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Samples {
+    /// Wall time of each plain gradient, seconds.
+    pub plain_s: Vec<f64>,
+    /// Wall time of each image's own gradient, all images of the batch, seconds.
+    pub samples_s: Vec<f64>,
+}
+
+/// One process's measurement.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// Of a training.
+    Training(Measured),
+    /// Of gradients alone.
+    Samples(Samples),
+}
+
+/// Every turn of everything.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Turns {
+    /// LoRA in every block.
+    pub ours: Vec<Measured>,
+    /// The same with PyTorch.
+    pub pytorch: Vec<Measured>,
+    /// LoRA in the last four blocks, what enters them kept on disk.
+    pub ours_last_blocks: Vec<Measured>,
+    /// The same with PyTorch, which keeps nothing.
+    pub pytorch_last_blocks: Vec<Measured>,
+    /// Gradients image by image beside plain ones.
+    pub samples: Vec<Samples>,
 }
 
 /// Measures both sides, `turns` times each, in turns; `python` has PyTorch, transformers and peft.
@@ -123,18 +216,36 @@ pub fn measure(
     say: &dyn Fn(&str),
 ) -> Result<Report, Failed> {
     let this = std::env::current_exe().map_err(|e| Failed::io("finding this program", &e))?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut all = Turns::default();
+    let ours = |work: Work| {
+        let mut command = Command::new(&this);
+        command.args(["ours", "--work", work.as_str()]).args(options.arguments());
+        command
+    };
+    let theirs = |work: Work| {
+        let last_blocks = work.last_blocks().unwrap_or(0).to_string();
+        let mut command = Command::new(python);
+        command.arg(THEIRS).args(options.arguments()).args(["--last-blocks", &last_blocks]);
+        command
+    };
     for turn in 1..=turns {
-        say(&format!("turn {turn} of {turns}: ours"));
-        ours.push(process(Command::new(&this).arg("ours").args(options.arguments()))?);
-        say(&format!("turn {turn} of {turns}: PyTorch"));
-        theirs.push(process(Command::new(python).arg(THEIRS).args(options.arguments()))?);
+        let say = |what: &str| say(&format!("turn {turn} of {turns}: {what}"));
+        say("ours");
+        all.ours.push(process(&mut ours(Work::Lora))?);
+        say("PyTorch");
+        all.pytorch.push(process(&mut theirs(Work::Lora))?);
+        say("ours, last blocks");
+        all.ours_last_blocks.push(process(&mut ours(Work::LastBlocks))?);
+        say("PyTorch, last blocks");
+        all.pytorch_last_blocks.push(process(&mut theirs(Work::LastBlocks))?);
+        say("ours, image by image");
+        all.samples.push(process(&mut ours(Work::Samples))?);
     }
-    Ok(Report::new(options, ours, theirs))
+    Ok(Report::new(options, all))
 }
 
 /// Runs one side to its end; its last line is what it measured.
-fn process(command: &mut Command) -> Result<Measured, Failed> {
+fn process<T: DeserializeOwned>(command: &mut Command) -> Result<T, Failed> {
     let outcome = command::run(command)?;
     serde_json::from_value(outcome.data)
         .map_err(|e| Failed::new("reading what was measured", None, &e.to_string()))

@@ -1,79 +1,161 @@
 //! Our side: a site's own training on synthetic images, timed step by step.
 
+use std::path::Path;
 use std::time::Instant;
 
+use tributary_client::config::cache::Precision;
 use tributary_client::data::synth::{Modality, SynthSpec};
 use tributary_client::data::{DataSource, Dataset, InputSpec, synth};
-use tributary_client::model::{Compute, random_backbone, set_threads};
-use tributary_client::trainer::{Control, LocalTraining, Phase, Progress, train};
+use tributary_client::model::{Backbone, Compute, Values, random_backbone, set_threads};
+use tributary_client::trainer::{
+    Control, Inference, LocalTraining, Phase, PrefixCache, Progress, TrainError, train,
+};
 use tributary_shared::initial::{adapter_header, initial_adapter};
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::tensors::decode;
 
-use super::{Measured, TrainerBenchOptions};
+use super::{Measured, Outcome, Samples, TrainerBenchOptions, Work};
 use crate::command::Failed;
 use crate::resources;
 
 /// Images held out, whose evaluation is the forward pass that is timed.
 const HOLDOUT: f64 = 0.5;
+/// Room for what is kept of all images at any size.
+const CACHE_BYTES_MAX: u64 = 1 << 30;
 
-/// Trains as a site does and says what it took.
-pub fn run(options: &TrainerBenchOptions) -> Result<Measured, Failed> {
-    let failed = |what: &'static str| {
-        move |e: &dyn std::error::Error| {
-            Failed::new(what, None, &tributary_shared::outcome::chain(e))
-        }
-    };
-    set_threads(options.threads.into()).map_err(|e| failed("setting the threads")(&e))?;
+/// Does what one process does, and says what it took.
+pub fn run(options: &TrainerBenchOptions, work: Work) -> Result<Outcome, Failed> {
+    set_threads(options.threads.into()).map_err(|e| failed("setting the threads", &e))?;
     let backbone = random_backbone(&options.architecture(), 1);
-    let text = manifest(options, &backbone.digest().to_string());
-    let manifest = RunManifest::from_toml(&text).map_err(|e| failed("the bench's run")(&e))?;
+    let text = manifest(options, work, &backbone.digest().to_string());
+    let manifest = RunManifest::from_toml(&text).map_err(|e| failed("the bench's run", &e))?;
     let folder = tempfile::tempdir().map_err(|e| Failed::io("making a folder", &e))?;
-    let dataset = images(options, folder.path())?;
     let contract = manifest.contract().expect("a checked manifest has a contract");
     let header = adapter_header(&manifest.name, 0, &contract);
     let base = decode(&initial_adapter(&manifest), &header).expect("the initial adapter fits");
-    let split = dataset.split(HOLDOUT);
-    let local = LocalTraining {
-        backbone: &backbone,
-        manifest: &manifest,
-        base: &base,
-        dataset: &dataset,
-        split: &split,
-        round: 1,
-        site: "bench",
-        compute: &Compute::cpu(),
-    };
-    let mut clock = StepClock::new(options);
-    let trained = train(&local, &clock.control.clone(), &mut |progress| clock.hear(&progress));
-    // The clock stops the training once it has seen enough.
-    if let (Err(error), true) = (trained, clock.step_s.len() < clock.steps) {
-        return Err(failed("training")(&error));
+    let (dataset, decoding_s) = images(options, folder.path())?;
+    let bench = Bench { backbone, manifest, base, dataset, decoding_s };
+    match work {
+        Work::Samples => bench.samples(options).map(Outcome::Samples),
+        Work::Lora | Work::LastBlocks => {
+            bench.train(options, work, folder.path()).map(Outcome::Training)
+        }
     }
-    let usage = resources::usage(std::process::id());
-    let peak_bytes = usage.map_or(0, |usage| usage.rss_peak);
-    Ok(Measured { step_s: clock.step_s, forward_s: clock.forward_s, peak_bytes })
+}
+
+fn failed(what: &'static str, error: &dyn std::error::Error) -> Failed {
+    Failed::new(what, None, &tributary_shared::outcome::chain(error))
+}
+
+/// A site with all it needs.
+struct Bench {
+    backbone: Backbone,
+    manifest: RunManifest,
+    base: Values,
+    dataset: Dataset,
+    decoding_s: f64,
+}
+
+impl Bench {
+    /// Trains as a site does.
+    fn train(
+        &self,
+        options: &TrainerBenchOptions,
+        work: Work,
+        folder: &Path,
+    ) -> Result<Measured, Failed> {
+        let split = self.dataset.split(HOLDOUT);
+        let kept = PrefixCache::open(&folder.join("cache"), CACHE_BYTES_MAX, Precision::F32)
+            .map_err(|e| Failed::io("the bench's cache", &e))?;
+        let local = LocalTraining {
+            backbone: &self.backbone,
+            manifest: &self.manifest,
+            base: &self.base,
+            dataset: &self.dataset,
+            split: &split,
+            round: 1,
+            site: "bench",
+            compute: &Compute::cpu(),
+            cache: work.last_blocks().map(|_| &kept),
+        };
+        let warmup = match work.last_blocks() {
+            // The first epoch fills the cache.
+            Some(_) => split.train.len().div_ceil(options.batch.into()) + 1,
+            None => 1,
+        };
+        let mut clock = StepClock::new(options, warmup);
+        let trained = train(&local, &clock.control.clone(), &mut |progress| clock.hear(&progress));
+        // The clock stops the training once it has seen enough.
+        if let (Err(error), true) = (trained, clock.step_s.len() < clock.steps) {
+            return Err(failed("training", &error));
+        }
+        let usage = resources::usage(std::process::id());
+        let peak_bytes = usage.map_or(0, |usage| usage.rss_peak);
+        let reading_s = (clock.reading_s.1 - clock.reading_s.0) / clock.step_s.len() as f64;
+        Ok(Measured {
+            step_s: clock.step_s,
+            forward_s: clock.forward_s,
+            peak_bytes,
+            reading_s: Some(reading_s),
+            decoding_s: Some(self.decoding_s),
+        })
+    }
+
+    /// The same batch's gradient, whole and image by image.
+    fn samples(&self, options: &TrainerBenchOptions) -> Result<Samples, Failed> {
+        let compute = Compute::cpu();
+        let inference = Inference {
+            backbone: &self.backbone,
+            manifest: &self.manifest,
+            values: &self.base,
+            dataset: &self.dataset,
+            compute: &compute,
+        };
+        let batch: Vec<usize> = (0..usize::from(options.batch).min(self.dataset.len())).collect();
+        let timed = |work: &dyn Fn() -> Result<(), TrainError>| -> Result<f64, Failed> {
+            let began = Instant::now();
+            work().map_err(|e| failed("a gradient", &e))?;
+            Ok(began.elapsed().as_secs_f64())
+        };
+        let mut samples = Samples { plain_s: Vec::new(), samples_s: Vec::new() };
+        for step in 0..=options.steps {
+            let plain = timed(&|| inference.gradient(&batch).map(drop))?;
+            let own = timed(&|| inference.sample_gradients(&batch).map(drop))?;
+            // The first one warms up.
+            if step > 0 {
+                samples.plain_s.push(plain);
+                samples.samples_s.push(own);
+            }
+        }
+        Ok(samples)
+    }
 }
 
 /// Times what a training tells of itself.
 struct StepClock {
     batch: f64,
     steps: usize,
+    /// Steps that only warm up; the last of them starts the clock.
+    warmup: usize,
     control: Control,
     last: Option<Instant>,
     step_s: Vec<f64>,
     forward_s: f64,
+    /// What was told of reading when the clock started, and last.
+    reading_s: (f64, f64),
 }
 
 impl StepClock {
-    fn new(options: &TrainerBenchOptions) -> Self {
+    fn new(options: &TrainerBenchOptions, warmup: usize) -> Self {
         Self {
             batch: f64::from(options.batch),
             steps: options.steps.into(),
+            warmup,
             control: Control::default(),
             last: None,
             step_s: Vec::new(),
             forward_s: f64::NAN,
+            reading_s: (0.0, 0.0),
         }
     }
 
@@ -81,11 +163,15 @@ impl StepClock {
         match progress.phase {
             Phase::Evaluating => self.forward_s = self.batch / progress.images_per_s,
             Phase::Training => {
-                let now = Instant::now();
-                // The first step warms up: it only starts the clock.
-                if let Some(last) = self.last.replace(now) {
-                    self.step_s.push((now - last).as_secs_f64());
+                if progress.step < self.warmup as u64 {
+                    return;
                 }
+                let now = Instant::now();
+                match self.last.replace(now) {
+                    None => self.reading_s.0 = progress.reading_s,
+                    Some(last) => self.step_s.push((now - last).as_secs_f64()),
+                }
+                self.reading_s.1 = progress.reading_s;
                 if self.step_s.len() == self.steps {
                     self.control.stop();
                 }
@@ -95,16 +181,16 @@ impl StepClock {
     }
 }
 
-/// Synthetic tissue of enough patients for one epoch of all steps.
-fn images(options: &TrainerBenchOptions, folder: &std::path::Path) -> Result<Dataset, Failed> {
-    let failed = |e| Failed::new("the bench's images", None, &tributary_shared::outcome::chain(&e));
+/// Synthetic tissue as PNG files, opened, and the seconds that each took.
+fn images(options: &TrainerBenchOptions, folder: &Path) -> Result<(Dataset, f64), Failed> {
+    let failed = |e| failed("the bench's images", &e);
     let spec = SynthSpec {
         modality: Modality::Histology,
         sites: 1,
         patients: 64,
         images_per_patient: 1,
         seed: 1,
-        size: 64,
+        size: options.image_size.into(),
         label_skew: 0.0,
         site_shift: 0.0,
     };
@@ -113,25 +199,30 @@ fn images(options: &TrainerBenchOptions, folder: &std::path::Path) -> Result<Dat
     let site = card.sites.first().map_or(out.clone(), |site| out.join(&site.site));
     let image_size = options.image_size.into();
     let input = InputSpec { image_size, channels: 3, mean: vec![0.5; 3], std: vec![0.5; 3] };
-    DataSource::detect(&site)
+    let began = Instant::now();
+    let dataset = DataSource::detect(&site)
         .and_then(|source| Dataset::open(&source, &Modality::Histology.task(), &input))
-        .map_err(failed)
+        .map_err(failed)?;
+    let decoding_s = began.elapsed().as_secs_f64() / dataset.len() as f64;
+    Ok((dataset, decoding_s))
 }
 
-fn manifest(options: &TrainerBenchOptions, digest: &str) -> String {
+fn manifest(options: &TrainerBenchOptions, work: Work, digest: &str) -> String {
     let architecture =
         toml::to_string(&options.architecture()).expect("an architecture is plain data");
-    let TrainerBenchOptions { batch, steps, rank, .. } = options;
+    let TrainerBenchOptions { batch, steps, rank, precision, .. } = options;
+    let last_blocks = work.last_blocks().map_or(String::new(), |k| format!(", last_blocks = {k}"));
+    let precision = precision.as_str();
     // Enough epochs for every step even if all patients but one are held out.
-    let epochs = (u32::from(*steps) + 1) * u32::from(*batch);
+    let epochs = (u32::from(*steps) + 2) * u32::from(*batch);
     format!(
         "schema_version = 1\nname = \"trainer-bench\"\n\
          task = {{ kind = \"binary\", classes = [\"benign\", \"malignant\"] }}\n\
-         adapter = {{ rank = {rank}, alpha = {rank}.0, targets = [\"q\", \"v\"] }}\n\
+         adapter = {{ rank = {rank}, alpha = {rank}.0, targets = [\"q\", \"v\"]{last_blocks} }}\n\
          rounds = {{ count = 1, round_deadline_s = 3600, stall_timeout_s = 3600 }}\n\
          quorum = {{ sites = 1 }}\n\
          [training]\nepochs = {epochs}\nbatch_size = {batch}\nlearning_rate = 1e-4\n\
-         holdout = {HOLDOUT:?}\nseed = 1\n\
+         holdout = {HOLDOUT:?}\nseed = 1\nprecision = \"{precision}\"\n\
          [backbone]\ndigest = \"{digest}\"\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n\
          [backbone.architecture]\n{architecture}"
     )

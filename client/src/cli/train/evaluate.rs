@@ -119,6 +119,7 @@ fn report(evaluation: &Evaluation, task: &Task, format: Format) {
                 ("quadratic kappa", evaluation.kappa),
                 ("mean grade error", evaluation.grade_error),
             ],
+            Task::SelfSupervised { .. } => &[],
             Task::Binary { .. }
             | Task::MultiClass { .. }
             | Task::MultiLabel { .. }

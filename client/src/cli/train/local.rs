@@ -1,6 +1,6 @@
 //! `train`: a run's rounds at one site, as a federation of one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
@@ -14,9 +14,10 @@ use tributary_shared::tensors::{decode, encode};
 use super::progress::Display;
 use super::{Threads, read_backbone, read_data, read_manifest, shown};
 use crate::cli::{Format, print};
+use crate::config::cache::{BYTES_MAX, Precision};
 use crate::data::{Dataset, Split};
 use crate::model::{Backbone, Compute, Values, write_whole};
-use crate::trainer::{Control, LocalTraining, TrainError, train};
+use crate::trainer::{Control, LocalTraining, PrefixCache, TrainError, train};
 
 /// Arguments of `train`.
 #[derive(Debug, clap::Args)]
@@ -39,6 +40,9 @@ pub struct TrainArgs {
     /// Another peak learning rate than the manifest's
     #[arg(long)]
     learning_rate: Option<f64>,
+    /// Keep there what the frozen blocks make of images, for later epochs and runs (docs/cache.md)
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     /// The name that shuffles and dropout masks are drawn for
     #[arg(long, default_value = "local")]
     site: String,
@@ -60,9 +64,11 @@ pub(super) fn run(args: &TrainArgs, format: Format) -> Result<(), Failure> {
     let dataset = read_data(&args.data, &manifest)?;
     let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
     let split = dataset.split(holdout);
+    let cache = args.cache.as_deref().map(open_cache).transpose()?;
     let began = Instant::now();
-    let done = all_rounds(args, &manifest, &backbone, &dataset, &split)
-        .map_err(|e| Failure::invalid("training", chain(&e)))?;
+    let site = Site { backbone: &backbone, dataset: &dataset, split: &split, cache };
+    let done =
+        all_rounds(args, &manifest, &site).map_err(|e| Failure::invalid("training", chain(&e)))?;
     let contract = manifest.contract().expect("a checked manifest has a contract");
     let header = adapter_header(&manifest.name, manifest.rounds.count, &contract);
     let bytes = encode(&header, &done.values);
@@ -99,33 +105,45 @@ struct Done {
     losses: Vec<f64>,
 }
 
+fn open_cache(dir: &Path) -> Result<PrefixCache, Failure> {
+    let opened = PrefixCache::open(dir, BYTES_MAX, Precision::default());
+    opened.map_err(|e| Failure::invalid("arguments", format!("--cache {}: {e}", dir.display())))
+}
+
+/// What this site alone has.
+struct Site<'a> {
+    backbone: &'a Backbone,
+    dataset: &'a Dataset,
+    split: &'a Split,
+    cache: Option<PrefixCache>,
+}
+
 /// Round after round, each from the last one's adapter: what a federation of this site alone does.
 fn all_rounds(
     args: &TrainArgs,
     manifest: &RunManifest,
-    backbone: &Backbone,
-    dataset: &Dataset,
-    split: &Split,
+    site: &Site<'_>,
 ) -> Result<Done, TrainError> {
     let contract = manifest.contract().expect("a checked manifest has a contract");
     let header = adapter_header(&manifest.name, 0, &contract);
     let values = decode(&initial_adapter(manifest), &header).expect("the initial adapter fits");
     let mut done = Done { values, cases: 0, steps: 0, losses: Vec::new() };
     // Between rounds nobody asks for held-out metrics; `evaluate` gives them at the end.
-    let split = Split { train: split.train.clone(), holdout: Vec::new() };
+    let split = Split { train: site.split.train.clone(), holdout: Vec::new() };
     let (control, compute) = (Control::default(), Compute::cpu());
     let mut display = Display::new();
     for round in 1..=manifest.rounds.count {
         display.prefix(format!("round {round}/{} ", manifest.rounds.count));
         let work = LocalTraining {
-            backbone,
+            backbone: site.backbone,
             manifest,
             base: &done.values,
-            dataset,
+            dataset: site.dataset,
             split: &split,
             round,
             site: &args.site,
             compute: &compute,
+            cache: site.cache.as_ref(),
         };
         let update = train(&work, &control, &mut |progress| display.show(progress))?;
         done.values = update.values;

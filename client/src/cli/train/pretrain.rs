@@ -3,8 +3,12 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tributary_shared::architecture::Architecture;
+use tributary_shared::augment::Augment;
+use tributary_shared::manifest::MANIFEST_BYTES_MAX;
+use tributary_shared::objective::{Dino, Mae, Objective, SimClr};
 use tributary_shared::outcome::{Failure, chain};
 
 use super::progress::Display;
@@ -41,16 +45,11 @@ pub struct PretrainArgs {
     /// Weight decay of AdamW
     #[arg(long, default_value_t = 0.05)]
     weight_decay: f64,
-    /// Share of an image's patches that is hidden
-    #[arg(long, default_value_t = 0.75)]
-    mask_ratio: f64,
-    /// Width of the decoder, which is thrown away; a multiple of 32
-    #[arg(long, default_value_t = 64)]
-    decoder_width: usize,
-    /// Blocks of the decoder
-    #[arg(long, default_value_t = 1)]
-    decoder_depth: usize,
-    /// Seed of weights, order, masks and flips
+    /// What to learn by: `mae`, `simclr` or `dino` with their usual numbers, or a `.toml` with
+    /// `[objective]` as a run's `[task.objective]` and `[augment]` as its `[training.augment]`
+    #[arg(long, default_value = "mae", value_name = "NAME|TOML")]
+    objective: String,
+    /// Seed of weights, order, masks and views
     #[arg(long, default_value_t = 1)]
     seed: u64,
     #[command(flatten)]
@@ -114,7 +113,7 @@ pub(super) fn run(args: &PretrainArgs, format: Format) -> Result<(), Failure> {
     })
     .map_err(|e| Failure::invalid("training", chain(&e)))?;
     drop(display);
-    let card = card(args, &made, dataset.len(), &input, began.elapsed().as_secs());
+    let card = card(args, &plan, &made, dataset.len(), &input, began.elapsed().as_secs());
     write(args, &made, &card)?;
     print(format, &card, || {
         let (first, last) = (made.losses.first(), made.losses.last());
@@ -138,36 +137,74 @@ fn plan(args: &PretrainArgs) -> Result<Pretraining, Failure> {
         "--learning-rate must be above 0",
     )?;
     require((0.0..=10.0).contains(&args.weight_decay), "--weight-decay must be between 0 and 10")?;
-    require(args.mask_ratio > 0.0 && args.mask_ratio < 1.0, "--mask-ratio must be in (0, 1)")?;
-    require(
-        args.decoder_width.is_multiple_of(32) && (32..=8_192).contains(&args.decoder_width),
-        "--decoder-width must be a multiple of 32 between 32 and 8192",
-    )?;
-    require((1..=32).contains(&args.decoder_depth), "--decoder-depth must be between 1 and 32")?;
-    let architecture = args.shape.architecture()?;
-    require(architecture.patches() > 1, "an image must have more than one patch")?;
-    Ok(Pretraining {
-        architecture,
+    let Learning { objective, augment } = learning(&args.objective)?;
+    let plan = Pretraining {
+        architecture: args.shape.architecture()?,
+        objective,
+        augment,
         epochs: args.epochs,
         batch_size: args.batch_size,
         learning_rate: args.learning_rate,
         weight_decay: args.weight_decay,
-        mask_ratio: args.mask_ratio,
-        decoder_width: args.decoder_width,
-        decoder_depth: args.decoder_depth,
         seed: args.seed,
-    })
+    };
+    plan.check().map_err(|e| Failure::invalid("objective", format!("{}: {e}", args.objective)))?;
+    Ok(plan)
+}
+
+/// What `--objective` asks for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Learning {
+    objective: Objective,
+    #[serde(default)]
+    augment: Option<Augment>,
+}
+
+fn learning(asked: &str) -> Result<Learning, Failure> {
+    let invalid = |problem: String| Failure::invalid("objective", format!("{asked}: {problem}"));
+    let objective = match asked {
+        "mae" => return Ok(Learning { objective: Objective::Mae(Mae::default()), augment: None }),
+        "simclr" => Objective::SimClr(SimClr::default()),
+        "dino" => Objective::Dino(Dino::default()),
+        path if path.ends_with(".toml") => {
+            let bytes = std::fs::metadata(path).map_err(|e| invalid(e.to_string()))?.len();
+            if bytes > MANIFEST_BYTES_MAX as u64 {
+                let limit = format!("{bytes} bytes; at most {MANIFEST_BYTES_MAX} are read");
+                return Err(invalid(limit));
+            }
+            let text = std::fs::read_to_string(path).map_err(|e| invalid(e.to_string()))?;
+            return toml::from_str(&text).map_err(|e| invalid(e.to_string()));
+        }
+        _ => return Err(invalid("is none of mae, simclr, dino and no .toml".to_owned())),
+    };
+    Ok(Learning { objective, augment: Some(usual_views()) })
+}
+
+/// What the two papers do to photographs, as far as grey images take it.
+fn usual_views() -> Augment {
+    Augment {
+        crop_area_min: 0.4,
+        flip_horizontal: true,
+        brightness: 0.4,
+        contrast: 0.4,
+        saturation: 0.2,
+        hue: 0.05,
+        ..Augment::default()
+    }
 }
 
 /// What made the file and how it can be recognised.
 fn card(
     args: &PretrainArgs,
+    plan: &Pretraining,
     made: &Pretrained,
     images: usize,
     input: &InputSpec,
     seconds: u64,
 ) -> Value {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Pretraining { objective, augment, .. } = plan;
     let rounded = |loss: &f64| (loss * 1e4).round() / 1e4;
     json!({
         "file": args.out.file_name().map(|name| name.to_string_lossy()),
@@ -176,7 +213,8 @@ fn card(
         "architecture": made.backbone.architecture(),
         "mean": input.mean,
         "std": input.std,
-        "method": "masked autoencoding (He et al. 2021, arXiv:2111.06377), decoder dropped",
+        "objective": objective,
+        "augment": augment,
         "command": format!("tributary-client {}", arguments.join(" ")),
         "seed": args.seed,
         "images": images,

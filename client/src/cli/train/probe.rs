@@ -6,13 +6,14 @@ use serde_json::json;
 use tributary_shared::manifest::Task;
 use tributary_shared::outcome::{Failure, chain};
 
+use super::evaluate::read_adapter;
 use super::pretrain::PIXEL_CENTRE;
 use super::progress::Display;
-use super::{Threads, open_all};
+use super::{Threads, open_all, read_backbone, read_manifest};
 use crate::cli::{Format, print};
 use crate::data::{Dataset, InputSpec};
 use crate::model::{Backbone, Compute, random_backbone};
-use crate::trainer::{Control, linear_probe};
+use crate::trainer::{Control, Probed, linear_probe};
 
 /// The kind of labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -34,6 +35,12 @@ pub struct ProbeArgs {
     /// Labelled images: a folder with `labels.csv` or an `.npz`; several are pooled
     #[arg(long, required = true, value_name = "DIR|NPZ")]
     data: Vec<PathBuf>,
+    /// Look at the features under an adapter of the run that this manifest declares
+    #[arg(long, value_name = "run.toml", requires = "adapter")]
+    run: Option<PathBuf>,
+    /// The adapter in canonical bytes
+    #[arg(long, value_name = "FILE", requires = "run")]
+    adapter: Option<PathBuf>,
     /// The kind of labels
     #[arg(long, value_enum, default_value_t = Kind::Binary)]
     task: Kind,
@@ -52,14 +59,24 @@ pub struct ProbeArgs {
 
 pub(super) fn run(args: &ProbeArgs, format: Format) -> Result<(), Failure> {
     args.threads.set()?;
-    let backbone = Backbone::open_described(&args.backbone)
-        .map_err(|e| Failure::invalid("backbone", chain(&e)))?;
+    let run = args.run.as_deref().map(read_manifest).transpose()?;
+    let backbone = match &run {
+        Some(run) => read_backbone(&args.backbone, run)?,
+        None => Backbone::open_described(&args.backbone)
+            .map_err(|e| Failure::invalid("backbone", chain(&e)))?,
+    };
+    let adapter = match (&run, &args.adapter) {
+        (Some(run), Some(path)) => run.contract().zip(Some(read_adapter(path, run)?)),
+        (Some(_), None) | (None, _) => None,
+    };
     let architecture = backbone.architecture();
+    let asked = run.as_ref().and_then(|run| run.backbone.as_ref());
+    let centre = || vec![PIXEL_CENTRE; architecture.channels];
     let input = InputSpec {
         image_size: architecture.image_size,
         channels: architecture.channels,
-        mean: vec![PIXEL_CENTRE; architecture.channels],
-        std: vec![PIXEL_CENTRE; architecture.channels],
+        mean: asked.map_or_else(centre, |asked| asked.mean.clone()),
+        std: asked.map_or_else(centre, |asked| asked.std.clone()),
     };
     let classes = args.classes.clone();
     let task = match args.task {
@@ -70,24 +87,36 @@ pub(super) fn run(args: &ProbeArgs, format: Format) -> Result<(), Failure> {
     let dataset = open_all(&args.data, |source| Dataset::open(source, &task, &input))?;
     let split = dataset.split(args.holdout);
     let mut display = Display::new();
-    let mut of = |backbone: &Backbone| {
+    let mut of = |probed: Probed<'_>| {
         let mut show = |progress| display.show(progress);
         let (control, compute) = (Control::default(), Compute::cpu());
-        linear_probe(backbone, &task, &dataset, &split, &compute, (&control, &mut show))
+        linear_probe(probed, &task, &dataset, &split, &compute, (&control, &mut show))
             .map_err(|e| Failure::invalid("probe", chain(&e)))
     };
-    let (trained, untrained) = (of(&backbone)?, of(&random_backbone(architecture, args.seed))?);
+    let frozen = of(Probed { backbone: &backbone, adapter: None })?;
+    let adapted = match &adapter {
+        Some((contract, values)) => {
+            of(Probed { backbone: &backbone, adapter: Some((contract, values)) })?
+        }
+        None => None,
+    };
+    let random = random_backbone(architecture, args.seed);
+    let untrained = of(Probed { backbone: &random, adapter: None })?;
     let data = json!({
         "digest": backbone.digest(),
         "train_cases": split.train.len(),
         "holdout_cases": split.holdout.len(),
-        "auroc": trained,
+        "auroc": frozen,
+        "auroc_adapted": adapted,
         "auroc_untrained": untrained,
-        "margin": trained.zip(untrained).map(|(a, b)| a - b),
+        "margin": frozen.zip(untrained).map(|(a, b)| a - b),
     });
     print(format, data, || {
         println!("held-out cases      {}", split.holdout.len());
-        println!("AUROC, this file    {}", super::shown(trained));
+        println!("AUROC, this file    {}", super::shown(frozen));
+        if adapter.is_some() {
+            println!("AUROC, adapted      {}", super::shown(adapted));
+        }
         println!("AUROC, untrained    {}", super::shown(untrained));
     });
     Ok(())

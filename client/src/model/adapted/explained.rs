@@ -37,14 +37,14 @@ impl AdaptedVit {
         rows: &[f32],
         weigh: impl FnOnce(&[f32]) -> Vec<f32>,
     ) -> Looked {
-        let leaves = self.leaves(values, true);
+        let leaves = self.leaves(&self.place(values), true);
         let adapter = self.adapter(&leaves);
         let changed = self.changed(&leaves, true);
         let vit = changed.as_ref().unwrap_or(&self.training);
         let mut watch = Watch::default();
         let tokens = vit.tokens(self.patches(rows, 1).autodiff());
         let tokens = vit.watched(tokens, Some(&adapter), &mut Dropout::off(), &mut watch);
-        let logits = adapter.head.forward(vit.pool(tokens, Some(&adapter)));
+        let logits = adapter.outputs(vit.pool(tokens, Some(&adapter)));
         let dims = logits.dims();
         let said = download(logits.clone().inner());
         let weights = TensorData::new(weigh(&said), dims);

@@ -3,7 +3,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 
-use super::{AdaptedVit, Gradient, Input, Leaves, download};
+use super::{AdaptedVit, Gradient, Input, Leaves, Placed, download};
 use crate::model::Dropout;
 
 /// What a head takes of each image.
@@ -13,38 +13,51 @@ pub(crate) enum Level {
     Features,
     /// The patches' tokens, `[images, patches, width]`.
     Tokens,
+    /// Every token of an image's own, `[images, tokens, width]`.
+    Encoded,
 }
 
 /// A head over trained leaves: from `[images, rows, width]` to outputs.
 pub(crate) type HeadOf<'a> = dyn Fn(&Leaves<'_>, Tensor<3>) -> Tensor<3> + Sync + 'a;
 
 impl AdaptedVit {
+    /// What the adapted backbone gives to the head: `[images, features]`.
+    pub(crate) fn adapted_features(
+        &self,
+        values: &Placed,
+        rows: &[f32],
+        images: usize,
+    ) -> Vec<f32> {
+        let (input, level) = (Input::Patches { rows, images }, Level::Features);
+        self.through(values, input, level, &mut Dropout::off(), &|_, features| features)
+    }
+
     /// The outputs of `head`, no graph built.
     pub(crate) fn through(
         &self,
-        values: &[Vec<f32>],
-        (rows, images): (&[f32], usize),
+        values: &Placed,
+        input: Input<'_>,
         level: Level,
         dropout: &mut Dropout,
         head: &HeadOf<'_>,
     ) -> Vec<f32> {
         let leaves = self.leaves(values, false);
-        download(head(&leaves, self.level(&leaves, (rows, images), level, dropout, false)))
+        download(head(&leaves, self.level(&leaves, input, level, dropout, false)))
     }
 
     /// The gradient of a loss of which `loss` knows, given the outputs of `head`, its value and its
     /// derivative by each output.
     pub(crate) fn gradient_through(
         &self,
-        values: &[Vec<f32>],
-        (rows, images): (&[f32], usize),
+        values: &Placed,
+        input: Input<'_>,
         level: Level,
         dropout: &mut Dropout,
         head: &HeadOf<'_>,
         loss: impl FnOnce(&[f32]) -> (f64, Vec<f32>),
     ) -> Gradient {
         let leaves = self.leaves(values, true);
-        let below = self.level(&leaves, (rows, images), level, dropout, true);
+        let below = self.level(&leaves, input, level, dropout, true);
         let outputs = head(&leaves, below);
         let (loss, by_output) = loss(&download(outputs.clone().inner()));
         let mut gradients =
@@ -56,7 +69,7 @@ impl AdaptedVit {
     /// each number that enters: where a batch's images meet before there is a loss.
     pub(crate) fn head_gradient(
         &self,
-        values: &[Vec<f32>],
+        values: &Placed,
         inputs: &[f32],
         dims: [usize; 3],
         head: &HeadOf<'_>,
@@ -76,7 +89,7 @@ impl AdaptedVit {
     /// The outputs of `head` over what is given to it, no graph built.
     pub(crate) fn head_outputs_of(
         &self,
-        values: &[Vec<f32>],
+        values: &Placed,
         inputs: &[f32],
         dims: [usize; 3],
         head: &HeadOf<'_>,
@@ -87,12 +100,12 @@ impl AdaptedVit {
     fn level(
         &self,
         leaves: &Leaves<'_>,
-        (rows, images): (&[f32], usize),
+        input: Input<'_>,
         level: Level,
         dropout: &mut Dropout,
         trained: bool,
     ) -> Tensor<3> {
-        self.below_head(leaves, Input::Patches { rows, images }, level, dropout, trained).1
+        self.below_head(leaves, input, level, dropout, trained).1
     }
 
     fn plain(&self, values: Vec<f32>, dims: [usize; 3]) -> Tensor<3> {

@@ -12,7 +12,7 @@ use tributary_shared::layout::TensorSpec;
 use tributary_shared::manifest::{RunManifest, Task};
 
 use super::names::{Transformers, theirs};
-use super::{ExportError, Named, safetensors_of, write_directory};
+use super::{ExportError, NO_HEAD, Named, safetensors_of, write_directory};
 use crate::model::{Backbone, row_lengths};
 
 /// Writes `adapter_config.json` and `adapter_model.safetensors` into the new directory `out`:
@@ -58,6 +58,9 @@ fn parts(manifest: &RunManifest) -> Result<Option<&Lora>, ExportError> {
         return unsupported(
             "transformers' ViTForImageClassification has no registers, LayerScale, gated perceptron, quick GELU, embedding norm or pooled norm; a run on such a backbone cannot be exported to it",
         );
+    }
+    if let Task::SelfSupervised { .. } = manifest.task {
+        return unsupported(NO_HEAD);
     }
     if manifest.bags.is_some() || matches!(manifest.task, Task::Segmentation { .. }) {
         return unsupported(

@@ -12,7 +12,7 @@ use tributary_shared::head::Head;
 use tributary_shared::layout::TensorSpec;
 use tributary_shared::manifest::{Backbone as Asked, RunManifest, Task};
 
-use super::{ExportError, Named, safetensors_of, write_directory};
+use super::{ExportError, NO_HEAD, Named, safetensors_of, write_directory};
 use crate::model::{Backbone, merged, merges};
 
 /// The Python module that loads every such directory; it is written beside what needs it.
@@ -29,6 +29,9 @@ pub fn export_timm(
     backbone: &Backbone,
     values: &[Vec<f32>],
 ) -> Result<bool, ExportError> {
+    if let Task::SelfSupervised { .. } = manifest.task {
+        return Err(ExportError::Unsupported(NO_HEAD));
+    }
     let unsupported = ExportError::Unsupported("a rehearsal has no model to export");
     let (Some(asked), Some(adaptation), Some(contract)) =
         (&manifest.backbone, &manifest.adapter, manifest.contract())
@@ -94,6 +97,7 @@ fn config(
         | Task::MultiLabel { .. }
         | Task::Ordinal { .. }
         | Task::Survival {}
+        | Task::SelfSupervised { .. }
         | Task::Rehearsal { .. } => Value::Null,
     };
     let adapter = manifest.adapter.as_ref().filter(|adaptation| !merges(adaptation));

@@ -6,8 +6,9 @@ use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
-use super::{Pretraining, patch_numbers};
-use crate::data::Dataset;
+use tributary_shared::architecture::Architecture;
+
+use super::Views;
 use crate::model::patchify;
 use crate::trainer::session::{TrainError, stream};
 
@@ -30,6 +31,12 @@ impl Masked {
         self.order.len() / self.images - self.visible
     }
 
+    /// For each image its seen patches' places.
+    pub(super) fn seen_places(&self) -> Vec<Vec<usize>> {
+        let patches = self.order.len() / self.images;
+        self.order.chunks(patches).map(|image| image[..self.visible].to_vec()).collect()
+    }
+
     /// The rows of `table` (`[tokens, width]`, patches last) at the places of each image's
     /// patches of `range`.
     pub(super) fn rows(&self, table: &[f32], width: usize, range: Range<usize>) -> Vec<f32> {
@@ -46,16 +53,17 @@ impl Masked {
     }
 }
 
-/// The masks and flips of `epoch` on the images of `shard`: a function of seed, epoch and image.
+/// The images of `shard` under `views`, masked: a function of the views' name and epoch, and of the
+/// image.
 pub(super) fn masked(
-    plan: &Pretraining,
-    dataset: &Dataset,
+    architecture: &Architecture,
+    mask_ratio: f64,
+    views: &Views<'_>,
     shard: &[usize],
-    epoch: u32,
 ) -> Result<Masked, TrainError> {
-    let all = plan.architecture.patches();
-    let hidden = ((all as f64 * plan.mask_ratio).round() as usize).clamp(1, all - 1);
-    let numbers = patch_numbers(plan);
+    let all = architecture.patches();
+    let hidden = ((all as f64 * mask_ratio).round() as usize).clamp(1, all - 1);
+    let numbers = architecture.channels * architecture.patch_size.pow(2);
     let mut masked = Masked {
         images: shard.len(),
         visible: all - hidden,
@@ -63,16 +71,16 @@ pub(super) fn masked(
         patches: Vec::new(),
         targets: Vec::new(),
     };
-    let mut image = vec![0.0; dataset.input().numbers()];
+    let mut image = vec![0.0; views.dataset.input().numbers()];
     for index in shard {
-        dataset.pixels(*index, &mut image)?;
-        let name = format!("{}\npretraining mask {epoch} {index}", plan.seed);
+        views.image(*index, 0, None, &mut image)?;
+        let name = views.stream_name(&format!("mask {} {index}", views.epoch));
         let mut rng = ChaCha12Rng::from_seed(stream(&name));
-        if rng.next_u32() & 1 == 1 {
-            image.chunks_mut(plan.architecture.image_size).for_each(<[f32]>::reverse);
+        if rng.next_u32() & 1 == 1 && views.mirrored {
+            image.chunks_mut(architecture.image_size).for_each(<[f32]>::reverse);
         }
         let mut rows = Vec::with_capacity(image.len());
-        patchify(&plan.architecture, &image, &mut rows);
+        patchify(architecture, &image, &mut rows);
         let mut order: Vec<usize> = (0..all).collect();
         order.shuffle(&mut rng);
         for (rank, place) in order.iter().enumerate() {

@@ -1,0 +1,165 @@
+//! Self-distillation without labels (Caron et al. 2021, arXiv:2104.14294): the student's view of
+//! an image must be sorted as the teacher sorts another view of it. The teacher is the student's
+//! moving average; its outputs are centred and sharpened, so that one answer for everything does
+//! not pay. Small parts are stretched to the input's size rather than seen at a smaller one.
+
+use burn::tensor::Tensor;
+use tributary_shared::objective::Dino;
+
+use super::{Judged, Learner, Views, each_shard, sum};
+use crate::model::{Dropout, Gradient, HeadOf, Input, Leaves, Level, Values};
+use crate::trainer::Control;
+use crate::trainer::session::TrainError;
+
+/// Views of most of an image, which teacher and student see.
+const GLOBAL_VIEWS: usize = 2;
+
+/// The slowly following model.
+pub(super) struct Teacher {
+    values: Values,
+    momentum: f32,
+    centre: Option<Vec<f64>>,
+    centre_momentum: f64,
+}
+
+impl Teacher {
+    pub(super) fn new(dino: &Dino, values: &Values) -> Self {
+        Self {
+            values: values.clone(),
+            momentum: dino.teacher_momentum as f32,
+            centre: None,
+            centre_momentum: dino.centre_momentum,
+        }
+    }
+
+    /// After a step of the student.
+    pub(super) fn follow(&mut self, student: &Values) {
+        let kept = self.momentum;
+        for (own, new) in self.values.iter_mut().flatten().zip(student.iter().flatten()) {
+            *own = kept * *own + (1.0 - kept) * new;
+        }
+    }
+
+    /// Moves the centre towards the mean of a batch's outputs; gives the centre of this step.
+    fn centre(&mut self, outputs: &[Vec<f32>], prototypes: usize) -> Vec<f64> {
+        let mut mean = vec![0.0; prototypes];
+        let mut rows = 0.0;
+        for row in outputs.iter().flat_map(|outputs| outputs.chunks(prototypes)) {
+            rows += 1.0;
+            mean.iter_mut().zip(row).for_each(|(m, x)| *m += f64::from(*x));
+        }
+        mean.iter_mut().for_each(|m| *m /= rows);
+        let now = self.centre.take().unwrap_or_else(|| mean.clone());
+        let kept = self.centre_momentum;
+        let next = now.iter().zip(&mean).map(|(c, m)| kept * c + (1.0 - kept) * m).collect();
+        self.centre = Some(next);
+        now
+    }
+}
+
+pub(super) fn gradient(
+    learner: &Learner<'_>,
+    dino: &Dino,
+    values: &Values,
+    views: &Views<'_>,
+    batch: &[usize],
+    teacher: &mut Teacher,
+    control: &Control,
+) -> Result<Gradient, TrainError> {
+    let model = learner.model;
+    let head = |leaves: &Leaves<'_>, features| {
+        sorted(leaves, dino.prototypes, model.head(leaves, features))
+    };
+    let (head, level): (&HeadOf<'_>, _) = (&head, Level::Features);
+    let student_views = GLOBAL_VIEWS + dino.local_views;
+    let images = learner.images_of_shard(student_views);
+    let (values, taught) = (&model.place(values), &model.place(&teacher.values));
+    let seen = each_shard(batch, images, control, |_, shard| {
+        let rows = views.rows(model, shard, 0..GLOBAL_VIEWS, None)?;
+        let input = Input::Patches { rows: &rows, images: shard.len() * GLOBAL_VIEWS };
+        let outputs = model.through(taught, input, level, &mut Dropout::off(), head);
+        Ok((rows, outputs))
+    })?;
+    let (globals, outputs): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
+    let centre = teacher.centre(&outputs, dino.prototypes);
+    let local_area_max = views.augment.map_or(1.0, |augment| augment.crop_area_min);
+    let area = dino.local_area_min..=local_area_max;
+    let parts = each_shard(batch, images, control, |number, shard| {
+        let mut rows = globals[number].clone();
+        rows.extend(views.rows(model, shard, GLOBAL_VIEWS..student_views, Some(&area))?);
+        let input = Input::Patches { rows: &rows, images: shard.len() * student_views };
+        let mut dropout = learner.dropout(views, batch, number);
+        let share = shard.len() as f64 / batch.len() as f64;
+        let loss = |student: &[f32]| {
+            let Judged { loss, by_output } = dino_loss(dino, student, &outputs[number], &centre);
+            (share * loss, by_output.into_iter().map(|d| share as f32 * d).collect())
+        };
+        Ok(model.gradient_through(values, input, level, &mut dropout, head, loss))
+    })?;
+    sum(parts)
+}
+
+/// Cosines of projections `[views, 1, projection]` with the prototypes, `[views, 1, prototypes]`.
+fn sorted(leaves: &Leaves<'_>, prototypes: usize, projections: Tensor<3>) -> Tensor<3> {
+    let projection = projections.dims()[2];
+    let table = leaves.take("head.prototypes.weight").reshape([prototypes, projection]);
+    unit(projections).matmul(unit(table).transpose().unsqueeze_dim(0))
+}
+
+/// Rows of length one.
+fn unit<const D: usize>(rows: Tensor<D>) -> Tensor<D> {
+    let lengths = rows.clone().square().sum_dim(D - 1).add_scalar(1e-12).sqrt();
+    rows / lengths
+}
+
+/// The mean cross-entropy, over images and over pairs of a global view of the teacher's and
+/// another view of the student's, of softmax((teacher - centre) / teacher temperature) and
+/// softmax(student / student temperature); its derivative by the student's outputs.
+///
+/// `teacher` is `[images, 2, prototypes]`; `student` is the same followed by
+/// `[images, local views, prototypes]`.
+pub fn dino_loss(dino: &Dino, student: &[f32], teacher: &[f32], centre: &[f64]) -> Judged {
+    let Dino { prototypes, local_views, student_temperature, teacher_temperature, .. } = *dino;
+    let images = teacher.len() / (GLOBAL_VIEWS * prototypes);
+    let targets: Vec<Vec<f64>> = teacher
+        .chunks(prototypes)
+        .map(|row| {
+            let centred = row.iter().zip(centre).map(|(x, c)| f64::from(*x) - c);
+            softmax(centred, teacher_temperature).0
+        })
+        .collect();
+    let pairs = (GLOBAL_VIEWS * (GLOBAL_VIEWS - 1 + local_views) * images) as f64;
+    let mut loss = 0.0;
+    let mut by_output = Vec::with_capacity(student.len());
+    for (at, row) in student.chunks(prototypes).enumerate() {
+        let own = at < images * GLOBAL_VIEWS;
+        let image = match own {
+            true => at / GLOBAL_VIEWS,
+            false => (at - images * GLOBAL_VIEWS) / local_views,
+        };
+        let (said, logarithms) = softmax(row.iter().map(|x| f64::from(*x)), student_temperature);
+        let mut by_row = vec![0.0; prototypes];
+        for view in 0..GLOBAL_VIEWS {
+            let from = image * GLOBAL_VIEWS + view;
+            // A view is not compared with the teacher's look at the very same picture.
+            if own && from == at {
+                continue;
+            }
+            for (k, target) in targets[from].iter().enumerate() {
+                loss -= target * logarithms[k] / pairs;
+                by_row[k] += (said[k] - target) / (student_temperature * pairs);
+            }
+        }
+        by_output.extend(by_row.into_iter().map(|d| d as f32));
+    }
+    Judged { loss, by_output }
+}
+
+/// Shares and their logarithms.
+fn softmax(row: impl Iterator<Item = f64>, temperature: f64) -> (Vec<f64>, Vec<f64>) {
+    let scores: Vec<f64> = row.map(|x| x / temperature).collect();
+    let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let total: f64 = scores.iter().map(|s| (s - highest).exp()).sum();
+    let logarithms: Vec<f64> = scores.iter().map(|s| s - highest - total.ln()).collect();
+    (logarithms.iter().map(|l| l.exp()).collect(), logarithms)
+}
