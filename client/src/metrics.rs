@@ -1,10 +1,12 @@
 //! How good predictions are. Pure; classes as the task orders them.
 
 mod ordinal;
+mod pointing;
 mod segmentation;
 mod survival;
 
 pub use ordinal::{mean_grade_error, median_grade, quadratic_kappa};
+pub use pointing::Pointing;
 pub use segmentation::Overlap;
 pub use survival::concordance;
 

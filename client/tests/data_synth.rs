@@ -264,3 +264,42 @@ fn an_npz_is_divided_into_pictures() {
     let picture = image::open(&places[0]).expect("a picture").to_luma8();
     assert_eq!((picture.dimensions(), picture.get_pixel(2, 2).0), ((6, 8), [110]));
 }
+
+/// Every lesion's middle is marked, and a picture without lesions has an empty mask.
+#[test]
+fn masks_mark_the_lesions_that_the_truth_names() {
+    let folder = tempfile::tempdir().unwrap();
+    for modality in [Modality::Fundus, Modality::ChestXray] {
+        let out = folder.path().join(format!("{modality:?}"));
+        let spec = SynthSpec { sites: 1, patients: 12, size: 64, ..spec(modality) };
+        synth::write(&spec, &out, &|| ()).unwrap();
+        let site = out.join("site-1");
+        let mut truth = csv::Reader::from_path(site.join("truth.csv")).unwrap();
+        let (mut lesions, mut empty) = (0, 0);
+        for row in truth.records() {
+            let row = row.unwrap();
+            let mask = image::open(site.join(row[0].replace("images/", "masks/"))).unwrap();
+            let mask = mask.into_luma8();
+            let positions = row[row.len() - 1].to_owned();
+            for lesion in positions.split(';').filter(|lesion| !lesion.is_empty()) {
+                let numbers: Vec<f32> =
+                    lesion.split(':').skip(1).map(|n| n.parse().unwrap()).collect();
+                let pixel = |at: f32| {
+                    let side = mask.width() as f32;
+                    ((at + 1.0) / 2.0 * side).clamp(0.0, side - 1.0) as u32
+                };
+                // A lesion smaller than a pixel can lie between the middles of pixels.
+                if numbers[2] * mask.width() as f32 > 2.0 {
+                    assert_eq!(
+                        mask.get_pixel(pixel(numbers[0]), pixel(numbers[1])),
+                        &image::Luma([1])
+                    );
+                    lesions += 1;
+                }
+            }
+            empty += usize::from(positions.is_empty());
+            assert!(!positions.is_empty() || mask.pixels().all(|pixel| pixel.0 == [0]));
+        }
+        assert!(lesions > 5 && empty > 0, "{modality:?}: {lesions} lesions, {empty} without");
+    }
+}

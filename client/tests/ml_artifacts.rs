@@ -54,7 +54,7 @@ fn write_the_peft_fixture() {
     for (version, name) in VERSIONS {
         // It may not be there yet.
         let _ = fs::remove_dir_all(fixture(name));
-        export_peft(&fixture(name), &run, &values, version).unwrap();
+        export_peft(&fixture(name), &run, None, &values, version).unwrap();
     }
 }
 
@@ -87,12 +87,12 @@ fn an_export_is_the_directory_that_python_loaded() {
     let folder = tempfile::tempdir().unwrap();
     for (version, name) in VERSIONS {
         let out = folder.path().join(name);
-        export_peft(&out, &run, &values, version).unwrap();
+        export_peft(&out, &run, None, &values, version).unwrap();
         for file in ["adapter_config.json", "adapter_model.safetensors"] {
             let found = fs::read(out.join(file)).unwrap();
             assert_eq!(found, fs::read(fixture(name).join(file)).unwrap(), "{name}/{file}");
         }
-        let again = export_peft(&out, &run, &values, version);
+        let again = export_peft(&out, &run, None, &values, version);
         assert!(matches!(again, Err(ExportError::Exists(_))), "{again:?}");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary left behind");
@@ -103,14 +103,14 @@ fn what_transformers_cannot_compute_is_not_exported() {
     let (run, values) = fixture_run();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let refused = export_peft(&out, &run, &values[1..], Transformers::V5);
+    let refused = export_peft(&out, &run, None, &values[1..], Transformers::V5);
     assert!(matches!(refused, Err(ExportError::Adapter)), "{refused:?}");
     let others: [fn(&mut Architecture); 3] =
         [|a| a.pool = Pool::Mean, |a| a.layer_scale = true, |a| a.register_tokens = 1];
     for change in others {
         let mut run = run.clone();
         change(&mut run.backbone.as_mut().unwrap().architecture);
-        let refused = export_peft(&out, &run, &values, Transformers::V5);
+        let refused = export_peft(&out, &run, None, &values, Transformers::V5);
         assert!(matches!(refused, Err(ExportError::Unsupported(_))), "{refused:?}");
     }
     assert!(!out.exists());

@@ -67,6 +67,12 @@ def their_name(name: str, major: int) -> str:
 
 
 def base_model(run: dict, backbone: pathlib.Path) -> ViTForImageClassification:
+    weights = {name: torch.from_numpy(values) for name, values in load_file(backbone).items()}
+    return model_of(run, weights)
+
+
+def model_of(run: dict, backbone: dict) -> ViTForImageClassification:
+    """transformers' model of a run with the backbone's tensors, the head as it comes."""
     shape = run["backbone"]["architecture"]
     if shape.get("pool", "class_token") != "class_token" or not shape.get("class_token", True):
         sys.exit("ViTForImageClassification reads the class token; this run's pool is another")
@@ -85,10 +91,7 @@ def base_model(run: dict, backbone: pathlib.Path) -> ViTForImageClassification:
     )
     model = ViTForImageClassification(config).eval()
     major = int(transformers.__version__.split(".")[0])
-    weights = {
-        their_name(name, major): torch.from_numpy(values)
-        for name, values in load_file(backbone).items()
-    }
+    weights = {their_name(name, major): values for name, values in backbone.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if unexpected or any(not name.startswith("classifier.") for name in missing):
         sys.exit(f"backbone does not fit: missing {missing}, unexpected {unexpected}")

@@ -2,8 +2,10 @@
 
 mod backbone;
 mod evaluate;
+mod explain;
 mod export;
 mod local;
+mod overlay;
 mod pretrain;
 mod probe;
 mod progress;
@@ -29,8 +31,12 @@ pub enum TrainCommand {
     Train(local::TrainArgs),
     /// Say how good an adapter is on local images.
     Evaluate(evaluate::EvaluateArgs),
-    /// Write an adapter as a directory that Python's `peft` loads.
+    /// Show where an adapted model looked, as pictures that stay here.
+    Explain(explain::ExplainArgs),
+    /// Write an adapter for Python's `peft` or timm, or merge it into its backbone.
     Export(export::ExportArgs),
+    /// Read an adapter that Python's `peft` wrote as one of a run.
+    ImportAdapter(export::ImportAdapterArgs),
     /// Compare a backbone's features with an untrained one's by a linear probe.
     Probe(probe::ProbeArgs),
     /// Import published weights as a backbone, or look at one.
@@ -44,7 +50,9 @@ pub fn run(command: &TrainCommand, format: Format) -> Result<(), Failure> {
         TrainCommand::Pretrain(args) => pretrain::run(args, format),
         TrainCommand::Train(args) => local::run(args, format),
         TrainCommand::Evaluate(args) => evaluate::run(args, format),
+        TrainCommand::Explain(args) => explain::run(args, format),
         TrainCommand::Export(args) => export::run(args, format),
+        TrainCommand::ImportAdapter(args) => export::import(args, format),
         TrainCommand::Probe(args) => probe::run(args, format),
         TrainCommand::Backbone(command) => backbone::run(command, format),
     }

@@ -8,6 +8,12 @@ use super::{DataError, ImageProblem, image_file};
 /// The level of a pixel of which the mask says nothing; losses and metrics leave it out.
 pub const UNMARKED: u8 = 255;
 
+/// Whether each pixel of the mask at `path`, on a square grid of `side`, is marked: any level but 0.
+pub fn marked(path: &Path, side: usize) -> Result<Vec<bool>, DataError> {
+    let levels = usize::from(u8::MAX) + 1;
+    Ok(read(path, levels, side)?.into_iter().map(|level| level > 0).collect())
+}
+
 /// The mask at `path`, its nearest pixels on a square grid of `side`.
 pub(super) fn read(path: &Path, classes: usize, side: usize) -> Result<Vec<u8>, DataError> {
     let (levels, (width, height)) = decode(path, classes)?;

@@ -33,7 +33,7 @@ mod window;
 pub use contract::Profile;
 pub use dicom::DicomProblem;
 pub use label::{Case, Label};
-pub use mask::UNMARKED;
+pub use mask::{UNMARKED, marked};
 pub use problem::{DataError, ImageProblem, ManifestProblem, NpzProblem, RowProblem};
 
 pub use report::Report;

@@ -1,5 +1,6 @@
 //! A frozen backbone under a trainable adapter: logits, features and gradients.
 
+mod explained;
 mod through;
 
 use std::collections::BTreeMap;
@@ -11,8 +12,8 @@ use tributary_shared::contract::AdapterContract;
 use tributary_shared::layout::Layout;
 use tributary_shared::training::Precision;
 
-pub(crate) use self::through::HeadOf;
-pub(crate) use self::through::Level;
+pub(crate) use self::explained::BlockAttention;
+pub(crate) use self::through::{HeadOf, Level};
 use super::adapter::{Adapter, Dropout};
 use super::backbone::Backbone;
 use super::compute::Compute;

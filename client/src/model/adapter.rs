@@ -180,6 +180,11 @@ impl Adapter {
         Some(up.forward(activation::relu(down.forward(normed.clone()))).mul_scalar(scale))
     }
 
+    /// Tokens that enter with this block.
+    pub(crate) fn prompts_of(&self, block: usize) -> usize {
+        self.prompts.get(&block).map_or(0, |prompts| prompts.dims()[1])
+    }
+
     /// The tokens that enter a block: an image's own `own` with this block's prompts after them,
     /// which replace an earlier block's. Attention does not see in what order they stand.
     pub(crate) fn prompted(&self, block: usize, own: usize, x: Tensor<3>) -> Tensor<3> {

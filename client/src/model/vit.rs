@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
-use burn::tensor::module::{attention, layer_norm, linear};
-use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::module::{layer_norm, linear};
 use burn::tensor::{DType, Int, Tensor, activation};
 use tributary_shared::adaptation::Target;
 use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
 
 use super::adapter::{Adapter, Dropout, Sublayer};
+use super::attention::{Watch, attend};
 
 /// Gives the flat tensor of a name.
 pub(crate) type TensorSource<'a> = dyn FnMut(&str) -> Tensor<1> + 'a;
@@ -133,7 +133,8 @@ impl Block {
         let q = maps.apply(Target::Q, &self.q, first(normed.clone()));
         let k = maps.apply(Target::K, &self.k, normed.clone());
         let v = maps.apply(Target::V, &self.v, normed);
-        let mixed = maps.apply(Target::Proj, &self.proj, attend(q, k, v, heads));
+        let mixed = attend([q, k, v], heads, maps.watch.as_deref_mut());
+        let mixed = maps.apply(Target::Proj, &self.proj, mixed);
         let mixed = maps.after(Sublayer::Attention, self.scaled(0, mixed));
         let x = first(x) + typed(mixed, DType::F32);
         let normed = maps.norm("norm2", &self.norm2, x.clone());
@@ -188,26 +189,6 @@ impl Nonlinearity {
     }
 }
 
-/// Softmax attention of `heads` heads; query tokens may be fewer than key tokens.
-fn attend(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize) -> Tensor<3> {
-    let [images, kept, width] = q.dims();
-    let split = |x: Tensor<3>| {
-        let tokens = x.dims()[1];
-        x.reshape([images, tokens, heads, width / heads]).swap_dims(1, 2)
-    };
-    let dtype = q.dtype();
-    let (q, k, v) = (split(q), split(k), split(v));
-    let mixed = if dtype == DType::F32 {
-        attention(q, k, v, None, None, AttentionModuleOptions::default())
-    } else {
-        // burn's own would take the softmax in the type of its inputs.
-        let scale = 1.0 / ((width / heads) as f64).sqrt();
-        let scores = typed(q.mul_scalar(scale).matmul(k.swap_dims(2, 3)), DType::F32);
-        typed(activation::softmax(scores, 3), dtype).matmul(v)
-    };
-    mixed.swap_dims(1, 2).reshape([images, kept, width])
-}
-
 /// A block's linear maps together with what the adapter adds to them.
 struct Maps<'a> {
     block: usize,
@@ -216,6 +197,7 @@ struct Maps<'a> {
     dtype: DType,
     adapter: Option<&'a Adapter>,
     dropout: &'a mut Dropout,
+    watch: Option<&'a mut Watch>,
 }
 
 impl Maps<'_> {
@@ -269,7 +251,7 @@ impl Trunk {
     /// All tokens after the last block and the final norm.
     pub(crate) fn forward(&self, tokens: Tensor<3>) -> Tensor<3> {
         let all = tokens.dims()[1];
-        self.normed(self.run(tokens, 0..self.blocks.len(), all, None, &mut Dropout::off()))
+        self.normed(self.run(tokens, 0..self.blocks.len(), all, None, &mut Dropout::off(), None))
     }
 
     /// Tokens after `blocks` under an adapter; after the last block of the first `kept` alone.
@@ -280,15 +262,20 @@ impl Trunk {
         kept: usize,
         adapter: Option<&Adapter>,
         dropout: &mut Dropout,
+        mut watch: Option<&mut Watch>,
     ) -> Tensor<3> {
         let own = x.dims()[1];
         for i in blocks {
+            if let Some(watch) = &mut watch {
+                watch.enter(adapter.map_or(0, |adapter| adapter.prompts_of(i)));
+            }
             if let Some(adapter) = adapter {
                 x = adapter.prompted(i, own, x);
             }
             let kept = if i + 1 == self.blocks.len() { kept } else { x.dims()[1] };
             let (nonlinearity, dtype) = (self.nonlinearity, self.blocks[i].q.dtype());
-            let mut maps = Maps { block: i, nonlinearity, dtype, adapter, dropout };
+            let watch = watch.as_deref_mut();
+            let mut maps = Maps { block: i, nonlinearity, dtype, adapter, dropout, watch };
             x = self.blocks[i].forward(x, kept, self.heads, &mut maps);
         }
         x
@@ -384,7 +371,7 @@ impl Vit {
         dropout: &mut Dropout,
     ) -> Tensor<3> {
         let own = tokens.dims()[1];
-        self.trunk.normed(self.trunk.run(tokens, blocks, own, Some(adapter), dropout))
+        self.trunk.normed(self.trunk.run(tokens, blocks, own, Some(adapter), dropout, None))
     }
 
     /// The tokens that enter the first block.
@@ -401,7 +388,7 @@ impl Vit {
         dropout: &mut Dropout,
     ) -> Tensor<3> {
         let all = tokens.dims()[1];
-        let tokens = self.trunk.normed(self.trunk.run(tokens, blocks, all, adapter, dropout));
+        let tokens = self.trunk.normed(self.trunk.run(tokens, blocks, all, adapter, dropout, None));
         let (all, patches) = (tokens.dims()[1], self.architecture.patches());
         tokens.narrow(1, all - patches, patches)
     }
@@ -418,13 +405,25 @@ impl Vit {
         let every = adapter.is_some_and(|adapter| adapter.pooling_head().is_some());
         let class_token = self.architecture.pool == Pool::ClassToken && !every;
         let kept = if class_token { 1 } else { tokens.dims()[1] };
-        self.trunk.run(tokens, blocks, kept, adapter, dropout)
+        self.trunk.run(tokens, blocks, kept, adapter, dropout, None)
+    }
+
+    /// All tokens after every block; `watch` keeps the blocks' attention.
+    pub(crate) fn watched(
+        &self,
+        tokens: Tensor<3>,
+        adapter: Option<&Adapter>,
+        dropout: &mut Dropout,
+        watch: &mut Watch,
+    ) -> Tensor<3> {
+        let (all, blocks) = (tokens.dims()[1], 0..self.architecture.depth);
+        self.trunk.run(tokens, blocks, all, adapter, dropout, Some(watch))
     }
 
     /// Every token after `blocks`, the last block's too.
     pub(crate) fn every(&self, tokens: Tensor<3>, blocks: Range<usize>) -> Tensor<3> {
         let all = tokens.dims()[1];
-        self.trunk.run(tokens, blocks, all, None, &mut Dropout::off())
+        self.trunk.run(tokens, blocks, all, None, &mut Dropout::off(), None)
     }
 
     /// What the head sees of the last block's tokens, `[images, 1, features]`.

@@ -8,14 +8,15 @@
 mod batch;
 mod cache;
 mod descent;
+mod explain;
 mod heads;
 mod inference;
 mod local;
 mod loss;
 mod optimizer;
-mod peft;
 mod pretrain;
 mod probe;
+mod python;
 mod segmentation;
 mod self_supervised;
 mod session;
@@ -24,13 +25,16 @@ mod survival;
 mod units;
 
 pub use cache::PrefixCache;
+pub use explain::{Explained, Explainer, Explanation, NotExplained, stretched};
 pub use inference::{Evaluation, Inference, prediction_columns};
 pub use local::{LocalTraining, LocalUpdate, train};
 pub use loss::{Loss, Weighing, case_loss, probabilities};
 pub use optimizer::{AdamW, clip, learning_rate};
-pub use peft::{ExportError, Transformers, export_peft};
 pub use pretrain::{Pretrained, Pretraining, pretrain};
 pub use probe::{Probed, linear_probe};
+pub use python::{
+    ExportError, ImportPeftError, Transformers, export_peft, export_timm, import_peft,
+};
 pub use segmentation::{Stretch, segmentation_loss};
 pub use self_supervised::{Judged, dino_loss, nt_xent};
 pub use session::TrainError;

@@ -117,8 +117,8 @@ fn asked(arch: &str) -> Result<Asked, Failure> {
 
 /// `[backbone]` as a run's manifest has it.
 #[derive(Serialize)]
-struct RunTable {
-    backbone: manifest::Backbone,
+pub(super) struct RunTable {
+    pub(super) backbone: manifest::Backbone,
 }
 
 fn import(args: &ImportArgs, format: Format) -> Result<(), Failure> {

@@ -13,8 +13,9 @@ use super::progress::Display;
 use super::{Images, Threads, read_backbone, read_manifest, shown};
 use crate::cli::{Format, print};
 use crate::data::Dataset;
-use crate::model::{Compute, Values, write_whole};
+use crate::model::{Compute, Values};
 use crate::trainer::{Control, Evaluation, Inference, prediction_columns};
+use tributary_proto::channel::write_durably;
 
 /// Which cases to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -84,7 +85,7 @@ pub(super) fn run(args: &EvaluateArgs, format: Format) -> Result<(), Failure> {
         .map_err(|e| Failure::invalid("evaluation", chain(&e)))?;
     drop(display);
     if let Some(path) = &args.predictions {
-        write_predictions(path, &evaluation, &dataset, &manifest.task)?;
+        write_predictions(path, &evaluation, &dataset, &manifest)?;
     }
     report(&evaluation, &manifest.task, format);
     Ok(())
@@ -176,25 +177,30 @@ fn write_predictions(
     path: &Path,
     evaluation: &Evaluation,
     dataset: &Dataset,
-    task: &Task,
+    manifest: &RunManifest,
 ) -> Result<(), Failure> {
+    let task = &manifest.task;
     let failed =
         |problem: String| Failure::invalid("output", format!("{}: {problem}", path.display()));
     let mut table = csv::Writer::from_writer(Vec::new());
+    // A bag has one row, whose case is its first image.
+    let bags = manifest.bags.is_some().then(|| "bag".to_owned());
     let columns = ["case", "patient", "label"].into_iter().map(str::to_owned);
+    let columns = bags.clone().into_iter().chain(columns);
     let header: Vec<String> = columns.chain(prediction_columns(task)).collect();
     let mut rows = vec![header];
     for (index, probabilities) in &evaluation.predictions {
         let case = &dataset.cases()[*index];
         let label = case.label.text(task.classes());
+        let facts = [case.id.clone(), case.patient.clone(), label];
+        let bag = bags.as_ref().map(|_| case.bag.clone());
         let numbers = probabilities.iter().map(f32::to_string);
-        rows.push(
-            [case.id.clone(), case.patient.clone(), label].into_iter().chain(numbers).collect(),
-        );
+        rows.push(bag.into_iter().chain(facts).chain(numbers).collect());
     }
     for row in rows {
         table.write_record(&row).map_err(|e| failed(e.to_string()))?;
     }
     let bytes = table.into_inner().map_err(|e| failed(e.to_string()))?;
-    write_whole(path, &bytes).map_err(|e| failed(e.to_string()))
+    // Says what patients have: nobody else on the machine reads it.
+    write_durably(path, &bytes, 0o600).map_err(|e| failed(e.to_string()))
 }

@@ -47,7 +47,12 @@ pub(super) fn paint(view: &mut View<'_>) -> Painting {
             smooth(0.0, 0.03, field - p.x.abs()) * smooth(0.0, 0.03, cut.min(1.2) - p.y.abs());
         [(level * collimated).max(marker_level(&marker, p)); 3]
     });
-    Painting { colour, lesions }
+    // Where they are seen, not where they are.
+    let seen = |lesion: &Lesion| Lesion {
+        at: Point::new(lesion.at.x - shift.x, lesion.at.y - shift.y),
+        ..*lesion
+    };
+    Painting { colour, lesions: lesions.iter().map(seen).collect() }
 }
 
 /// The value of the plane at a point, the nearest pixel's.

@@ -1,11 +1,14 @@
-//! Synthetic sites on disk: `site-N/{images/*.png, labels.csv, truth.csv}` and `card.json`.
+//! Synthetic sites on disk: `site-N/{images/*.png, masks/*.png, labels.csv, truth.csv}` and
+//! `card.json`; masks where there are lesions to find.
 
 use std::fs;
 use std::path::Path;
 
+use image::{DynamicImage, GrayImage, Luma};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::canvas::Point;
 use super::population::{self, oracle_probabilities};
 use super::{Lesion, Modality, Subject, SynthSpec, draw};
 use crate::data::staging::{Staging, write_error, write_synced};
@@ -17,6 +20,9 @@ const STATEMENT: &str = "Synthetic pictures with known ground truth, for demonst
 const ORACLE: &str = "The oracle knows the latent severity each picture was drawn from and says the \
     probability of each class with all classes equally likely: no reader of the pictures can rank \
     them better but by chance. AUROC is the mean over classes, each against the rest.";
+
+/// How far a lesion's ragged edge reaches, in its radius.
+const LESION_REACH: f32 = 1.15;
 
 /// `card.json`: what was drawn, and how well it could be told apart at best.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,6 +139,11 @@ fn write_site(
 ) -> Result<(), DataError> {
     let images = folder.join("images");
     fs::create_dir_all(&images).map_err(write_error(&images))?;
+    let masks = folder.join("masks");
+    let localised = spec.modality != Modality::Histology;
+    if localised {
+        fs::create_dir_all(&masks).map_err(write_error(&masks))?;
+    }
     let style = spec.style(site);
     let pictures: Vec<(&Subject, usize)> = subjects
         .iter()
@@ -146,10 +157,11 @@ fn write_site(
             let path = folder.join(&file);
             // Not synced one by one: a picture is drawn again from its seed, and checked when
             // it is opened.
-            picture.image.save(&path).map_err(|error| DataError::Write {
-                path: path.display().to_string(),
-                source: std::io::Error::other(error),
-            })?;
+            save(&picture.image, &path)?;
+            if localised {
+                let name = format!("{}-{}.png", subject.patient, index + 1);
+                save(&mask(&picture.lesions, spec.size).into(), &masks.join(name))?;
+            }
             drawn();
             Ok(rows_of(spec.modality, subject, *index, &file, &picture.lesions))
         })
@@ -162,6 +174,23 @@ fn write_site(
     }
     write_synced(&folder.join("labels.csv"), &labels)?;
     write_synced(&folder.join("truth.csv"), &truth)
+}
+
+fn save(image: &DynamicImage, path: &Path) -> Result<(), DataError> {
+    image.save(path).map_err(|error| DataError::Write {
+        path: path.display().to_string(),
+        source: std::io::Error::other(error),
+    })
+}
+
+/// 1 inside the disc that holds a lesion, 0 elsewhere.
+fn mask(lesions: &[Lesion], side: usize) -> GrayImage {
+    let scale = 2.0 / side as f32;
+    GrayImage::from_fn(side as u32, side as u32, |x, y| {
+        let p = Point::new((x as f32 + 0.5) * scale - 1.0, (y as f32 + 0.5) * scale - 1.0);
+        let inside = |lesion: &Lesion| p.distance(lesion.at) <= LESION_REACH * lesion.radius;
+        Luma([u8::from(lesions.iter().any(inside))])
+    })
 }
 
 fn truth_header(modality: Modality) -> String {

@@ -73,10 +73,10 @@ impl Number {
 
 /// Where a tensor lies.
 #[derive(Clone, Debug)]
-pub(super) struct Stored {
-    pub(super) shape: Vec<usize>,
+pub(crate) struct Stored {
+    pub(crate) shape: Vec<usize>,
     /// The number format as the file calls it.
-    pub(super) kind: String,
+    pub(crate) kind: String,
     /// Of each axis in elements; row-major if absent.
     strides: Option<Vec<usize>>,
     /// Of the first element, bytes from the start of the file.
@@ -85,23 +85,23 @@ pub(super) struct Stored {
 
 impl Stored {
     /// Whether its numbers can become f32.
-    pub(super) fn is_real(&self) -> bool {
+    pub(crate) fn is_real(&self) -> bool {
         Number::of(&self.kind).is_some()
     }
 }
 
 /// The index of a file, and the file.
 #[derive(Debug)]
-pub(super) struct Checkpoint {
+pub(crate) struct Checkpoint {
     path: PathBuf,
     file: File,
     /// By dotted name: a tensor inside nested dicts has their keys before its own.
-    pub(super) tensors: BTreeMap<String, Stored>,
+    pub(crate) tensors: BTreeMap<String, Stored>,
 }
 
 impl Checkpoint {
     /// Reads the index of the file at `path`; its first bytes say which format it has.
-    pub(super) fn open(path: &Path) -> Result<Self, ImportError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, ImportError> {
         let read = |source| ImportError::Read { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(read)?;
         let bytes = file.metadata().map_err(read)?.len();
@@ -125,7 +125,7 @@ impl Checkpoint {
     }
 
     /// The numbers of a tensor of [`Self::tensors`], row-major.
-    pub(super) fn values(&self, name: &str) -> Result<Vec<f32>, ImportError> {
+    pub(crate) fn values(&self, name: &str) -> Result<Vec<f32>, ImportError> {
         let stored = &self.tensors[name];
         let format = |problem: String| ImportError::Format { path: self.path.clone(), problem };
         let number = Number::of(&stored.kind)

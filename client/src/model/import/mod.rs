@@ -16,7 +16,7 @@ use serde::Serialize;
 use tributary_shared::architecture::{Architecture, InvalidArchitecture};
 
 use self::assemble::{Assembly, Part, Piece};
-use self::checkpoint::Checkpoint;
+pub(crate) use self::checkpoint::Checkpoint;
 use self::names::{Library, Place, place};
 use super::backbone::Backbone;
 
