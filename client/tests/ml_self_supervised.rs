@@ -7,6 +7,7 @@
 mod ml_support;
 
 use std::path::Path;
+use std::process::Command;
 
 use ndarray::{Array2, Array3};
 use ndarray_npy::NpzWriter;
@@ -195,4 +196,43 @@ fn adapters_learn_without_labels_over_rounds() {
         assert!(losses.last() < losses.first(), "{} {losses:?}", objective.as_str());
         assert!(surer(adapted, frozen), "{} {adapted} {frozen}", objective.as_str());
     }
+}
+
+#[test]
+fn what_a_run_without_labels_cannot_give_is_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    stripes(folder.path(), 24, 1);
+    let backbone = random_backbone(&architecture(), 3);
+    backbone.save(&folder.path().join("b.safetensors")).unwrap();
+    let [mae, _, _] = objectives();
+    let lora = "kind = \"lora\"\nrank = 2\nalpha = 2.0\ntargets = [\"q\"]";
+    let run = toml::to_string(&run_of(&backbone, mae, lora)).unwrap();
+    std::fs::write(folder.path().join("run.toml"), run).unwrap();
+    let client = |line: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tributary-client"));
+        let common = "--run run.toml --adapter initial";
+        command.current_dir(folder.path()).args(line.split(' ')).args(common.split(' '));
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let data = "--backbone b.safetensors --data stripes-1.npz";
+    let merge = "export --as backbone";
+    for (line, problem) in [
+        ("export --out peft".to_owned(), merge),
+        ("export --as timm --backbone b.safetensors --out timm".to_owned(), merge),
+        (format!("explain {data} --out looked"), merge),
+        (format!("evaluate {data} --predictions p.csv"), "--predictions: a self_supervised run"),
+        (format!("evaluate {data} --head-only"), "--head-only: adapter.kind: under head_only"),
+    ] {
+        let (code, said) = client(&line);
+        assert_eq!(code, Some(4), "{line}: {said}");
+        assert!(said.contains(problem) && said.trim_end().lines().count() == 1, "{line}: {said}");
+    }
+    assert_eq!(client(&format!("evaluate {data}")).0, Some(0));
+    assert_eq!(
+        client("export --as backbone --backbone b.safetensors --out m.safetensors").0,
+        Some(0)
+    );
+    let left = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 4, "images, backbone, run and the merged backbone alone");
 }

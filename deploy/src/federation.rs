@@ -22,6 +22,8 @@ const READY_MAX: Duration = Duration::from_secs(60);
 pub struct SiteOptions {
     /// A folder with a manifest, or a `.npz` file.
     pub data: Option<PathBuf>,
+    /// Lines of `[data.reading]`: how files become pictures; the usual way when absent.
+    pub reading: Option<String>,
     /// The frozen backbone.
     pub backbone: Option<PathBuf>,
     /// Threads for training; every core when absent.
@@ -331,6 +333,9 @@ fn site_toml(options: &SiteOptions) -> String {
     let quoted = |path: &Path| toml::Value::from(path.to_string_lossy().into_owned()).to_string();
     if let Some(data) = &options.data {
         text += &format!("\n[data]\npath = {}\n", quoted(data));
+        if let Some(reading) = &options.reading {
+            text += &format!("[data.reading]\n{reading}\n");
+        }
     }
     if let Some(backbone) = &options.backbone {
         text += &format!("\n[backbone]\npath = {}\n", quoted(backbone));
@@ -357,12 +362,14 @@ mod tests {
     fn the_written_site_toml_parses_whatever_a_path_holds() {
         let options = SiteOptions {
             data: Some("/a \"b\"/images".into()),
+            reading: Some("frames = \"middle\"".to_owned()),
             backbone: Some("/b.safetensors".into()),
             threads: Some(1),
             rehearsal: Some(Rehearsal { add: 2.0, cases: 3, coordinate: Some(5) }),
         };
         let table: toml::Table = toml::from_str(&site_toml(&options)).unwrap();
         assert_eq!(table["data"]["path"].as_str(), Some("/a \"b\"/images"));
+        assert_eq!(table["data"]["reading"]["frames"].as_str(), Some("middle"));
         assert_eq!(table["rehearsal"]["add"].as_float(), Some(2.0));
         assert_eq!(table["rehearsal"]["coordinate"].as_integer(), Some(5));
         assert!(toml::from_str::<toml::Table>(POLICY).is_ok());

@@ -6,15 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use image::{GrayImage, Luma};
-use ndarray::{Array2, Array3};
+use ndarray::{Array2, ArrayD};
 use ndarray_npy::NpzWriter;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 /// Side of a picture, pixels.
 pub const SIDE: usize = 16;
-/// Slices of a volume.
-const SLICES: usize = 3;
+/// One slide stands for all: tiled pyramids are not written here (client/tests/python/slide_fixture.py).
+const SLIDE: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../client/tests/fixtures/slides/lossless.tif");
 /// Every image's class, by its first letter.
 pub const CLASSES: [&str; 2] = ["low", "high"];
 
@@ -27,13 +28,20 @@ pub enum Storage {
     Dicom,
     /// NIfTI volumes under a `labels.csv`, read slice by slice.
     Nifti,
+    /// NIfTI volumes, read as three-plane patches.
+    Patches,
+    /// Whole slides, tiled pyramidal TIFF, read by tiles of tissue.
+    Slide,
     /// One archive in the MedMNIST layout.
     Npz,
+    /// One archive of volumes in the MedMNIST layout.
+    Volumes,
 }
 
 impl Storage {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Png, Self::Dicom, Self::Nifti, Self::Npz];
+    pub const ALL: [Self; 7] =
+        [Self::Png, Self::Dicom, Self::Nifti, Self::Patches, Self::Slide, Self::Npz, Self::Volumes];
 
     /// The name in tables.
     pub fn as_str(self) -> &'static str {
@@ -41,7 +49,32 @@ impl Storage {
             Self::Png => "PNG",
             Self::Dicom => "DICOM",
             Self::Nifti => "NIfTI",
+            Self::Patches => "patches",
+            Self::Slide => "slides",
             Self::Npz => "npz",
+            Self::Volumes => "npz-3D",
+        }
+    }
+
+    /// What its sites' `[data.reading]` says.
+    pub fn reading(self) -> Option<String> {
+        match self {
+            Self::Patches => Some("patches = { size = 8.0, stride = 8.0 }".to_owned()),
+            Self::Slide => Some("slides = { mpp = 2.0, tile = 32, tiles_max = 4 }".to_owned()),
+            Self::Png | Self::Dicom | Self::Nifti | Self::Npz | Self::Volumes => None,
+        }
+    }
+
+    fn is_archive(self) -> bool {
+        matches!(self, Self::Npz | Self::Volumes)
+    }
+
+    fn slices(self) -> usize {
+        match self {
+            Self::Nifti => 3,
+            // A cube of eight fits.
+            Self::Patches | Self::Volumes => 8,
+            Self::Png | Self::Dicom | Self::Slide | Self::Npz => 1,
         }
     }
 
@@ -49,8 +82,8 @@ impl Storage {
     pub fn write(self, folder: &Path, cases: usize, seed: u64) -> PathBuf {
         fs::create_dir_all(folder).expect("the folder is made");
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        if self == Self::Npz {
-            return write_npz(folder, cases, &mut rng);
+        if self.is_archive() {
+            return write_npz(folder, cases, self.slices(), &mut rng);
         }
         let mut csv = "file,patient,bag,label,time,event,mask\n".to_owned();
         for case in 0..cases {
@@ -58,15 +91,21 @@ impl Storage {
             let name = match self {
                 Self::Png => format!("{case}.png"),
                 Self::Dicom => format!("{case}.dcm"),
-                Self::Nifti | Self::Npz => format!("{case}.nii"),
+                Self::Slide => format!("{case}.tif"),
+                Self::Nifti | Self::Patches | Self::Npz | Self::Volumes => format!("{case}.nii"),
             };
             let path = folder.join(&name);
-            let slices = if self == Self::Nifti { SLICES } else { 1 };
+            let slices = self.slices();
             let pixels: Vec<u8> = (0..slices).flat_map(|_| picture(high, &mut rng)).collect();
             match self {
                 Self::Png => grey(&pixels).save(&path).expect("the picture is written"),
                 Self::Dicom => fs::write(&path, dicom(case, &pixels)).expect("it is written"),
-                Self::Nifti | Self::Npz => fs::write(&path, nifti(&pixels)).expect("it is written"),
+                Self::Slide => {
+                    fs::copy(SLIDE, &path).map(|_| ()).expect("the slide is copied");
+                }
+                Self::Nifti | Self::Patches | Self::Npz | Self::Volumes => {
+                    fs::write(&path, nifti(&pixels, slices)).expect("it is written");
+                }
             }
             let mask = format!("mask-{case}.png");
             let marked =
@@ -98,9 +137,14 @@ fn grey(pixels: &[u8]) -> GrayImage {
     GrayImage::from_fn(side, side, |x, y| Luma([pixels[(y * side + x) as usize]]))
 }
 
-fn write_npz(folder: &Path, cases: usize, rng: &mut ChaCha8Rng) -> PathBuf {
-    let pixels: Vec<u8> = (0..cases).flat_map(|case| picture(case % 2 == 1, rng)).collect();
-    let images = Array3::from_shape_vec((cases, SIDE, SIDE), pixels).expect("as many pixels");
+fn write_npz(folder: &Path, cases: usize, slices: usize, rng: &mut ChaCha8Rng) -> PathBuf {
+    let pictures = (0..cases * slices).map(|at| picture(at / slices % 2 == 1, rng));
+    let pixels: Vec<u8> = pictures.flatten().collect();
+    let shape: &[usize] = match slices {
+        1 => &[cases, SIDE, SIDE],
+        _ => &[cases, slices, SIDE, SIDE],
+    };
+    let images = ArrayD::from_shape_vec(shape, pixels).expect("as many pixels");
     let labels = Array2::from_shape_fn((cases, 1), |(case, _)| (case % 2) as u8);
     let path = folder.join("images.npz");
     let mut writer = NpzWriter::new(fs::File::create(&path).expect("the archive is made"));
@@ -153,11 +197,11 @@ fn element(file: &mut Vec<u8>, (group, number): (u16, u16), kind: &[u8; 2], valu
 }
 
 /// An 8-bit volume of axial slices, RAS, one millimetre (NIfTI-1.1).
-fn nifti(pixels: &[u8]) -> Vec<u8> {
+fn nifti(pixels: &[u8], slices: usize) -> Vec<u8> {
     let mut header = vec![0u8; 352];
     let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &348i32.to_le_bytes());
-    for (i, size) in [3, SIDE, SIDE, SLICES, 1, 1, 1, 1].into_iter().enumerate() {
+    for (i, size) in [3, SIDE, SIDE, slices, 1, 1, 1, 1].into_iter().enumerate() {
         put(40 + 2 * i, &(size as i16).to_le_bytes());
     }
     put(70, &2i16.to_le_bytes());

@@ -57,7 +57,7 @@ struct Learning {
 }
 
 fn learnings() -> Vec<Learning> {
-    use Storage::{Dicom, Nifti, Npz, Png};
+    use Storage::{Dicom, Nifti, Patches, Png, Slide};
     let classes = format!("classes = {CLASSES:?}");
     let labelled = |name, task: String, more, stored, headed| Learning {
         name,
@@ -75,12 +75,13 @@ fn learnings() -> Vec<Learning> {
         headed: false,
         labelled: false,
     };
-    let files: &[Storage] = &[Png, Dicom, Nifti];
+    let files: &[Storage] = &[Png, Dicom, Nifti, Patches, Slide];
+    let gathered: &[Storage] = &[Slide, Patches, Nifti, Png, Dicom];
     let pictures: &[Storage] = &[Png, Dicom];
     let kind = |kind: &str| format!("kind = \"{kind}\"\n{classes}");
     let views = "augment = { crop_area_min = 0.4, flip_horizontal = true, gain = 0.2 }";
     vec![
-        labelled("binary", kind("binary"), "", &[Png, Dicom, Nifti, Npz], true),
+        labelled("binary", kind("binary"), "", &Storage::ALL, true),
         labelled(
             "multi-class",
             kind("multi_class"),
@@ -102,7 +103,7 @@ fn learnings() -> Vec<Learning> {
             pictures,
             false,
         ),
-        labelled("bags", kind("binary"), "[bags]\nattention_width = 4", files, true),
+        labelled("bags", kind("binary"), "[bags]\nattention_width = 4", gathered, true),
         unlabelled("MAE", "{ kind = \"mae\", decoder_width = 32 }", ""),
         unlabelled("SimCLR", "{ kind = \"simclr\", hidden = 8, projection = 4 }", views),
         unlabelled(
@@ -176,13 +177,14 @@ fn everything_that_goes_together_runs_in_a_federation() {
         for number in 0..2 {
             let name = site_name(stored, number);
             let data = stored.write(&folder.join("images").join(&name), CASES, number as u64);
-            images.insert(name, data);
+            images.insert(name, (data, stored.reading()));
         }
     }
-    let (file, tables) = backbone(&folder, &images["png-0"]);
-    for (name, data) in images {
+    let (file, tables) = backbone(&folder, &images["png-0"].0);
+    for (name, (data, reading)) in images {
         let options = SiteOptions {
             data: Some(data),
+            reading,
             backbone: Some(file.clone()),
             threads: Some(1),
             ..SiteOptions::default()

@@ -94,7 +94,8 @@ pub fn show(options: &DemoOptions, teller: &mut Teller) -> Result<Shown, Failed>
         let threads = plan.threads_of_a_site();
         let backbone = Some(plan.backbone.clone());
         let data = Some(data.clone());
-        federation.enroll(name, &SiteOptions { data, backbone, threads, rehearsal: None })?;
+        federation
+            .enroll(name, &SiteOptions { data, backbone, threads, ..SiteOptions::default() })?;
         teller.note(&format!("{name}: key made at the site, certificate signed, kit used up"));
     }
     (0..HOSPITALS.len()).try_for_each(|site| federation.start_site(site))?;

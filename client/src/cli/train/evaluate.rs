@@ -58,8 +58,12 @@ pub struct EvaluateArgs {
 pub(super) fn run(args: &EvaluateArgs, format: Format) -> Result<(), Failure> {
     args.threads.set()?;
     let mut manifest = read_manifest(&args.run)?;
+    if args.predictions.is_some() && matches!(manifest.task, Task::SelfSupervised { .. }) {
+        let line = "--predictions: a self_supervised run says nothing of an image; leave it out";
+        return Err(Failure::invalid("arguments", line));
+    }
     if args.head_only {
-        train_head_alone(&mut manifest);
+        train_head_alone(&mut manifest)?;
     }
     let backbone = read_backbone(&args.backbone, &manifest)?;
     let values = read_adapter(&args.adapter, &manifest)?;

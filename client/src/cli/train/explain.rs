@@ -82,7 +82,7 @@ pub(super) fn run(args: &ExplainArgs, format: Format) -> Result<(), Failure> {
     }
     let mut manifest = read_manifest(&args.run)?;
     if args.head_only {
-        train_head_alone(&mut manifest);
+        train_head_alone(&mut manifest)?;
     }
     let class = class_of(args.class.as_deref(), &manifest.task)?;
     let backbone = read_backbone(&args.backbone, &manifest)?;

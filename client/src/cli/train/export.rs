@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use tributary_shared::digest::Digest;
 use tributary_shared::initial::adapter_header;
-use tributary_shared::manifest::{self, RunManifest};
+use tributary_shared::manifest::{self, RunManifest, Task};
 use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::tensors::encode;
 
@@ -60,16 +60,17 @@ pub struct ExportArgs {
 pub(super) fn run(args: &ExportArgs, format: Format) -> Result<(), Failure> {
     let mut manifest = read_manifest(&args.run)?;
     if args.head_only {
-        train_head_alone(&mut manifest);
+        train_head_alone(&mut manifest)?;
     }
     let values = read_adapter(&args.adapter, &manifest)?;
     let backbone = args.backbone.as_deref().map(|path| read_backbone(path, &manifest));
     let backbone = backbone.transpose()?;
+    let labelled = !matches!(manifest.task, Task::SelfSupervised { .. });
     let failed = |e: ExportError| {
         let failure = Failure::invalid("export", chain(&e));
         match e {
             ExportError::NoBackbone(_) => failure.hint("--backbone FILE"),
-            ExportError::Unsupported(_) if args.kind == As::Peft => {
+            ExportError::Unsupported(_) if args.kind == As::Peft && labelled => {
                 failure.hint("`--as timm` writes every kind of adaptation and head")
             }
             ExportError::Unsupported(_)
@@ -160,7 +161,7 @@ pub struct ImportAdapterArgs {
 pub(super) fn import(args: &ImportAdapterArgs, format: Format) -> Result<(), Failure> {
     let mut manifest = read_manifest(&args.run)?;
     if args.head_only {
-        train_head_alone(&mut manifest);
+        train_head_alone(&mut manifest)?;
     }
     let backbone = args.backbone.as_deref().map(|path| read_backbone(path, &manifest));
     let backbone = backbone.transpose()?;

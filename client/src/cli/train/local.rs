@@ -53,7 +53,7 @@ pub(super) fn run(args: &TrainArgs, format: Format) -> Result<(), Failure> {
     args.threads.set()?;
     let mut manifest = read_manifest(&args.run)?;
     if args.head_only {
-        train_head_alone(&mut manifest);
+        train_head_alone(&mut manifest)?;
     }
     if let (Some(rate), Some(training)) = (args.learning_rate, &mut manifest.training) {
         training.learning_rate = rate;
@@ -93,8 +93,9 @@ pub(super) fn run(args: &TrainArgs, format: Format) -> Result<(), Failure> {
 }
 
 /// The run without anything trained below its head.
-pub(super) fn train_head_alone(manifest: &mut RunManifest) {
+pub(super) fn train_head_alone(manifest: &mut RunManifest) -> Result<(), Failure> {
     manifest.adapter = Some(Adaptation::HeadOnly);
+    manifest.check().map_err(|e| Failure::invalid("arguments", format!("--head-only: {e}")))
 }
 
 struct Done {
