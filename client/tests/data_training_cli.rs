@@ -41,7 +41,7 @@ const SHAPE: &str = "--image-size 16 --patch-size 8 --width 32 --depth 1 --heads
 #[test]
 fn pretrain_and_probe_read_what_site_toml_says() {
     let folder = site();
-    let pretrain = format!("pretrain {SHAPE} --decoder-width 32 --format json --out b.safetensors");
+    let pretrain = format!("pretrain {SHAPE} --format json --out b.safetensors");
     let done = client(folder.path(), &format!("{pretrain} --config site.toml"));
     // 25 tiles and 1 x 2 x 2 patches; the slide without tissue is left out and named.
     assert_eq!(json(&done)["data"]["images"], 29, "{done:?}");

@@ -96,7 +96,7 @@ fn every_case_has_two_pictures_that_its_owner_alone_reads() {
 #[test]
 fn what_cannot_be_explained_is_one_clear_line() {
     let site = Site::new(|_| {});
-    assert!(site.refusal(&["--case", "9.png"]).contains("data: no case `9.png`"));
+    assert!(site.refusal(&["--case", "9.png"]).contains("the images have no case `9.png`"));
     assert!(site.refusal(&["--most", "0"]).contains("no case is named"));
     assert!(site.refusal(&["--class", "red"]).contains("the run has dark, bright"));
     assert!(site.refusal(&["--top", "0"]).contains("--top 0: must be above 0"));
