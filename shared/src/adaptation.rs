@@ -176,6 +176,10 @@ pub struct InvalidAdaptation {
 }
 
 impl Adaptation {
+    /// The names of all kinds.
+    pub const KINDS: [&str; 8] =
+        ["lora", "houlsby", "adaptformer", "prompts", "bitfit", "head_only", "last_blocks", "full"];
+
     /// The name in manifests, tables and messages.
     pub fn name(&self) -> &'static str {
         match self {

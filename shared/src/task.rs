@@ -96,6 +96,17 @@ impl Decoder {
 }
 
 impl Task {
+    /// The names of all kinds that train a model.
+    pub const KINDS: [&str; 7] = [
+        "binary",
+        "multi_class",
+        "multi_label",
+        "ordinal",
+        "survival",
+        "segmentation",
+        "self_supervised",
+    ];
+
     /// The class names; none where there are no classes.
     pub fn classes(&self) -> &[String] {
         match self {

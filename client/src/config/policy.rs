@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::Path;
 
 use serde::Deserialize;
+use tributary_shared::adaptation::Adaptation;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::outcome::Failure;
@@ -24,6 +25,8 @@ const SAMPLE: &str = "deploy/policy.toml";
 struct PolicyFile {
     backbones: BackbonesText,
     strategies: Vec<String>,
+    adaptations: Option<Vec<String>>,
+    tasks: Option<Vec<String>>,
     #[serde(default = "cohort_min")]
     cohort_min: u32,
     #[serde(default = "rounds_max")]
@@ -84,6 +87,10 @@ pub struct Policy {
     pub backbones: Backbones,
     /// Strategies it lets its deltas into, by name.
     pub strategies: BTreeSet<String>,
+    /// Kinds of adaptation it trains, by name; any when `None`.
+    pub adaptations: Option<BTreeSet<String>>,
+    /// Kinds of task it learns, by name; any when `None`. Rehearsals have a switch of their own.
+    pub tasks: Option<BTreeSet<String>>,
     /// Fewest sites in a cohort: in a small one, an aggregate says much of each site.
     pub cohort_min: u32,
     /// Most rounds of one run.
@@ -134,6 +141,16 @@ impl Policy {
                     )?,
                 ),
             };
+        let kinds = |key: &str, asked: Option<Vec<String>>, known: &[&str]| {
+            let unknown = asked.iter().flatten().find(|kind| !known.contains(&kind.as_str()));
+            match unknown {
+                Some(kind) => {
+                    let mend = format!("write some of {}", known.join(", "));
+                    Err(bad(key, &format!("`{kind}` is no such kind"), &mend))
+                }
+                None => Ok(asked.map(BTreeSet::from_iter)),
+            }
+        };
         let norm = written.delta_norm_max;
         if !(norm.is_finite() && norm > 0.0) {
             return Err(bad("delta_norm_max", &format!("{norm}"), "write a number above 0"));
@@ -145,6 +162,8 @@ impl Policy {
             offset.map_err(|e| bad("utc_offset", &e, "it shifts `hours` from UTC"))?;
         Ok(Self {
             backbones,
+            adaptations: kinds("adaptations", written.adaptations, &Adaptation::KINDS)?,
+            tasks: kinds("tasks", written.tasks, &Task::KINDS)?,
             strategies: written.strategies.into_iter().collect(),
             cohort_min: written.cohort_min,
             rounds_max: written.rounds_max,
@@ -200,6 +219,14 @@ impl Policy {
             && !allowed.contains(&backbone.digest)
         {
             reasons.push(format!("backbone {} is not among `backbones`", backbone.digest));
+        }
+        let task = manifest.task.as_str();
+        if self.tasks.as_ref().is_some_and(|tasks| !tasks.contains(task)) {
+            reasons.push(format!("task {task} is not among `tasks`"));
+        }
+        let adaptation = manifest.adapter.as_ref().map_or("", Adaptation::name);
+        if self.adaptations.as_ref().is_some_and(|kinds| !kinds.contains(adaptation)) {
+            reasons.push(format!("adapter {adaptation} is not among `adaptations`"));
         }
         let epochs = manifest.training.as_ref().map_or(0, |t| t.epochs);
         above("epochs per round", epochs, "epochs_max", self.epochs_max, reasons);
@@ -304,6 +331,12 @@ mod tests {
                 "52 adapter bytes are above adapter_bytes_max = 51",
             ),
             (
+                "adaptations = [\"head_only\"]",
+                "adaptations = [\"bitfit\", \"full\"]",
+                "adapter head_only is not among `adaptations`",
+            ),
+            ("tasks = [\"ordinal\", \"binary\"]", "tasks = []", "task binary is not among `tasks`"),
+            (
                 "hours = [\"11:00-13:00\"]",
                 "hours = [\"13:00-11:00\"]",
                 "outside the site's training `hours`",
@@ -317,6 +350,35 @@ mod tests {
         for (agrees, refuses, reason) in cases {
             assert_eq!(judged(&policy(agrees), &manifest()), "", "{agrees}");
             assert_eq!(judged(&policy(refuses), &manifest()), reason, "{refuses}");
+        }
+    }
+
+    /// Names unknown to a manifest would forbid nothing, or everything, unnoticed.
+    #[test]
+    fn every_kind_of_a_manifest_is_a_kind_here_and_no_other_is() {
+        let kinds = |known: &[&str]| format!("{known:?}");
+        let (adaptations, tasks) = (kinds(&Adaptation::KINDS), kinds(&Task::KINDS));
+        let all = policy(&format!("adaptations = {adaptations}\ntasks = {tasks}"));
+        assert_eq!(judged(&all, &manifest()), "");
+        for kind in Task::KINDS {
+            // A kind that the manifest does not know is refused by its name alone.
+            let text = format!(
+                "kind = {kind:?}\nclasses = [\"a\", \"b\"]\nobjective = {{ kind = \"mae\" }}"
+            );
+            let error =
+                toml::from_str::<Task>(&text).map_or_else(|e| e.to_string(), |_| String::new());
+            assert!(!error.contains("unknown variant"), "{error}");
+        }
+        for kind in Adaptation::KINDS {
+            let text = format!("kind = {kind:?}");
+            let error = toml::from_str::<Adaptation>(&text)
+                .map_or_else(|e| e.to_string(), |_| String::new());
+            assert!(!error.contains("unknown variant"), "{kind}: {error}");
+        }
+        for more in ["adaptations = [\"lorra\"]", "tasks = [\"rehearsal\"]"] {
+            let text = format!("{OPEN}{more}");
+            let refused = Policy::from_toml(Path::new("policy.toml"), &text).unwrap_err();
+            assert!(refused.to_string().contains("is no such kind"), "{refused}");
         }
     }
 

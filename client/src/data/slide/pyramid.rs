@@ -41,7 +41,16 @@ pub(super) struct Pyramid<R: Read + Seek> {
 }
 
 fn format(error: &tiff::TiffError) -> SlideProblem {
-    SlideProblem::Format { detail: tributary_shared::outcome::chain(error) }
+    let ends_early = matches!(
+        error,
+        tiff::TiffError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof
+    );
+    let detail = match ends_early {
+        true => "the file ends early; copy it again".to_owned(),
+        // What it holds is in its own words already.
+        false => error.to_string(),
+    };
+    SlideProblem::Format { detail }
 }
 
 impl<R: Read + Seek> Pyramid<R> {
