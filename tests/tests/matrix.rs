@@ -12,7 +12,7 @@ use std::process::Command;
 use tributary_deploy::SiteOptions;
 use tributary_deploy::command::run;
 use tributary_tests::images::{CLASSES, SIDE, Storage};
-use tributary_tests::{Scratch, binaries, read_adapter};
+use tributary_tests::{Scratch, binaries, read_adapter, seats};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/matrix.md");
 /// Images at each site.
@@ -192,6 +192,7 @@ fn everything_that_goes_together_runs_in_a_federation() {
         scratch.federation.enroll(&name, &options).unwrap();
     }
     scratch.start_sites();
+    a_breach_of_the_datas_contract_reaches_the_operator(&scratch, &tables);
     let learnings = learnings();
     let mut cells = Vec::new();
     for row in 0..ADAPTATIONS.len() {
@@ -208,6 +209,25 @@ fn everything_that_goes_together_runs_in_a_federation() {
         std::fs::write(PAGE, &page).unwrap();
     }
     assert_eq!(std::fs::read_to_string(PAGE).unwrap(), page, "docs/matrix.md is of another test");
+}
+
+/// A site whose images are not what the run asks for declines with the demand that does not hold,
+/// and with no name of a file or a patient; the other one goes on.
+fn a_breach_of_the_datas_contract_reaches_the_operator(scratch: &Scratch, backbone: &str) {
+    let learning = &learnings()[0];
+    let cell = cell(0, 0, learning, backbone).unwrap();
+    let manifest = cell
+        .manifest
+        .replace(&cell.run, "contract")
+        .replace("\"png-1\"", "\"dicom-0\"")
+        .replace("quorum = { sites = 2 }", "quorum = { sites = 1 }");
+    scratch.start_run(&format!("{manifest}\n[data]\nmodalities = [\"CR\"]\n"));
+    let show = scratch.finish("contract");
+    assert_eq!(show["state"], "completed_partial", "{show}");
+    let seats = seats(&show, 1);
+    let (site, state, detail) = seats.iter().find(|(site, ..)| site == "png-0").unwrap();
+    assert_eq!(state, "declined", "{site}: {detail}");
+    assert!(detail.ends_with("24 cases of another or unknown modality than CR"), "{detail}");
 }
 
 /// What is wrong with how a run ended, if anything is.
