@@ -74,18 +74,17 @@ pub(super) fn gradient(
     let student_views = GLOBAL_VIEWS + dino.local_views;
     let images = learner.images_of_shard(student_views);
     let (values, taught) = (&model.place(values), &model.place(&teacher.values));
-    let seen = each_shard(batch, images, control, |_, shard| {
+    let outputs = each_shard(batch, images, control, |_, shard| {
         let rows = views.rows(model, shard, 0..GLOBAL_VIEWS, None)?;
         let input = Input::Patches { rows: &rows, images: shard.len() * GLOBAL_VIEWS };
-        let outputs = model.through(taught, input, level, &mut Dropout::off(), head);
-        Ok((rows, outputs))
+        Ok(model.through(taught, input, level, &mut Dropout::off(), head))
     })?;
-    let (globals, outputs): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
     let centre = teacher.centre(&outputs, dino.prototypes);
     let local_area_max = views.augment.map_or(1.0, |augment| augment.crop_area_min);
     let area = dino.local_area_min..=local_area_max;
     let parts = each_shard(batch, images, control, |number, shard| {
-        let mut rows = globals[number].clone();
+        // The same views once more: a batch's pictures are many more numbers than a shard's.
+        let mut rows = views.rows(model, shard, 0..GLOBAL_VIEWS, None)?;
         rows.extend(views.rows(model, shard, GLOBAL_VIEWS..student_views, Some(&area))?);
         let input = Input::Patches { rows: &rows, images: shard.len() * student_views };
         let mut dropout = learner.dropout(views, batch, number);

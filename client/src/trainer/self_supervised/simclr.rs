@@ -27,18 +27,18 @@ pub(super) fn gradient(
     let (head, level): (&HeadOf<'_>, _) = (&head, Level::Features);
     let values = &model.place(values);
     let images = learner.images_of_shard(VIEWS);
-    let seen = each_shard(batch, images, control, |number, shard| {
+    let projections = each_shard(batch, images, control, |number, shard| {
         let rows = views.rows(model, shard, 0..VIEWS, None)?;
         let input = Input::Patches { rows: &rows, images: shard.len() * VIEWS };
         let mut dropout = learner.dropout(views, batch, number);
-        let projections = model.through(values, input, level, &mut dropout, head);
-        Ok((rows, projections))
+        Ok(model.through(values, input, level, &mut dropout, head))
     })?;
-    let projections: Vec<f32> = seen.iter().flat_map(|(_, own)| own).copied().collect();
-    let judged = nt_xent(&projections, simclr.projection, simclr.temperature);
+    let judged = nt_xent(&projections.concat(), simclr.projection, simclr.temperature);
     let of_shard = images * VIEWS * simclr.projection;
     let parts = each_shard(batch, images, control, |number, shard| {
-        let input = Input::Patches { rows: &seen[number].0, images: shard.len() * VIEWS };
+        // The same views once more: a batch's pictures are many more numbers than a shard's.
+        let rows = views.rows(model, shard, 0..VIEWS, None)?;
+        let input = Input::Patches { rows: &rows, images: shard.len() * VIEWS };
         let start = number * of_shard;
         let known = &judged.by_output[start..(start + of_shard).min(judged.by_output.len())];
         let mut dropout = learner.dropout(views, batch, number);
