@@ -1,6 +1,7 @@
 //! The site's program.
 
-use std::io::{IsTerminal, stderr};
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::process;
 
 use clap::error::ErrorKind;
@@ -9,9 +10,9 @@ use tracing_subscriber::EnvFilter;
 use tributary_client::cli::data::DataCommand;
 use tributary_client::cli::site::SiteCommand;
 use tributary_client::cli::train::TrainCommand;
-use tributary_client::cli::{Format, data, site, train};
+use tributary_client::cli::{Format, aside, data, site, train};
 use tributary_client::site::progress::Display;
-use tributary_shared::outcome::{ExitCode, Failure, error_envelope};
+use tributary_shared::outcome::{self, ExitCode, Failure, asks_for_json, error_envelope};
 
 /// Adapts a frozen imaging model together with other hospitals; the images stay here.
 #[derive(Debug, Parser)]
@@ -48,9 +49,10 @@ enum LogFormat {
 }
 
 fn main() -> process::ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    let arguments = match Arguments::try_parse_from(&typed) {
         Ok(arguments) => arguments,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, asks_for_json(&typed)),
     };
     let display = Display::new(arguments.log_format == LogFormat::Json);
     log(&arguments, display.clone());
@@ -66,10 +68,13 @@ fn main() -> process::ExitCode {
     }
 }
 
-fn usage(error: &clap::Error) -> process::ExitCode {
+fn usage(error: &clap::Error, json: bool) -> process::ExitCode {
+    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if json && !asked {
+        return report(Format::Json, &outcome::usage(&error.to_string()));
+    }
     // When the terminal is gone there is nobody to tell.
     let _ = error.print();
-    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     exit(if asked { ExitCode::Ok } else { ExitCode::Invalid })
 }
 
@@ -81,6 +86,8 @@ fn log(arguments: &Arguments, display: Display) {
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(display);
+    // A log that nobody reads any more must not end the work.
+    let subscriber = subscriber.log_internal_errors(false);
     match arguments.log_format {
         LogFormat::Text => subscriber.with_target(false).with_ansi(stderr().is_terminal()).init(),
         LogFormat::Json => subscriber.json().flatten_event(true).init(),
@@ -89,8 +96,9 @@ fn log(arguments: &Arguments, display: Display) {
 
 fn report(format: Format, failure: &Failure) -> process::ExitCode {
     match format {
-        Format::Json => println!("{}", error_envelope(failure)),
-        Format::Text => eprintln!("error: {failure}"),
+        // The exit code says it too, where nobody reads the envelope.
+        Format::Json => drop(writeln!(stdout(), "{}", error_envelope(failure))),
+        Format::Text => aside(format_args!("error: {failure}")),
     }
     exit(failure.exit)
 }

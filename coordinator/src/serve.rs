@@ -247,6 +247,8 @@ pub fn log(log: Log) {
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_target(false)
+        // A log that nobody reads any more must not end the service.
+        .log_internal_errors(false)
         .with_ansi(ansi);
     // A log that has begun already stays: only tests begin it twice.
     let _ = match log.format {

@@ -216,3 +216,24 @@ fn init_overwrites_nothing_and_says_what_comes_next() {
     let envelope: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
     assert_eq!(envelope["data"]["leaves"], 0, "{output:?}");
 }
+
+#[test]
+fn a_reader_who_has_gone_ends_a_program_quietly_and_hides_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let unread = |program: &str, arguments: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(folder.path()).env_remove("TRIBUTARY_IDENTITY");
+        command.stdout(writer).output().unwrap()
+    };
+    let init = ["init", "--directory", "coord", "--consortium", "c", "--address", "localhost:1"];
+    for (program, arguments) in [(SERVICE, &init[..]), (OPERATOR, &["--help"])] {
+        let output = unread(program, arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+    }
+    assert!(folder.path().join("coord/coordinator.toml").exists());
+    let output = unread(OPERATOR, &["run", "list", "--identity", "none", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+}

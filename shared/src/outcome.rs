@@ -1,6 +1,8 @@
 //! What every command line ends with: one exit code, and with `--format json` one envelope.
 
+use std::ffi::OsString;
 use std::fmt;
+use std::io;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -81,6 +83,27 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = inner.source();
     }
     line
+}
+
+/// Whether arguments, even ones that do not parse, ask for JSON.
+pub fn asks_for_json(arguments: &[OsString]) -> bool {
+    let pair = |pair: &[OsString]| pair[0] == "--format" && pair[1] == "json";
+    arguments.windows(2).any(pair) || arguments.iter().any(|a| a == "--format=json")
+}
+
+/// The failure of arguments that did not parse; `told` is what the parser says of them.
+pub fn usage(told: &str) -> Failure {
+    let mut lines = told.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or("bad arguments");
+    let message = first.strip_prefix("error: ").unwrap_or(first);
+    Failure::invalid("arguments", message).hint("see --help")
+}
+
+/// What it comes to that standard output could not be written: nothing if it was closed, because
+/// whoever closed the pipe has seen enough.
+pub fn unwritten(error: &io::Error) -> Option<Failure> {
+    let closed = error.kind() == io::ErrorKind::BrokenPipe;
+    (!closed).then(|| Failure::invalid("output", format!("standard output: {error}")))
 }
 
 /// The envelope of a success.

@@ -159,12 +159,12 @@ fn inspect(args: &InspectArgs, format: Format) -> Result<(), Failure> {
 }
 
 fn print_census(census: &Census) {
-    println!("{}: {} images of {} patients", census.source, census.cases, census.patients);
+    say!("{}: {} images of {} patients", census.source, census.cases, census.patients);
     if census.bags != census.patients && census.bags != census.cases {
-        println!("  bags: {}", census.bags);
+        say!("  bags: {}", census.bags);
     }
     if let Some(FollowUp { events, time_min, time_max }) = census.follow_up {
-        println!("  followed from {time_min} to {time_max}, {events} events seen");
+        say!("  followed from {time_min} to {time_max}, {events} events seen");
     }
     let mut table = table(&["class", "images", "patients"]);
     for class in &census.classes {
@@ -174,15 +174,15 @@ fn print_census(census: &Census) {
         table.add_row(["(none)", &census.without_class.to_string(), ""]);
     }
     if table.row_count() > 0 {
-        println!("{table}");
+        say!("{table}");
     }
     let mut sizes: Vec<_> = census.sizes.iter().collect();
     sizes.sort_by_key(|size| std::cmp::Reverse(size.cases));
     for size in sizes.iter().take(8) {
-        println!("  {} x {} pixels: {} images", size.width, size.height, size.cases);
+        say!("  {} x {} pixels: {} images", size.width, size.height, size.cases);
     }
     if sizes.len() > 8 {
-        println!("  and {} other sizes", sizes.len() - 8);
+        say!("  and {} other sizes", sizes.len() - 8);
     }
     print_findings(census);
 }
@@ -190,35 +190,35 @@ fn print_census(census: &Census) {
 fn print_findings(census: &Census) {
     for (what, counts) in [("modality", &census.modalities), ("plane", &census.planes)] {
         for (name, cases) in counts.iter().filter(|(name, _)| *name != "unknown") {
-            println!("  {what} {name}: {cases} images");
+            say!("  {what} {name}: {cases} images");
         }
     }
     if let Some([least, largest]) = census.spacing_mm {
         // A slide's are micrometres.
         let digits = if least < 0.01 { 6 } else { 3 };
-        println!("  pixel spacing: {least:.digits$} to {largest:.digits$} mm");
+        say!("  pixel spacing: {least:.digits$} to {largest:.digits$} mm");
     }
     let bars: String = census.levels.iter().map(|share| bar(*share, &census.levels)).collect();
-    println!("  grey levels, black to white: {bars}");
+    say!("  grey levels, black to white: {bars}");
     for (what, oddity) in &census.oddities {
-        println!("  odd: {} images, {what} ({})", oddity.cases, oddity.examples.join(", "));
+        say!("  odd: {} images, {what} ({})", oddity.cases, oddity.examples.join(", "));
     }
     for duplicate in &census.duplicates {
         let whose = if duplicate.several_patients { "of different patients" } else { "" };
-        println!("  equal: {} images {whose} ({})", duplicate.cases, duplicate.examples.join(", "));
+        say!("  equal: {} images {whose} ({})", duplicate.cases, duplicate.examples.join(", "));
     }
     for (what, count) in &census.notes {
-        println!("  note: {count} {what}");
+        say!("  note: {count} {what}");
     }
     for (why, count) in &census.passed_over {
-        println!("  passed over: {count} files ({why})");
+        say!("  passed over: {count} files ({why})");
     }
     for line in &census.refused {
-        println!("  refused: {line}");
+        say!("  refused: {line}");
     }
     let unsaid = census.refused_count - census.refused.len();
     if unsaid > 0 {
-        println!("  refused: {unsaid} more");
+        say!("  refused: {unsaid} more");
     }
 }
 
@@ -260,10 +260,10 @@ fn print_card(card: &Card, out: &Path) {
         row.push(shown(site.oracle_auroc));
         table.add_row(row);
     }
-    println!("{table}");
-    println!("oracle AUROC over all sites: {}", shown(card.oracle_auroc));
-    println!("{}", card.statement);
-    println!("written to {}", out.display());
+    say!("{table}");
+    say!("oracle AUROC over all sites: {}", shown(card.oracle_auroc));
+    say!("{}", card.statement);
+    say!("written to {}", out.display());
 }
 
 fn shown(auroc: Option<f64>) -> String {
@@ -288,8 +288,8 @@ fn print_divided(card: &DividedCard, out: &Path) {
         row.extend(site.images_per_class.iter().map(usize::to_string));
         table.add_row(row);
     }
-    println!("{table}");
-    println!("written to {}", out.display());
+    say!("{table}");
+    say!("written to {}", out.display());
 }
 
 fn table(head: &[&str]) -> Table {

@@ -155,10 +155,10 @@ impl Images {
         let dataset = dataset.map_err(failure)?;
         let report = dataset.report();
         for line in report.lines().iter().take(REFUSALS_NAMED_MAX) {
-            eprintln!("refused: {line}");
+            aside!("refused: {line}");
         }
         if report.refused() > REFUSALS_NAMED_MAX {
-            eprintln!("refused: {} more", report.refused() - REFUSALS_NAMED_MAX);
+            aside!("refused: {} more", report.refused() - REFUSALS_NAMED_MAX);
         }
         Ok(dataset)
     }

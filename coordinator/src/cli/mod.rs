@@ -28,7 +28,9 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use serde::Serialize;
 use serde_json::Value;
-use tributary_shared::outcome::{ExitCode, Failure, error_envelope, ok_envelope};
+use tributary_shared::outcome::{
+    self, ExitCode, Failure, asks_for_json, error_envelope, ok_envelope, unwritten,
+};
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -96,8 +98,9 @@ fn exit(code: ExitCode) -> process::ExitCode {
 
 fn failed(failure: &Failure, format: Format) -> process::ExitCode {
     match format {
-        Format::Json => emit(&error_envelope(failure).to_string()),
-        Format::Text => eprintln!("error: {failure}"),
+        // The exit code says it too, where nobody reads the envelope.
+        Format::Json => drop(writeln!(io::stdout(), "{}", error_envelope(failure))),
+        Format::Text => aside(&format!("error: {failure}")),
     }
     exit(failure.exit)
 }
@@ -109,21 +112,10 @@ fn usage(error: &clap::Error, json: bool) -> process::ExitCode {
         return exit(ExitCode::Ok);
     }
     if !json {
-        eprint!("{error}");
+        aside(error.to_string().trim_end());
         return exit(ExitCode::Invalid);
     }
-    let text = error.to_string();
-    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let first = lines.next().unwrap_or("bad arguments");
-    let message = first.strip_prefix("error: ").unwrap_or(first);
-    let failure = Failure::invalid("arguments", message).hint("see --help");
-    failed(&failure, Format::Json)
-}
-
-/// Whether arguments that did not parse asked for JSON all the same.
-fn asks_for_json(arguments: &[OsString]) -> bool {
-    let pair = |pair: &[OsString]| pair[0] == "--format" && pair[1] == "json";
-    arguments.windows(2).any(pair) || arguments.iter().any(|a| a == "--format=json")
+    failed(&outcome::usage(&error.to_string()), Format::Json)
 }
 
 fn bug(payload: &(dyn Any + Send)) -> Failure {
@@ -138,11 +130,19 @@ fn file_failure(path: &std::path::Path, error: &io::Error) -> Failure {
     Failure::invalid("file", format!("{}: {error}", path.display()))
 }
 
-/// Prints one or more lines. Whoever closed the pipe has seen enough: that is no failure.
+/// Prints one or more lines. Whoever closed the pipe has seen enough: that ends the program, and
+/// is no failure.
 fn emit(lines: &str) {
     let mut out = io::stdout().lock();
-    if let Err(e) = writeln!(out, "{lines}").and_then(|()| out.flush()) {
-        let code = if e.kind() == io::ErrorKind::BrokenPipe { ExitCode::Ok } else { ExitCode::Bug };
-        process::exit(code as i32);
+    let Err(error) = writeln!(out, "{lines}").and_then(|()| out.flush()) else { return };
+    let failure = unwritten(&error);
+    if let Some(failure) = &failure {
+        aside(&format!("error: {failure}"));
     }
+    process::exit(failure.map_or(ExitCode::Ok, |failure| failure.exit) as i32);
+}
+
+/// Prints one or more lines on standard error; they are lost where nobody reads.
+fn aside(lines: &str) {
+    let _ = writeln!(io::stderr(), "{lines}");
 }

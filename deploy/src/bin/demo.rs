@@ -3,42 +3,45 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use tributary_client::cli::aside;
+use tributary_deploy::command::Failed;
 use tributary_deploy::demo::{self, DemoOptions, Shown, Teller};
-use tributary_deploy::program::{self, Format};
+use tributary_deploy::program::{self, Format, Printing, Program};
 
 /// A whole federation on this machine: a coordinator and three hospitals as processes, enrolled
 /// over mutual TLS, training LoRA together on images that never leave them.
 #[derive(Parser)]
 #[command(name = "demo", version)]
-struct Arguments {
+struct Demo {
     #[command(flatten)]
     options: DemoOptions,
-    /// How the result is printed; as JSON it is the last line
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    #[command(flatten)]
+    printing: Printing,
 }
 
 fn main() -> ExitCode {
-    let Arguments { options, format } = match program::arguments() {
-        Ok(arguments) => arguments,
-        Err(code) => return code,
-    };
-    let mut teller = Teller::new(format == Format::Json);
-    match demo::show(&options, &mut teller) {
-        Ok(shown) => succeeded(&shown, &options, format),
-        Err(failed) => program::report(&failed, "demo", format),
-    }
+    program::run::<Demo>()
 }
 
-fn succeeded(shown: &Shown, options: &DemoOptions, format: Format) -> ExitCode {
-    let Shown { federation, summary } = shown;
-    program::show(format, summary.machine(), &summary.people().to_string());
-    if options.keep {
-        eprintln!("{}", demo::invitation(federation));
-        loop {
-            // Until interrupted; then the guard ends everything.
-            std::thread::park();
-        }
+impl Program for Demo {
+    const CODE: &'static str = "demo";
+
+    fn format(&self) -> Format {
+        self.printing.format
     }
-    if summary.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+
+    fn execute(self) -> Result<ExitCode, Failed> {
+        let format = self.format();
+        let mut teller = Teller::new(format == Format::Json);
+        let Shown { federation, summary } = demo::show(&self.options, &mut teller)?;
+        program::show(format, summary.machine(), &summary.people().to_string());
+        if self.options.keep {
+            aside(demo::invitation(&federation));
+            loop {
+                // Until interrupted; then the guard ends everything.
+                std::thread::park();
+            }
+        }
+        Ok(if summary.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
 }

@@ -3,30 +3,37 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use tributary_client::cli::aside;
 use tributary_deploy::bench::{self, BenchOptions};
-use tributary_deploy::program::{self, Format};
+use tributary_deploy::command::Failed;
+use tributary_deploy::program::{self, Format, Printing, Program};
 
 /// What a round costs: a coordinator and N sites as processes over mutual TLS on this machine,
 /// where training is replaced by adding a known constant.
 #[derive(Parser)]
 #[command(name = "federation-bench", version)]
-struct Arguments {
+struct FederationBench {
     #[command(flatten)]
     options: BenchOptions,
-    /// How the result is printed
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    #[command(flatten)]
+    printing: Printing,
 }
 
 fn main() -> ExitCode {
-    let Arguments { options, format } = match program::arguments() {
-        Ok(arguments) => arguments,
-        Err(code) => return code,
-    };
-    let say = |what: &str| eprintln!("federation-bench: {what}");
-    match bench::measure(&options, &say) {
-        Ok(report) => program::show(format, &report, &report.to_string()),
-        Err(failed) => return program::report(&failed, "bench", format),
+    program::run::<FederationBench>()
+}
+
+impl Program for FederationBench {
+    const CODE: &'static str = "bench";
+
+    fn format(&self) -> Format {
+        self.printing.format
     }
-    ExitCode::SUCCESS
+
+    fn execute(self) -> Result<ExitCode, Failed> {
+        let say = |what: &str| aside(format_args!("federation-bench: {what}"));
+        let report = bench::measure(&self.options, &say)?;
+        program::show(self.format(), &report, &report.to_string());
+        Ok(ExitCode::SUCCESS)
+    }
 }

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tributary_client::cli::aside;
 use tributary_deploy::command::Failed;
-use tributary_deploy::program::{self, Format};
+use tributary_deploy::program::{self, Format, Printing, Program};
 use tributary_deploy::trainer_bench::{self, TrainerBenchOptions, Work};
 
 /// What a LoRA step of a vision transformer costs beside PyTorch, transformers and peft.
 #[derive(Parser)]
 #[command(name = "trainer-bench", version, args_conflicts_with_subcommands = true)]
-struct Arguments {
+struct TrainerBench {
     #[command(flatten)]
     options: TrainerBenchOptions,
     /// How often each side is measured, in turns
@@ -20,9 +21,8 @@ struct Arguments {
     /// A Python that has torch, transformers and peft (tests/python/requirements.txt)
     #[arg(long, default_value_os_t = trainer_bench::default_python())]
     python: PathBuf,
-    /// How the result is printed
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    #[command(flatten)]
+    printing: Printing,
     #[command(subcommand)]
     side: Option<Side>,
 }
@@ -39,26 +39,26 @@ enum Side {
 }
 
 fn main() -> ExitCode {
-    let arguments: Arguments = match program::arguments() {
-        Ok(arguments) => arguments,
-        Err(code) => return code,
-    };
-    // What one process measures is read by the one that started it.
-    let format = if arguments.side.is_some() { Format::Json } else { arguments.format };
-    match measure(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failed) => program::report(&failed, "bench", format),
-    }
+    program::run::<TrainerBench>()
 }
 
-fn measure(arguments: &Arguments) -> Result<(), Failed> {
-    let Arguments { options, turns, python, format, side } = arguments;
-    if let Some(Side::Ours { work, options }) = side {
-        program::show(Format::Json, trainer_bench::run_ours(options, *work)?, "");
-        return Ok(());
+impl Program for TrainerBench {
+    const CODE: &'static str = "bench";
+
+    fn format(&self) -> Format {
+        // What one process measures is read by the one that started it.
+        if self.side.is_some() { Format::Json } else { self.printing.format }
     }
-    let say = |what: &str| eprintln!("trainer-bench: {what}");
-    let report = trainer_bench::measure(options, *turns, python, &say)?;
-    program::show(*format, &report, &report.to_string());
-    Ok(())
+
+    fn execute(self) -> Result<ExitCode, Failed> {
+        let format = self.format();
+        if let Some(Side::Ours { work, options }) = &self.side {
+            program::show(format, trainer_bench::run_ours(options, *work)?, "");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let say = |what: &str| aside(format_args!("trainer-bench: {what}"));
+        let report = trainer_bench::measure(&self.options, self.turns, &self.python, &say)?;
+        program::show(format, &report, &report.to_string());
+        Ok(ExitCode::SUCCESS)
+    }
 }

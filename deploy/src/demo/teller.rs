@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use tributary_client::cli::{aside, emit};
 
 use super::STEPS;
 
@@ -39,9 +40,9 @@ impl Teller {
 
     fn line(&self, text: &str) {
         if self.machine {
-            eprintln!("{text}");
+            aside(text);
         } else {
-            println!("{text}");
+            emit(text);
         }
     }
 

@@ -80,9 +80,9 @@ fn check((name, found): (&'static str, Found)) -> Check {
 
 fn tell(check: &Check) {
     let verdict = if check.ok { "ok  " } else { "FAIL" };
-    println!("{verdict} {:<13} {}", check.name, check.detail);
+    say!("{verdict} {:<13} {}", check.name, check.detail);
     if let Some(mend) = &check.mend {
-        println!("     {:<13} -> {mend}", "");
+        say!("     {:<13} -> {mend}", "");
     }
 }
 

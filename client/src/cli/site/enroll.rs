@@ -89,14 +89,14 @@ fn summary(identity: &Identity, directory: &Path, written: Vec<PathBuf>) -> Enro
 fn tell(enrolled: &Enrolled) {
     let Enrolled { member, consortium, coordinator, certificate_expires, directory, written } =
         enrolled;
-    println!("Enrolled as {member} of {consortium} at {coordinator}.");
-    println!("The certificate is good until {certificate_expires}.");
+    say!("Enrolled as {member} of {consortium} at {coordinator}.");
+    say!("The certificate is good until {certificate_expires}.");
     for path in written {
-        println!("Wrote {}", path.display());
+        say!("Wrote {}", path.display());
     }
     let site = directory.join("site.toml");
-    println!("Next: name your data and backbone in {}, allow the backbone", site.display());
-    println!("in {}, then", directory.join("policy.toml").display());
-    println!("  tributary-client doctor --config {}", site.display());
-    println!("  tributary-client run --config {}", site.display());
+    say!("Next: name your data and backbone in {}, allow the backbone", site.display());
+    say!("in {}, then", directory.join("policy.toml").display());
+    say!("  tributary-client doctor --config {}", site.display());
+    say!("  tributary-client run --config {}", site.display());
 }

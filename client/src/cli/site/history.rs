@@ -60,13 +60,13 @@ pub(super) fn status(config: &SiteConfig, format: Format) -> Result<(), Failure>
 
 fn tell(now: &Now) {
     let Some(last) = &now.last else {
-        println!("The client has not run here yet.");
+        say!("The client has not run here yet.");
         return;
     };
-    println!("{} of {}, coordinator {}", last.member, last.consortium, last.coordinator);
+    say!("{} of {}, coordinator {}", last.member, last.consortium, last.coordinator);
     let activity = &last.activity;
     if now.running {
-        println!("Running (process {}), as of {}:", last.process, last.at);
+        say!("Running (process {}), as of {}:", last.process, last.at);
         let round = activity.round.as_ref();
         let round = round.map_or(String::new(), |id| format!(" round {} of {}", id.round, id.run));
         let step = match activity.steps {
@@ -74,18 +74,21 @@ fn tell(now: &Now) {
             steps => format!(", {} of {steps}", activity.step),
         };
         let loss = activity.loss.map_or(String::new(), |loss| format!(", loss {loss:.4}"));
-        println!("  {}{round}{step}{loss}", activity.phase.as_str());
+        say!("  {}{round}{step}{loss}", activity.phase.as_str());
         if !activity.trouble.is_empty() {
-            println!("  {}", printable(&activity.trouble));
+            say!("  {}", printable(&activity.trouble));
         }
     } else if last.left {
-        println!("Not running; it left at {}.", last.at);
+        say!("Not running; it left at {}.", last.at);
     } else {
-        println!("Not running; it was cut off after {}. Start it again: nothing is lost.", last.at);
+        say!("Not running; it was cut off after {}. Start it again: nothing is lost.", last.at);
     }
-    println!(
+    say!(
         "Deltas: {} counted, {} refused, {} waiting in the outbox. Rounds declined: {}.",
-        now.counted, now.refused, now.owed, now.declined
+        now.counted,
+        now.refused,
+        now.owed,
+        now.declined
     );
 }
 
@@ -105,7 +108,7 @@ fn read(config: &SiteConfig) -> Result<Vec<Entry>, Failure> {
 
 fn table(entries: &[Entry]) {
     if entries.is_empty() {
-        println!("Nothing was agreed, refused or trained, and nothing has left.");
+        say!("Nothing was agreed, refused or trained, and nothing has left.");
         return;
     }
     let mut table = Table::new();
@@ -115,7 +118,7 @@ fn table(entries: &[Entry]) {
         let round = entry.round.to_string();
         table.add_row([entry.at.to_string(), entry.run.to_string(), round, what.into(), detail]);
     }
-    println!("{table}");
+    say!("{table}");
 }
 
 /// An entry's kind and the rest of it, for people.

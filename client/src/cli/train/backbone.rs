@@ -143,12 +143,9 @@ fn import(args: &ImportArgs, format: Format) -> Result<(), Failure> {
     });
     print(format, data, || {
         print_report(&report);
-        println!("wrote      {} ({} weights)", args.out.display(), backbone.parameters());
-        println!("digest     {}", backbone.digest());
-        println!(
-            "\n{}",
-            toml::to_string(&RunTable { backbone: table }).unwrap_or_default().trim_end()
-        );
+        say!("wrote      {} ({} weights)", args.out.display(), backbone.parameters());
+        say!("digest     {}", backbone.digest());
+        say!("\n{}", toml::to_string(&RunTable { backbone: table }).unwrap_or_default().trim_end());
     });
     Ok(())
 }
@@ -169,16 +166,16 @@ fn import_failure(error: &ImportError) -> Failure {
 
 fn print_report(report: &ImportReport) {
     let ImportReport { library, prefix, tensors, .. } = report;
-    println!("read       {tensors} tensors with {library}'s names, prefix `{prefix}`");
+    say!("read       {tensors} tensors with {library}'s names, prefix `{prefix}`");
     for (what, names) in [("left out", &report.left_out), ("filled", &report.filled)] {
         if !names.is_empty() {
-            println!("{what:<10} {}", names.join(", "));
+            say!("{what:<10} {}", names.join(", "));
         }
     }
     if let Some(positions) = &report.positions {
-        println!("positions  {positions}");
+        say!("positions  {positions}");
     }
-    report.notes.iter().for_each(|note| println!("note       {note}"));
+    report.notes.iter().for_each(|note| say!("note       {note}"));
 }
 
 fn list(format: Format) {
@@ -203,7 +200,7 @@ fn list(format: Format) {
                 preset.model.to_owned(),
             ]);
         }
-        println!("{table}");
+        say!("{table}");
     });
 }
 
@@ -219,10 +216,10 @@ fn show(file: &Path, format: Format) -> Result<(), Failure> {
         "architecture": backbone.architecture(),
     });
     print(format, data, || {
-        println!("digest        {}", backbone.digest());
-        println!("weights       {}", backbone.parameters());
+        say!("digest        {}", backbone.digest());
+        say!("weights       {}", backbone.parameters());
         let architecture = toml::to_string(backbone.architecture());
-        println!("\n[backbone.architecture]\n{}", architecture.unwrap_or_default().trim_end());
+        say!("\n[backbone.architecture]\n{}", architecture.unwrap_or_default().trim_end());
     });
     Ok(())
 }
@@ -234,6 +231,6 @@ fn verify(file: &Path, digest: Digest, format: Format) -> Result<(), Failure> {
         let line = format!("{}: its digest is {found}, asked for is {digest}", file.display());
         return Err(Failure::refused("digest", line));
     }
-    print(format, json!({ "digest": found }), || println!("{} is {found}", file.display()));
+    print(format, json!({ "digest": found }), || say!("{} is {found}", file.display()));
     Ok(())
 }

@@ -111,8 +111,8 @@ fn report(evaluation: &Evaluation, task: &Task, format: Format) {
         "dice_of_class": dice_of_class,
     });
     print(format, data, || {
-        println!("cases              {}", evaluation.cases);
-        println!("loss               {}", shown(evaluation.loss));
+        say!("cases              {}", evaluation.cases);
+        say!("loss               {}", shown(evaluation.loss));
         let of_task: &[(&str, Option<f64>)] = match task {
             Task::Survival {} => &[("concordance", evaluation.concordance)],
             Task::Segmentation { .. } => &[("Dice", evaluation.dice)],
@@ -131,10 +131,10 @@ fn report(evaluation: &Evaluation, task: &Task, format: Format) {
             }
         };
         for (name, value) in of_task {
-            println!("{name:<18} {}", shown(*value));
+            say!("{name:<18} {}", shown(*value));
         }
         for (class, dice) in task.classes().iter().zip(&evaluation.dice_of_class) {
-            println!("Dice of {class}: {}", shown(*dice));
+            say!("Dice of {class}: {}", shown(*dice));
         }
     });
 }

@@ -282,10 +282,10 @@ fn report(told: &[Told], out: &Path, top: f64, format: Format) {
                 inside(told.gradient),
             ]);
         }
-        println!("{table}");
+        say!("{table}");
         for (name, means) in ["rollout", "gradient"].into_iter().zip(&means) {
             if let Some(m) = means {
-                println!(
+                say!(
                     "{name:<9} {:.1} % of the hottest {top} % is marked, {:.1} % of all: {:.2} times; {} of {} hottest pixels are",
                     100.0 * m.inside,
                     100.0 * m.area,
@@ -295,6 +295,6 @@ fn report(told: &[Told], out: &Path, top: f64, format: Format) {
                 );
             }
         }
-        println!("{} pictures in {}; they stay here", 2 * told.len(), out.display());
+        say!("{} pictures in {}; they stay here", 2 * told.len(), out.display());
     });
 }

@@ -84,8 +84,8 @@ pub(super) fn run(args: &ExportArgs, format: Format) -> Result<(), Failure> {
         As::Peft => {
             export_peft(out, &manifest, backbone, &values, args.transformers).map_err(failed)?;
             print(format, json!({ "adapter_dir": out }), || {
-                println!("{}", out.display());
-                println!("load it with peft.PeftModel.from_pretrained(model, {out:?})");
+                say!("{}", out.display());
+                say!("load it with peft.PeftModel.from_pretrained(model, {out:?})");
             });
         }
         As::Timm => {
@@ -93,13 +93,13 @@ pub(super) fn run(args: &ExportArgs, format: Format) -> Result<(), Failure> {
             let backbone = backbone.ok_or_else(needed)?;
             let alone = export_timm(out, &manifest, backbone, &values).map_err(failed)?;
             print(format, json!({ "model_dir": out, "timm_alone": alone }), || {
-                println!("{}", out.display());
+                say!("{}", out.display());
                 match alone {
-                    true => println!(
+                    true => say!(
                         "load it with timm.create_model(\"local-dir:{}\", pretrained=True)",
                         out.display()
                     ),
-                    false => println!(
+                    false => say!(
                         "load it with tributary_timm.load({out:?}); the module lies beside the weights"
                     ),
                 }
@@ -129,11 +129,11 @@ fn write_merged(
     let table = manifest::Backbone { digest: whole.digest(), ..asked };
     let data = json!({ "file": out, "digest": whole.digest(), "backbone": table });
     print(format, data, || {
-        println!("wrote      {} ({} weights)", out.display(), whole.parameters());
-        println!("digest     {}", whole.digest());
-        println!("note       the trained head is not in it: a run on it begins with a new one");
+        say!("wrote      {} ({} weights)", out.display(), whole.parameters());
+        say!("digest     {}", whole.digest());
+        say!("note       the trained head is not in it: a run on it begins with a new one");
         let table = toml::to_string(&RunTable { backbone: table }).unwrap_or_default();
-        println!("\n{}", table.trim_end());
+        say!("\n{}", table.trim_end());
     });
     Ok(())
 }
@@ -187,9 +187,9 @@ pub(super) fn import(args: &ImportAdapterArgs, format: Format) -> Result<(), Fai
     let digest = Digest::of(&bytes);
     let data = json!({ "adapter": args.out, "digest": digest, "tensors": values.len() });
     print(format, data, || {
-        println!("{}", args.out.display());
-        println!("digest  {digest}");
-        println!("tensors {}", values.len());
+        say!("{}", args.out.display());
+        say!("digest  {digest}");
+        say!("tensors {}", values.len());
     });
     Ok(())
 }

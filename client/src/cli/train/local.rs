@@ -83,11 +83,11 @@ pub(super) fn run(args: &TrainArgs, format: Format) -> Result<(), Failure> {
         "wall_s": began.elapsed().as_secs_f64(),
     });
     print(format, data, || {
-        println!("{}", args.out.display());
-        println!("digest  {}", Digest::of(&bytes));
-        println!("cases   {}, {} steps in {} rounds", done.cases, done.steps, done.losses.len());
+        say!("{}", args.out.display());
+        say!("digest  {}", Digest::of(&bytes));
+        say!("cases   {}, {} steps in {} rounds", done.cases, done.steps, done.losses.len());
         let loss = |l: Option<&f64>| shown(l.copied());
-        println!("loss    {} -> {}", loss(done.losses.first()), loss(done.losses.last()));
+        say!("loss    {} -> {}", loss(done.losses.first()), loss(done.losses.last()));
     });
     Ok(())
 }

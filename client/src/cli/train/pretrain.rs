@@ -118,11 +118,11 @@ pub(super) fn run(args: &PretrainArgs, format: Format) -> Result<(), Failure> {
     write(args, &made, &card)?;
     print(format, &card, || {
         let (first, last) = (made.losses.first(), made.losses.last());
-        println!("{} ({} weights)", args.out.display(), made.backbone.parameters());
-        println!("digest  {}", made.backbone.digest());
+        say!("{} ({} weights)", args.out.display(), made.backbone.parameters());
+        say!("digest  {}", made.backbone.digest());
         let loss = |l: Option<&f64>| super::shown(l.copied());
-        println!("loss    {} -> {}", loss(first), loss(last));
-        println!("card    {}", args.out.with_extension("json").display());
+        say!("loss    {} -> {}", loss(first), loss(last));
+        say!("card    {}", args.out.with_extension("json").display());
     });
     Ok(())
 }

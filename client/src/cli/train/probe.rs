@@ -114,12 +114,12 @@ pub(super) fn run(args: &ProbeArgs, format: Format) -> Result<(), Failure> {
         "margin": frozen.zip(untrained).map(|(a, b)| a - b),
     });
     print(format, data, || {
-        println!("held-out cases      {}", split.holdout.len());
-        println!("AUROC, this file    {}", super::shown(frozen));
+        say!("held-out cases      {}", split.holdout.len());
+        say!("AUROC, this file    {}", super::shown(frozen));
         if adapter.is_some() {
-            println!("AUROC, adapted      {}", super::shown(adapted));
+            say!("AUROC, adapted      {}", super::shown(adapted));
         }
-        println!("AUROC, untrained    {}", super::shown(untrained));
+        say!("AUROC, untrained    {}", super::shown(untrained));
     });
     Ok(())
 }

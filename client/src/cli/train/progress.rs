@@ -41,7 +41,7 @@ impl Display {
         if self.told.is_none_or(|told| told.elapsed() >= LINE_EVERY) {
             self.told = Some(Instant::now());
             let Progress { phase, step, total_steps, .. } = progress;
-            eprintln!("{}{} {step}/{total_steps} {text}", self.prefix, phase.as_str());
+            aside!("{}{} {step}/{total_steps} {text}", self.prefix, phase.as_str());
         }
     }
 
