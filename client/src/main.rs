@@ -98,7 +98,11 @@ fn report(format: Format, failure: &Failure) -> process::ExitCode {
     match format {
         // The exit code says it too, where nobody reads the envelope.
         Format::Json => drop(writeln!(stdout(), "{}", error_envelope(failure))),
-        Format::Text => aside(format_args!("error: {failure}")),
+        Format::Text => {
+            // The summary last: a long list scrolls away.
+            failure.details.iter().for_each(|line| aside(format_args!("  {line}")));
+            aside(format_args!("error: {failure}"));
+        }
     }
     exit(failure.exit)
 }

@@ -161,24 +161,29 @@ fn another_model_is_refused_with_every_difference() {
     card.architecture.layer_scale = true;
     card.architecture.final_norm = FinalNorm::Pooled;
     card.architecture.pool = Pool::Mean;
-    let line = problem(card.import());
+    let Err(ImportError::Mismatch { problems, .. }) = card.import() else { panic!("refused") };
     for part in [
         "missing blocks.2.attn.q.weight [12, 12]",
         "missing blocks.0.ls1.gamma [12]",
         "blocks.1.mlp.fc1.weight: expected [20, 12], found [24, 12]",
         "blocks.0.mlp.fc2.weight: expected [12, 20], found [12, 24]",
     ] {
-        assert!(line.contains(part), "{part} is not in: {line}");
+        assert!(problems.iter().any(|line| line == part), "{part} is not in: {problems:?}");
     }
     // A third block's 16, every block's 2 scales, and 3 shapes of 2 blocks.
-    assert_eq!(line.matches("; ").count() + 1, 16 + 6 + 6, "{line}");
+    assert_eq!(problems.len(), 16 + 6 + 6, "{problems:?}");
+    let line = problem(card.import());
+    assert!(line.contains(": 22 missing, 6 of another shape or kind (the first: "), "{line}");
 
     let mut card = Card::of("timm-giant");
     card.architecture.register_tokens = 0;
     card.architecture.layer_scale = false;
-    let line = problem(card.import());
-    assert!(line.contains("unused reg_token (the architecture has no reg_tokens)"), "{line}");
-    assert!(line.contains("unused blocks.1.ls2.gamma"), "{line}");
+    let Err(ImportError::Mismatch { problems, .. }) = card.import() else { panic!("refused") };
+    for part in
+        ["unused reg_token (the architecture has no reg_tokens)", "unused blocks.1.ls2.gamma"]
+    {
+        assert!(problems.iter().any(|line| line.starts_with(part)), "{part}: {problems:?}");
+    }
 
     let mut card = Card::of("timm-plain");
     card.architecture.image_size = 24;
@@ -286,4 +291,27 @@ fn the_command_line_imports_shows_and_verifies() {
     ]);
     let wrong: Value = serde_json::from_slice(&wrong.stdout).unwrap();
     assert_eq!(wrong["error"]["code"], "checkpoint");
+}
+
+/// The list is as long as it is: a line each, and the summary last, where it can be seen.
+#[test]
+fn another_model_is_told_a_line_a_tensor_with_the_summary_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let import = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tributary-client"));
+        command.args(["backbone", "import", "--arch", "vit_small_patch16_224", "--out"]);
+        command.arg(folder.path().join("out")).arg(fixture("timm-plain.pth")).args(more);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(4));
+        output
+    };
+    let told = String::from_utf8(import(&[]).stderr).unwrap();
+    let lines: Vec<&str> = told.lines().collect();
+    let (summary, list) = lines.split_last().unwrap();
+    assert!(summary.starts_with("error: checkpoint ") && summary.len() < 400, "{summary}");
+    assert!(list.len() > 100 && list.iter().all(|line| line.len() < 120), "{told}");
+    assert!(list.contains(&"  missing blocks.11.attn.q.weight [384, 384]"), "{told}");
+    let envelope: serde_json::Value =
+        serde_json::from_slice(&import(&["--format", "json"]).stdout).unwrap();
+    assert_eq!(envelope["error"]["details"].as_array().unwrap().len(), list.len());
 }

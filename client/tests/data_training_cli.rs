@@ -75,3 +75,22 @@ fn without_images_or_a_usable_site_toml_it_is_one_line() {
     let line = String::from_utf8_lossy(&usual.stderr);
     assert!(line.contains("1 of 7 images refused, more than"), "{line}");
 }
+
+#[test]
+fn a_probe_says_which_labels_it_is_judged_on() {
+    let folder = TempDir::new().expect("a folder");
+    for (task, instead) in [
+        ("ordinal", "probe grades as --task multi-class"),
+        ("survival", "train a run of that task"),
+        ("segmentation", "train a run of that task"),
+        ("bags", "train a run of that task"),
+        ("colour", "multi-label labels"),
+    ] {
+        let line = format!("probe --backbone b --data d --classes x,y --task {task} --format json");
+        let done = client(folder.path(), &line);
+        assert_eq!(done.status.code(), Some(4), "{done:?}");
+        let message = json(&done)["error"]["message"].as_str().expect("a message").to_owned();
+        assert!(message.contains("judged on binary, multi-class or multi-label"), "{message}");
+        assert!(message.contains(instead), "{message}");
+    }
+}

@@ -17,7 +17,9 @@ use tributary_client::trainer::{
     Control, Evaluation, Inference, LocalTraining, LocalUpdate, TrainError, train, trainable,
 };
 use tributary_shared::adaptation::Adaptation;
+use tributary_shared::architecture::Pool;
 use tributary_shared::dataset::Interpolation;
+use tributary_shared::head::Head;
 use tributary_shared::manifest::{RunManifest, Task};
 
 /// A site whose folder is drawn by a test.
@@ -465,6 +467,25 @@ fn what_cannot_mean_a_run_is_refused_in_one_line() {
     }
     assert_eq!(refused(BINARY, ""), "");
     assert!(refused("[task]\nkind = \"survival\"\nclasses = []\n", "").contains("unknown field"));
+}
+
+#[test]
+fn a_segmentation_has_its_own_head_over_patches_alone() {
+    let masks = "[task]\nkind = \"segmentation\"\nclasses = [\"a\", \"b\"]\n";
+    let refused = |change: fn(&mut RunManifest)| {
+        let mut run = Site::new(masks, "").run;
+        change(&mut run);
+        run.check().unwrap_err().to_string()
+    };
+    let head = "head: a segmentation has its own head, task.decoder; remove the table [head]";
+    assert_eq!(refused(|run| run.head = Head::Mlp { hidden: 4 }), head);
+    assert_eq!(refused(|run| run.head = Head::AttentionPool {}), head);
+    let pool = refused(|run| {
+        let backbone = run.backbone.as_mut().unwrap();
+        backbone.architecture.pool = Pool::ClassTokenAndMean;
+    });
+    let only = "a segmentation reads patch tokens alone; use `class_token` or `mean`";
+    assert_eq!(pool, format!("backbone.architecture.pool: {only}"));
 }
 
 #[test]

@@ -78,9 +78,7 @@ pub async fn serve(
     ready(&listening);
 
     tokio::select! {
-        ended = server => ended.map_err(|e| Failure {
-            exit: ExitCode::Bug, code: "server", message: chain(&e), hint: None,
-        })?,
+        ended = server => ended.map_err(|e| Failure::new(ExitCode::Bug, "server", chain(&e)))?,
         () = drained(&stop) => tracing::warn!("some calls did not end in time; cut them off"),
     }
     // Best effort: the file only says where a running coordinator listens.

@@ -35,28 +35,42 @@ pub struct Failure {
     pub message: String,
     /// How to mend it.
     pub hint: Option<String>,
+    /// What the message counts, one line each, however many.
+    pub details: Vec<String>,
 }
 
 impl Failure {
+    /// A failure with `exit`, under the stable `code`.
+    pub fn new(exit: ExitCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { exit, code, message: message.into(), hint: None, details: Vec::new() }
+    }
+
     /// A failure of bad input: arguments, configuration, files, data.
     pub fn invalid(code: &'static str, message: impl Into<String>) -> Self {
-        Self { exit: ExitCode::Invalid, code, message: message.into(), hint: None }
+        Self::new(ExitCode::Invalid, code, message)
     }
 
     /// A refusal by the other side or by a policy.
     pub fn refused(code: &'static str, message: impl Into<String>) -> Self {
-        Self { exit: ExitCode::Refused, code, message: message.into(), hint: None }
+        Self::new(ExitCode::Refused, code, message)
     }
 
     /// A failure to reach the other side or to be accepted by it.
     pub fn connection(message: impl Into<String>) -> Self {
-        Self { exit: ExitCode::Connection, code: "connection", message: message.into(), hint: None }
+        Self::new(ExitCode::Connection, "connection", message)
     }
 
     /// Adds how to mend it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds what the message counts.
+    #[must_use]
+    pub fn details(mut self, details: Vec<String>) -> Self {
+        self.details = details;
         self
     }
 }
@@ -113,9 +127,10 @@ pub fn ok_envelope(data: impl Serialize) -> Value {
 
 /// The envelope of a failure.
 pub fn error_envelope(failure: &Failure) -> Value {
-    json!({
-        "schema_version": 1,
-        "status": "error",
-        "error": { "code": failure.code, "message": failure.message, "hint": failure.hint },
-    })
+    let Failure { code, message, hint, details, .. } = failure;
+    let mut error = json!({ "code": code, "message": message, "hint": hint });
+    if !details.is_empty() {
+        error["details"] = json!(details);
+    }
+    json!({ "schema_version": 1, "status": "error", "error": error })
 }

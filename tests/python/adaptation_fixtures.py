@@ -194,7 +194,8 @@ class Attention:
     """The attention probabilities of every block of timm's model, first block first."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.maps = []
+        self.maps, self.normed = [], None
+        model.norm.register_forward_hook(self.last)
         for block in model.blocks:
             block.attn.fused_attn = False
             block.attn.attn_drop.register_forward_hook(self.keep)
@@ -204,8 +205,14 @@ class Attention:
             probabilities.requires_grad_()
         self.maps.append(probabilities)
 
-    def explain(self, shape: dict, head: dict, logit: torch.Tensor) -> dict:
-        """What the first image's `logit` owes to each patch, by rollout and by attention times gradient."""
+    def last(self, _, __, normed: torch.Tensor) -> None:
+        self.normed = normed.detach()
+
+    def explain(self, shape: dict, head: dict, logit: torch.Tensor, query: torch.Tensor | None) -> dict:
+        """What the first image's `logit` owes to each patch, by rollout and by attention times gradient.
+
+        `query` is an attention-pooling head's: how much it takes of a patch is how much the patch's row counts.
+        """
         gradients = torch.autograd.grad(logit, self.maps, retain_graph=True)
         side = shape["image_size"] // shape["patch_size"]
         own = 1 + shape.get("register_tokens", 0) + side * side
@@ -225,9 +232,12 @@ class Attention:
             patches = matrix[:own, own - side * side :].clone()
             if name == "relevance":
                 patches[own - side * side :] -= torch.eye(side * side)
-            cls, mean = patches[0], patches[own - side * side :].mean(0)
-            pool = "mean" if head["kind"] == "attention_pool" else shape.get("pool", "class_token")
-            heat = {"class_token": cls, "mean": mean, "class_token_and_mean": cls + mean}[pool]
+            rows = patches[own - side * side :]
+            cls, mean = patches[0], rows.mean(0)
+            heat = {"class_token": cls, "mean": mean, "class_token_and_mean": cls + mean}[shape.get("pool", "class_token")]
+            if query is not None:
+                tokens = self.normed[0, -side * side :]
+                heat = (tokens @ query / query.numel() ** 0.5).softmax(0) @ rows
             heats[name] = heat / heat.sum()
         return heats
 
@@ -251,7 +261,8 @@ def by_timm(name: str, adapter: dict, head: dict) -> tuple:
     assert not missing, missing
     attention = Attention(model)
     logits = torch.func.functional_call(model, state, (images(shape),))
-    heats = attention.explain(shape, {**head, "deep": adapter.get("deep")}, logits[0, 1])
+    query = trained.get("head.query")
+    heats = attention.explain(shape, {**head, "deep": adapter.get("deep")}, logits[0, 1], query)
     (0.5 * logits.square().sum()).backward()
     return trained, {n: leaf.grad for n, leaf in leaves.items()}, logits.detach(), heats
 

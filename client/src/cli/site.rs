@@ -117,7 +117,7 @@ fn listen(shutdown: CancellationToken) -> Result<tokio::task::JoinHandle<()>, Fa
 }
 
 fn bug(code: &'static str, message: String) -> Failure {
-    Failure { exit: ExitCode::Bug, code, message, hint: None }
+    Failure::new(ExitCode::Bug, code, message)
 }
 
 /// The environment as text; a variable that is not text overrides nothing.

@@ -1,6 +1,7 @@
 //! Training without a federation: pretrain a backbone, train, evaluate, export, probe.
 
 mod backbone;
+mod cache;
 mod evaluate;
 mod explain;
 mod export;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use tributary_shared::manifest::{MANIFEST_BYTES_MAX, RunManifest, Task};
 use tributary_shared::outcome::{Failure, chain};
 
+use self::local::train_head_alone;
 use super::Format;
 use crate::config::reading::Reading;
 use crate::config::site::SiteConfig;
@@ -42,6 +44,9 @@ pub enum TrainCommand {
     /// Import published weights as a backbone, or look at one.
     #[command(subcommand)]
     Backbone(backbone::BackboneCommand),
+    /// Look at what is kept of the frozen blocks' work, or remove it.
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
 }
 
 /// Runs one command.
@@ -55,6 +60,7 @@ pub fn run(command: &TrainCommand, format: Format) -> Result<(), Failure> {
         TrainCommand::ImportAdapter(args) => export::import(args, format),
         TrainCommand::Probe(args) => probe::run(args, format),
         TrainCommand::Backbone(command) => backbone::run(command, format),
+        TrainCommand::Cache(command) => cache::run(command, format),
     }
 }
 
@@ -99,6 +105,34 @@ fn read_backbone(path: &Path, manifest: &RunManifest) -> Result<Backbone, Failur
         Failure::invalid("manifest", "the run has no [backbone]; a rehearsal trains no model")
     })?;
     Backbone::open_for_run(path, asked).map_err(|e| Failure::invalid("backbone", chain(&e)))
+}
+
+/// An adapter with the run and the backbone that it was trained on.
+#[derive(Debug, clap::Args)]
+struct Adapted {
+    /// The run's manifest
+    #[arg(long, value_name = "run.toml")]
+    run: PathBuf,
+    /// The run's backbone
+    #[arg(long, value_name = "FILE")]
+    backbone: PathBuf,
+    /// The adapter in canonical bytes, or `initial`
+    #[arg(long, value_name = "FILE|initial")]
+    adapter: PathBuf,
+    /// The adapter was trained with `train --head-only`
+    #[arg(long)]
+    head_only: bool,
+}
+
+impl Adapted {
+    /// The run's manifest, as the adapter was trained.
+    fn manifest(&self) -> Result<RunManifest, Failure> {
+        let mut manifest = read_manifest(&self.run)?;
+        if self.head_only {
+            train_head_alone(&mut manifest)?;
+        }
+        Ok(manifest)
+    }
 }
 
 /// Which images, and how they are read.

@@ -12,7 +12,7 @@ use tributary_shared::contract::AdapterContract;
 use tributary_shared::layout::Layout;
 use tributary_shared::training::Precision;
 
-pub(crate) use self::explained::BlockAttention;
+pub(crate) use self::explained::{BlockAttention, Looked};
 pub(crate) use self::through::{HeadOf, Level};
 use super::adapter::{Adapter, Dropout};
 use super::backbone::Backbone;

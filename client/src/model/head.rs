@@ -29,13 +29,18 @@ impl Head {
         self.query.is_some()
     }
 
-    /// The mean `[images, 1, width]` of patch tokens, weighted by softmax(tokens . query /
-    /// sqrt(width)); `None` when the backbone's own pooling is asked for.
-    pub(crate) fn pool(&self, patches: &Tensor<3>) -> Option<Tensor<3>> {
+    /// What it takes of each patch token, softmax(tokens . query / sqrt(width)): `[images, patches,
+    /// 1]`; `None` when the backbone's own pooling is asked for.
+    pub(crate) fn shares(&self, patches: &Tensor<3>) -> Option<Tensor<3>> {
         let query = self.query.clone()?;
         let width = patches.dims()[2] as f64;
         let scores = (patches.clone() * query).sum_dim(2).div_scalar(width.sqrt());
-        Some((activation::softmax(scores, 1) * patches.clone()).sum_dim(1))
+        Some(activation::softmax(scores, 1))
+    }
+
+    /// The mean `[images, 1, width]` of patch tokens, weighted by [`Self::shares`].
+    pub(crate) fn pool(&self, patches: &Tensor<3>) -> Option<Tensor<3>> {
+        Some((self.shares(patches)? * patches.clone()).sum_dim(1))
     }
 
     /// Pooled `[images, 1, features]` to logits `[images, outputs]`.

@@ -31,7 +31,7 @@ pub use merged::{NotMergeable, merged};
 pub use preset::{Preset, preset, presets};
 pub use untrained::random_backbone;
 
-pub(crate) use adapted::{BlockAttention, HeadOf, Input, Level, Prefix};
+pub(crate) use adapted::{BlockAttention, HeadOf, Input, Level, Looked, Prefix};
 pub(crate) use adapter::Dropout;
 pub(crate) use backbone::write_whole;
 pub(crate) use compute::Shard;

@@ -441,6 +441,14 @@ impl Vit {
         self.trunk.run(tokens, blocks, all, None, &mut Dropout::off(), None)
     }
 
+    /// What a head that pools by attention takes of each patch of the last block's tokens,
+    /// `[images, patches, 1]`; `None` under another head.
+    pub(crate) fn shares(&self, tokens: Tensor<3>, adapter: &Adapter) -> Option<Tensor<3>> {
+        let (all, patches) = (tokens.dims()[1], self.architecture.patches());
+        let head = adapter.pooling_head()?;
+        head.shares(&self.trunk.normed(tokens).narrow(1, all - patches, patches))
+    }
+
     /// What the head sees of the last block's tokens, `[images, 1, features]`.
     pub(crate) fn pool(&self, tokens: Tensor<3>, adapter: Option<&Adapter>) -> Tensor<3> {
         let tokens = self.trunk.normed(tokens);

@@ -9,7 +9,7 @@
 
 mod record;
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,10 @@ const FOLDER: &str = "prefixes";
 const LOCK: &str = "lock";
 /// The sum of all records' bytes, or more: raised before a record is written.
 const TOTAL: &str = "bytes";
+/// In each shelf, a line for people.
+const ABOUT: &str = "about";
+/// Longest such line that is read, bytes.
+const ABOUT_BYTES_MAX: u64 = 1_000;
 const RECORD: &str = "prefix";
 const TEMPORARY: &str = "tmp";
 /// Of the cap, freed beyond what is needed, so that not every record makes room for itself alone.
@@ -57,9 +61,61 @@ impl PrefixCache {
         Ok(cache)
     }
 
-    /// The shelf of prefixes that `key` names, `numbers` numbers an image, for `images` images;
+    /// What lies in `dir`, shelf by shelf; nothing where no cache is. Nothing is made or changed.
+    pub fn look(dir: &Path) -> io::Result<Vec<Shelved>> {
+        let folder = dir.join(FOLDER);
+        let mut shelves = Vec::new();
+        for (path, name) in shelves_in(&folder)? {
+            let mut shelf = Shelved { shelf: name, about: about(&path), records: 0, bytes: 0 };
+            for file in ours(fs::read_dir(&path))? {
+                let Some(file) = gone(file.and_then(|f| Ok((f.path(), f.metadata()?))))? else {
+                    continue;
+                };
+                if file.0.extension().is_some_and(|e| e == RECORD) {
+                    shelf.records += 1;
+                    shelf.bytes += file.1.len();
+                }
+            }
+            shelves.push(shelf);
+        }
+        shelves.sort_by(|a, b| (b.bytes, &a.shelf).cmp(&(a.bytes, &b.shelf)));
+        Ok(shelves)
+    }
+
+    /// Removes every record in `dir` and says what went. Safe while programs use the cache: they
+    /// wait for it, or compute again what is gone. Files that are no cache's stay.
+    pub fn clear(dir: &Path) -> io::Result<Vec<Shelved>> {
+        let folder = dir.join(FOLDER);
+        if !folder.try_exists()? {
+            return Ok(Vec::new());
+        }
+        let _held = lock(&folder)?;
+        let cleared = Self::look(dir)?;
+        for (path, _) in shelves_in(&folder)? {
+            for file in ours(fs::read_dir(&path))? {
+                let file = file?.path();
+                let extension = file.extension().unwrap_or_default();
+                if extension == RECORD || extension == TEMPORARY || file.ends_with(ABOUT) {
+                    remove(&file)?;
+                }
+            }
+            // Somebody else's file in it stays, and so does it.
+            let _ = fs::remove_dir(&path);
+        }
+        remove(&folder.join(TOTAL))?;
+        Ok(cleared)
+    }
+
+    /// The shelf of prefixes that `key` names and `about` tells people of, `numbers` numbers an
+    /// image, for `images` images;
     /// `None` where that many do not fit: most would be evicted before they are needed again.
-    pub(super) fn shelf(&self, key: &str, numbers: usize, images: usize) -> Option<Shelf<'_>> {
+    pub(super) fn shelf(
+        &self,
+        key: &str,
+        about: &str,
+        numbers: usize,
+        images: usize,
+    ) -> Option<Shelf<'_>> {
         let bytes = (images * record::bytes(numbers, self.precision)) as u64;
         if bytes > self.bytes_max {
             if !self.told_small.swap(true, Ordering::Relaxed) {
@@ -73,16 +129,12 @@ impl PrefixCache {
         }
         let key = Digest::of(format!("tributary prefix\n{key}\n{:?}", self.precision).as_bytes());
         let folder = self.folder.join(name(&key));
-        Some(Shelf { cache: self, key, folder, numbers })
+        Some(Shelf { cache: self, key, about: about.to_owned(), folder, numbers })
     }
 
     /// Held until the file is dropped.
     fn lock(&self) -> io::Result<File> {
-        let path = self.folder.join(LOCK);
-        let mut options = OpenOptions::new();
-        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        lock.lock()?;
-        Ok(lock)
+        lock(&self.folder)
     }
 
     /// Makes room for `need` bytes and counts them; the caller holds the lock.
@@ -157,6 +209,19 @@ impl PrefixCache {
     }
 }
 
+/// One shelf of a cache as it lies on disk.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Shelved {
+    /// Its name: a digest of everything that decides its numbers but the image.
+    pub shelf: String,
+    /// What it is of: the backbone and how far it was computed; `None` where that is not written.
+    pub about: Option<String>,
+    /// Images of which something is kept.
+    pub records: u64,
+    /// Their sum.
+    pub bytes: u64,
+}
+
 /// A record on disk.
 struct Kept {
     path: PathBuf,
@@ -168,6 +233,7 @@ struct Kept {
 pub(super) struct Shelf<'a> {
     cache: &'a PrefixCache,
     key: Digest,
+    about: String,
     folder: PathBuf,
     numbers: usize,
 }
@@ -212,10 +278,15 @@ impl Shelf<'_> {
         if need > self.cache.bytes_max {
             return Ok(());
         }
-        // Somebody may have cleared it.
-        private_folder(&self.folder)?;
+        // Somebody may have removed it all.
+        private_folder(&self.cache.folder)?;
         let _held = self.cache.lock()?;
+        private_folder(&self.folder)?;
         self.cache.reserve(need)?;
+        let about = self.folder.join(ABOUT);
+        if !about.try_exists()? {
+            self.cache.write(&about, self.about.as_bytes())?;
+        }
         records.iter().try_for_each(|(path, bytes)| self.cache.write(path, bytes))
     }
 
@@ -226,6 +297,53 @@ impl Shelf<'_> {
     fn subject(&self, image: &Digest) -> Subject {
         Subject { shelf: self.key, image: *image, numbers: self.numbers }
     }
+}
+
+/// The folders of `folder` that are named as shelves are.
+fn shelves_in(folder: &Path) -> io::Result<Vec<(PathBuf, String)>> {
+    let mut shelves = Vec::new();
+    for entry in ours(fs::read_dir(folder))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let digest = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        if digest && entry.file_type()?.is_dir() {
+            shelves.push((entry.path(), name));
+        }
+    }
+    Ok(shelves)
+}
+
+/// The entries of a folder; none where it is not there (any more).
+fn ours(
+    listing: io::Result<fs::ReadDir>,
+) -> io::Result<impl Iterator<Item = io::Result<DirEntry>>> {
+    Ok(gone(listing)?.into_iter().flatten())
+}
+
+/// `None` for what somebody else has removed meanwhile.
+fn gone<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Ok(found) => Ok(Some(found)),
+        Err(e) => Err(e),
+    }
+}
+
+/// What a shelf says it is of.
+fn about(shelf: &Path) -> Option<String> {
+    let mut text = String::new();
+    let file = File::open(shelf.join(ABOUT)).ok()?;
+    file.take(ABOUT_BYTES_MAX).read_to_string(&mut text).ok()?;
+    Some(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+}
+
+/// Held until the file is dropped.
+fn lock(folder: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let path = folder.join(LOCK);
+    let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    lock.lock()?;
+    Ok(lock)
 }
 
 /// Hexadecimal alone: a file's name.

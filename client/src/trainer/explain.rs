@@ -1,12 +1,11 @@
 //! Where an adapted model looked, as a map over an image's patches.
 
 use tributary_shared::architecture::{Architecture, Pool};
-use tributary_shared::head::Head;
 use tributary_shared::manifest::{RunManifest, Task};
 
 use super::loss::probabilities;
 use super::session::TrainError;
-use crate::model::{AdaptedVit, Backbone, BlockAttention, Compute, Values};
+use crate::model::{AdaptedVit, Backbone, BlockAttention, Compute, Looked, Values};
 
 /// How attention of all blocks becomes one map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +93,7 @@ impl<'a> Explainer<'a> {
             asked = class;
             weights
         });
-        let map = |how| heat(self.model.architecture(), &self.manifest.head, &looked.blocks, how);
+        let map = |how| heat(self.model.architecture(), &looked, how);
         Ok(Explained {
             prediction: probabilities(task, &looked.logits),
             class: asked,
@@ -129,16 +128,11 @@ fn question(task: &Task, logits: &[f32], class: Option<usize>) -> (Option<usize>
 }
 
 /// What the pooled tokens owe to each patch.
-fn heat(
-    shape: &Architecture,
-    head: &Head,
-    blocks: &[BlockAttention],
-    how: Explanation,
-) -> Vec<f32> {
+fn heat(shape: &Architecture, looked: &Looked, how: Explanation) -> Vec<f32> {
     let (own, patches) = (shape.tokens(), shape.patches());
     // Row after row: what each token owes to each of the tokens that entered the first block.
     let mut owes: Vec<Vec<f64>> = (0..own).map(|row| unit(own, row)).collect();
-    for block in blocks {
+    for block in &looked.blocks {
         owes.truncate(block.keys - block.fresh);
         // Prompts owe nothing to the image when they enter.
         owes.resize(block.keys, vec![0.0; own]);
@@ -146,20 +140,22 @@ fn heat(
         owes = step.chunks(block.keys).map(|row| combined(row, &owes)).collect();
     }
     let first = own - patches;
-    let all_patches = first..own;
-    let pooled = match (head, shape.pool) {
-        (Head::AttentionPool {}, _) | (_, Pool::Mean) => all_patches.collect::<Vec<usize>>(),
-        (_, Pool::ClassToken) => vec![0],
+    // Each row that is pooled, and how much it counts.
+    let mean = || (first..own).map(|row| (row, 1.0));
+    let pooled: Vec<(usize, f64)> = match (&looked.shares, shape.pool) {
+        (Some(shares), _) => (first..own).zip(shares.iter().map(|s| f64::from(*s))).collect(),
+        (None, Pool::Mean) => mean().collect(),
+        (None, Pool::ClassToken) => vec![(0, 1.0)],
         // The class token counts as much as all patches together.
-        (_, Pool::ClassTokenAndMean) => all_patches.chain(vec![0; patches]).collect(),
+        (None, Pool::ClassTokenAndMean) => mean().chain([(0, patches as f64)]).collect(),
     };
     let mut heat = vec![0.0; patches];
-    for row in pooled {
+    for (row, share) in pooled {
         let own_row = &owes[row][first..];
         // A token owes itself to itself: the gradient's maps leave that out.
-        heat.iter_mut().zip(own_row).for_each(|(heat, owed)| *heat += owed);
+        heat.iter_mut().zip(own_row).for_each(|(heat, owed)| *heat += share * owed);
         if how == Explanation::Gradient && row >= first {
-            heat[row - first] -= 1.0;
+            heat[row - first] -= share;
         }
     }
     let sum: f64 = heat.iter().sum();
@@ -233,6 +229,7 @@ mod tests {
     use safetensors::SafeTensors;
     use tributary_shared::adaptation::Adaptation;
     use tributary_shared::contract::AdapterContract;
+    use tributary_shared::head::Head;
 
     use super::*;
 
@@ -265,8 +262,7 @@ mod tests {
         let adaptation: Adaptation = serde_json::from_str(&metadata["adapter"]).unwrap();
         let head: Head = serde_json::from_str(&metadata["head"]).unwrap();
         let shape = backbone.architecture();
-        let contract =
-            AdapterContract::new(backbone.digest(), shape, adaptation, Some(head.clone()), 3);
+        let contract = AdapterContract::new(backbone.digest(), shape, adaptation, Some(head), 3);
         let specs = contract.layout.tensors();
         let values: Values =
             specs.iter().map(|spec| floats(&format!("trained.{}", spec.name))).collect();
@@ -279,7 +275,7 @@ mod tests {
         let looked = model.look(&values, &rows, |_| vec![0.0, 1.0, 0.0]);
         for (how, name) in [(Explanation::Rollout, "rollout"), (Explanation::Gradient, "relevance")]
         {
-            let found = heat(shape, &head, &looked.blocks, how);
+            let found = heat(shape, &looked, how);
             let expected = floats(name);
             let far = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(far < 1e-5, "{}: {name}: {far}", path.display());

@@ -24,7 +24,7 @@ mod shards;
 mod survival;
 mod units;
 
-pub use cache::PrefixCache;
+pub use cache::{PrefixCache, Shelved};
 pub use explain::{Explained, Explainer, Explanation, NotExplained, stretched};
 pub use inference::{Evaluation, Inference, prediction_columns};
 pub use local::{LocalTraining, LocalUpdate, train};

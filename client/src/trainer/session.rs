@@ -144,7 +144,12 @@ impl<'a> Session<'a> {
         let precision = self.training.precision;
         let key =
             format!("{program} {device:?} {precision:?}\n{backbone}\n{mean:?} {std:?}\n{prefix:?}");
-        let shelf = cache.shelf(&key, self.model.prefix_numbers(prefix), images);
+        let what = match prefix {
+            Prefix::Pooled => "pooled features".to_owned(),
+            Prefix::Tokens(block) => format!("tokens before block {block}"),
+        };
+        let about = format!("{what}, backbone {backbone}");
+        let shelf = cache.shelf(&key, &about, self.model.prefix_numbers(prefix), images);
         self.shelf = shelf.map(|shelf| (shelf, prefix));
     }
 

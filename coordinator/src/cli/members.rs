@@ -107,7 +107,7 @@ async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Ans
     let reply = session.ask(session.client.clone().invite(request)).await?;
     let kit = StartupKit::parse(&reply.kit).map_err(|e| {
         let message = format!("the coordinator sent a kit that does not parse: {}", chain(&e));
-        Failure { exit: ExitCode::Bug, code: "bug", message, hint: None }
+        Failure::new(ExitCode::Bug, "bug", message)
     })?;
     write_new_secret(&path, &reply.kit)?;
     let expires = kit.expires.as_millis();

@@ -121,7 +121,7 @@ fn usage(error: &clap::Error, json: bool) -> process::ExitCode {
 fn bug(payload: &(dyn Any + Send)) -> Failure {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("panicked");
-    Failure { exit: ExitCode::Bug, code: "bug", message: text.to_owned(), hint: None }
+    Failure::new(ExitCode::Bug, "bug", text.to_owned())
         .hint("this is a bug; please report it with the lines above")
 }
 

@@ -128,12 +128,7 @@ impl Program for Tributary {
 
     fn execute(self) -> Result<Answer, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|e| Failure {
-            exit: ExitCode::Bug,
-            code: "runtime",
-            message: e.to_string(),
-            hint: None,
-        })?;
+        let runtime = runtime.map_err(|e| Failure::new(ExitCode::Bug, "runtime", e.to_string()))?;
         runtime.block_on(dispatch(self.command, self.globals))
     }
 }

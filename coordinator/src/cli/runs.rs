@@ -36,7 +36,7 @@ pub(super) async fn start(file: &Path, globals: &Globals) -> Result<Answer, Fail
             digest_or_none(&reply.manifest_digest).unwrap_or_default(),
             digest
         );
-        return Err(Failure { exit: ExitCode::Bug, code: "bug", message, hint: None }
+        return Err(Failure::new(ExitCode::Bug, "bug", message)
             .hint("stop it; the coordinator and this program may be of different versions"));
     }
     let name = &written.manifest.name;
@@ -174,7 +174,7 @@ pub(super) async fn wait(
         Some(limit) => tokio::time::timeout(limit, ended).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(limit);
             let message = format!("run {run} has not ended within {limit}");
-            Err(Failure { exit: ExitCode::Timeout, code: "timeout", message, hint: None }
+            Err(Failure::new(ExitCode::Timeout, "timeout", message)
                 .hint("it goes on; wait longer with --timeout"))
         })?,
     };
@@ -184,7 +184,7 @@ pub(super) async fn wait(
 fn verdict(reply: &ShowRunReply, accept_partial: bool) -> Result<Answer, Failure> {
     let Some(row) = &reply.run else {
         let message = "the coordinator's answer names no run".to_owned();
-        return Err(Failure { exit: ExitCode::Bug, code: "bug", message, hint: None });
+        return Err(Failure::new(ExitCode::Bug, "bug", message));
     };
     let rounds = format!("{} of {} rounds", row.rounds_published, row.rounds_asked);
     let mut line = format!("run {}: {}, {rounds}", row.name, row.state);

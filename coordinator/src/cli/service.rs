@@ -203,12 +203,7 @@ fn renew_server(config: &CoordinatorConfig, names: Vec<String>) -> Result<Answer
 /// Two workers: the service moves bytes, and what computes runs beside them.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    built.map_err(|e| Failure {
-        exit: ExitCode::Bug,
-        code: "runtime",
-        message: e.to_string(),
-        hint: None,
-    })
+    built.map_err(|e| Failure::new(ExitCode::Bug, "runtime", e.to_string()))
 }
 
 #[cfg(test)]

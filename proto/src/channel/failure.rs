@@ -136,12 +136,7 @@ impl ConnectError {
 
 /// A connection error as the one line and exit code of a command.
 pub fn connect_failure(error: &ConnectError) -> Failure {
-    Failure {
-        exit: error.exit(),
-        code: error.code(),
-        message: chain(error),
-        hint: Some(error.hint().to_owned()),
-    }
+    Failure::new(error.exit(), error.code(), chain(error)).hint(error.hint())
 }
 
 /// What a failed call means for a command: the connection's own trouble where there is one under
@@ -154,12 +149,11 @@ pub fn status_failure(address: &str, status: &Status) -> Failure {
     match status.code() {
         Code::Unauthenticated => Failure::connection(said)
             .hint("enrol with the startup kit, or ask the operator for a new one"),
-        Code::DeadlineExceeded => Failure {
-            exit: ExitCode::Timeout,
-            code: "timeout",
-            message: format!("the coordinator at {address} did not answer in time"),
-            hint: None,
-        },
+        Code::DeadlineExceeded => Failure::new(
+            ExitCode::Timeout,
+            "timeout",
+            format!("the coordinator at {address} did not answer in time"),
+        ),
         Code::InvalidArgument | Code::OutOfRange => Failure::invalid("invalid", said),
         Code::PermissionDenied
         | Code::FailedPrecondition
@@ -170,8 +164,7 @@ pub fn status_failure(address: &str, status: &Status) -> Failure {
         Code::Unimplemented => Failure::refused("unimplemented", said)
             .hint("the coordinator and this program are of different versions"),
         Code::Internal | Code::DataLoss => {
-            Failure { exit: ExitCode::Bug, code: "coordinator_fault", message: said, hint: None }
-                .hint("see the coordinator's log")
+            Failure::new(ExitCode::Bug, "coordinator_fault", said).hint("see the coordinator's log")
         }
         Code::Ok | Code::Cancelled | Code::Unknown | Code::Unavailable => {
             Failure::connection(format!("lost the coordinator at {address}: {}", chain(status)))

@@ -63,7 +63,7 @@ pub(super) fn run(args: &ConfigArgs, format: Format) -> Result<(), Failure> {
         Some(exit) => {
             let failed = checks.iter().filter(|c| !c.ok).count();
             let message = format!("{failed} of {} checks failed", checks.len());
-            Err(Failure { exit, code: "doctor", message, hint: None })
+            Err(Failure::new(exit, "doctor", message))
         }
     }
 }
@@ -87,8 +87,9 @@ fn tell(check: &Check) {
 }
 
 fn copied(failure: &Failure) -> Failure {
-    let Failure { exit, code, message, hint } = failure;
-    Failure { exit: *exit, code, message: message.clone(), hint: hint.clone() }
+    let Failure { exit, code, message, hint, details } = failure;
+    let (message, hint, details) = (message.clone(), hint.clone(), details.clone());
+    Failure { exit: *exit, code, message, hint, details }
 }
 
 fn told(config: &SiteConfig) -> String {

@@ -125,7 +125,7 @@ fn import(args: &ImportArgs, format: Format) -> Result<(), Failure> {
     let asked = asked(&args.arch)?;
     let prefix = args.prefix.as_deref();
     let imported = import_backbone(&args.file, &asked.architecture, args.image_size, prefix);
-    let Imported { backbone, report } = imported.map_err(|e| import_failure(&e))?;
+    let Imported { backbone, report } = imported.map_err(import_failure)?;
     backbone.save(&args.out).map_err(|e| Failure::invalid("output", chain(&e)))?;
     let table = manifest::Backbone {
         digest: backbone.digest(),
@@ -150,12 +150,13 @@ fn import(args: &ImportArgs, format: Format) -> Result<(), Failure> {
     Ok(())
 }
 
-fn import_failure(error: &ImportError) -> Failure {
-    let failure = Failure::invalid("checkpoint", chain(error));
+fn import_failure(error: ImportError) -> Failure {
+    let failure = Failure::invalid("checkpoint", chain(&error));
     match error {
         ImportError::SeveralModels { .. } => failure.hint("--prefix PREFIX"),
-        ImportError::Mismatch { .. } => {
-            failure.hint("`backbone list` shows other architectures; `--image-size` other sizes")
+        ImportError::Mismatch { problems, .. } => {
+            let hint = "`backbone list` shows other architectures; `--image-size` other sizes";
+            failure.hint(hint).details(problems)
         }
         ImportError::Read { .. }
         | ImportError::Format { .. }

@@ -8,9 +8,8 @@ use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::tensors::{Header, Subject, decode};
 
-use super::local::train_head_alone;
 use super::progress::Display;
-use super::{Images, Threads, read_backbone, read_manifest, shown};
+use super::{Adapted, Images, Threads, read_backbone, shown};
 use crate::cli::{Format, print};
 use crate::data::Dataset;
 use crate::model::{Compute, Values};
@@ -31,23 +30,13 @@ enum Side {
 /// Arguments of `evaluate`.
 #[derive(Debug, clap::Args)]
 pub struct EvaluateArgs {
-    /// The run's manifest
-    #[arg(long, value_name = "run.toml")]
-    run: PathBuf,
-    /// The run's backbone
-    #[arg(long, value_name = "FILE")]
-    backbone: PathBuf,
-    /// The adapter in canonical bytes, or `initial`
-    #[arg(long, value_name = "FILE|initial")]
-    adapter: PathBuf,
+    #[command(flatten)]
+    adapted: Adapted,
     #[command(flatten)]
     images: Images,
     /// Which patients
     #[arg(long, value_enum, default_value_t = Side::Holdout)]
     split: Side,
-    /// The adapter was trained with `train --head-only`
-    #[arg(long)]
-    head_only: bool,
     /// Write each case's probabilities to this CSV; it stays at the site
     #[arg(long, value_name = "FILE")]
     predictions: Option<PathBuf>,
@@ -57,16 +46,13 @@ pub struct EvaluateArgs {
 
 pub(super) fn run(args: &EvaluateArgs, format: Format) -> Result<(), Failure> {
     args.threads.set()?;
-    let mut manifest = read_manifest(&args.run)?;
+    let manifest = args.adapted.manifest()?;
     if args.predictions.is_some() && matches!(manifest.task, Task::SelfSupervised { .. }) {
         let line = "--predictions: a self_supervised run says nothing of an image; leave it out";
         return Err(Failure::invalid("arguments", line));
     }
-    if args.head_only {
-        train_head_alone(&mut manifest)?;
-    }
-    let backbone = read_backbone(&args.backbone, &manifest)?;
-    let values = read_adapter(&args.adapter, &manifest)?;
+    let backbone = read_backbone(&args.adapted.backbone, &manifest)?;
+    let values = read_adapter(&args.adapted.adapter, &manifest)?;
     let dataset = args.images.of_run(&manifest)?;
     let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
     let split = dataset.split(holdout);

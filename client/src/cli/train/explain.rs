@@ -10,9 +10,8 @@ use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::outcome::{Failure, chain};
 
 use super::evaluate::read_adapter;
-use super::local::train_head_alone;
 use super::overlay::overlay;
-use super::{Images, Threads, read_backbone, read_manifest, shown};
+use super::{Adapted, Images, Threads, read_backbone, shown};
 use crate::cli::{Format, print};
 use crate::data::{Dataset, marked};
 use crate::metrics::Pointing;
@@ -25,15 +24,8 @@ const CASES_DEFAULT: usize = 16;
 /// Arguments of `explain`.
 #[derive(Debug, clap::Args)]
 pub struct ExplainArgs {
-    /// The run's manifest
-    #[arg(long, value_name = "run.toml")]
-    run: PathBuf,
-    /// The run's backbone
-    #[arg(long, value_name = "FILE")]
-    backbone: PathBuf,
-    /// The adapter in canonical bytes, or `initial`
-    #[arg(long, value_name = "FILE|initial")]
-    adapter: PathBuf,
+    #[command(flatten)]
+    adapted: Adapted,
     #[command(flatten)]
     images: Images,
     /// Cases to explain, by the names that `evaluate --predictions` gives them
@@ -56,9 +48,6 @@ pub struct ExplainArgs {
     /// Directory to make; readable by its owner alone
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The adapter was trained with `train --head-only`
-    #[arg(long)]
-    head_only: bool,
     #[command(flatten)]
     threads: Threads,
 }
@@ -80,13 +69,10 @@ pub(super) fn run(args: &ExplainArgs, format: Format) -> Result<(), Failure> {
         let line = format!("--top {}: must be above 0 and at most 100", args.top);
         return Err(Failure::invalid("arguments", line));
     }
-    let mut manifest = read_manifest(&args.run)?;
-    if args.head_only {
-        train_head_alone(&mut manifest)?;
-    }
+    let manifest = args.adapted.manifest()?;
     let class = class_of(args.class.as_deref(), &manifest.task)?;
-    let backbone = read_backbone(&args.backbone, &manifest)?;
-    let values = read_adapter(&args.adapter, &manifest)?;
+    let backbone = read_backbone(&args.adapted.backbone, &manifest)?;
+    let values = read_adapter(&args.adapted.adapter, &manifest)?;
     let compute = Compute::cpu();
     let explainer = Explainer::new(&backbone, &manifest, &values, &compute)
         .map_err(|e| Failure::invalid("task", e.to_string()))?;

@@ -41,8 +41,8 @@ pub struct ProbeArgs {
     /// The adapter in canonical bytes
     #[arg(long, value_name = "FILE", requires = "run")]
     adapter: Option<PathBuf>,
-    /// The kind of labels
-    #[arg(long, value_enum, default_value_t = Kind::Binary)]
+    /// The kind of labels: binary, multi-class or multi-label
+    #[arg(long, default_value = "binary", value_parser = kind)]
     task: Kind,
     /// The class names in order, separated by commas
     #[arg(long, value_delimiter = ',', required = true)]
@@ -55,6 +55,20 @@ pub struct ProbeArgs {
     seed: u64,
     #[command(flatten)]
     threads: Threads,
+}
+
+/// A kind of labels that a probe can tell apart; what to do instead with the others.
+fn kind(text: &str) -> Result<Kind, String> {
+    <Kind as clap::ValueEnum>::from_str(text, true).map_err(|_| {
+        let instead = match text {
+            "ordinal" => "; probe grades as --task multi-class, or train an ordinal run",
+            "survival" | "segmentation" | "self-supervised" | "self_supervised" | "bags" => {
+                "; train a run of that task with `train` and judge it with `evaluate`"
+            }
+            _ => "",
+        };
+        format!("a probe is judged on binary, multi-class or multi-label labels{instead}")
+    })
 }
 
 pub(super) fn run(args: &ProbeArgs, format: Format) -> Result<(), Failure> {

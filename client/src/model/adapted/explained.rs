@@ -25,6 +25,8 @@ pub(crate) struct BlockAttention {
 #[derive(Clone, Debug)]
 pub(crate) struct Looked {
     pub(crate) logits: Vec<f32>,
+    /// What the head takes of each patch where it pools by attention; they sum to 1.
+    pub(crate) shares: Option<Vec<f32>>,
     pub(crate) blocks: Vec<BlockAttention>,
 }
 
@@ -44,6 +46,7 @@ impl AdaptedVit {
         let mut watch = Watch::default();
         let tokens = vit.tokens(self.patches(rows, 1).autodiff());
         let tokens = vit.watched(tokens, Some(&adapter), &mut Dropout::off(), &mut watch);
+        let shares = vit.shares(tokens.clone(), &adapter);
         let logits = adapter.outputs(vit.pool(tokens, Some(&adapter)));
         let dims = logits.dims();
         let said = download(logits.clone().inner());
@@ -61,6 +64,7 @@ impl AdaptedVit {
                 probabilities: download(seen.probabilities),
             }
         };
-        Looked { logits: said, blocks: watch.seen.into_iter().map(block).collect() }
+        let shares = shares.map(|shares| download(shares.inner()));
+        Looked { logits: said, shares, blocks: watch.seen.into_iter().map(block).collect() }
     }
 }

@@ -20,9 +20,6 @@ pub(crate) use self::checkpoint::Checkpoint;
 use self::names::{Library, Place, place};
 use super::backbone::Backbone;
 
-/// Problems named in one error.
-const PROBLEMS_MAX: usize = 1_000;
-
 /// A backbone, and what was done to get it.
 #[derive(Debug)]
 pub struct Imported {
@@ -88,16 +85,31 @@ pub enum ImportError {
         prefixes: Vec<String>,
     },
     /// Another model than the architecture says.
-    #[error("checkpoint {}: does not fit the architecture: {}", path.display(), problems.join("; "))]
+    #[error("checkpoint {}: does not fit the architecture: {}", path.display(), counted(problems))]
     Mismatch {
         /// The file.
         path: PathBuf,
-        /// One line a missing, unused, mis-shaped or non-finite tensor.
+        /// One line a missing, unused, mis-shaped or non-finite tensor: all of them.
         problems: Vec<String>,
     },
     /// An image size that the architecture cannot have.
     #[error("{0}")]
     Architecture(#[from] InvalidArchitecture),
+}
+
+/// How many of which kind, and the first.
+fn counted(problems: &[String]) -> String {
+    let of = |kind: &str| problems.iter().filter(|line| line.starts_with(kind)).count();
+    let (missing, unused) = (of("missing "), of("unused "));
+    let kinds = [
+        (missing, "missing"),
+        (unused, "unused"),
+        (problems.len() - missing - unused, "of another shape or kind"),
+    ];
+    let kinds = kinds.iter().filter(|(count, _)| *count > 0);
+    let kinds: Vec<String> = kinds.map(|(count, kind)| format!("{count} {kind}")).collect();
+    let first = problems.first().map_or("", String::as_str);
+    format!("{} (the first: {first})", kinds.join(", "))
 }
 
 /// Reads the model of shape `architecture` from the file at `path`.
@@ -132,12 +144,7 @@ pub fn import_backbone(
     left_out.extend(assembly.settle_final_norm());
     let values = assembly.values()?;
     if !assembly.problems.is_empty() {
-        let mut problems = assembly.problems;
-        let more = problems.len().saturating_sub(PROBLEMS_MAX);
-        problems.truncate(PROBLEMS_MAX);
-        if more > 0 {
-            problems.push(format!("and {more} more"));
-        }
+        let problems = assembly.problems;
         return Err(ImportError::Mismatch { path: path.to_owned(), problems });
     }
     let pieces = assembly.pieces.values().flatten().map(|piece| &piece.name);

@@ -20,7 +20,7 @@ fn open(folder: &Path, records: u64) -> PrefixCache {
 }
 
 fn shelf(cache: &PrefixCache) -> Shelf<'_> {
-    cache.shelf("key", NUMBERS, 1).unwrap()
+    cache.shelf("key", "a backbone", NUMBERS, 1).unwrap()
 }
 
 fn put(shelf: &Shelf<'_>, n: u8) {
@@ -45,7 +45,7 @@ fn a_record_is_found_again_by_its_shelf_and_its_image_alone() {
     let other = open(folder.path(), 10);
     assert_eq!(shelf(&other).get(&image(1)), Some(row(1)));
     assert_eq!(shelf(&other).get(&image(2)), None);
-    assert_eq!(other.shelf("other key", NUMBERS, 1).unwrap().get(&image(1)), None);
+    assert_eq!(other.shelf("other key", "another", NUMBERS, 1).unwrap().get(&image(1)), None);
     // The same numbers rounded are another shelf.
     let half = PrefixCache::open(folder.path(), 10_000, Precision::F16).unwrap();
     assert_eq!(shelf(&half).get(&image(1)), None);
@@ -120,11 +120,64 @@ fn the_record_unused_for_longest_makes_room_and_the_cap_holds() {
 fn a_cap_below_what_is_asked_keeps_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let cache = open(folder.path(), 4);
-    assert!(cache.shelf("key", NUMBERS, 4).is_some());
-    assert!(cache.shelf("key", NUMBERS, 5).is_none());
+    assert!(cache.shelf("key", "a backbone", NUMBERS, 4).is_some());
+    assert!(cache.shelf("key", "a backbone", NUMBERS, 5).is_none());
     // Halves: as many images again.
     let half = PrefixCache::open(folder.path(), cache.bytes_max, Precision::F16).unwrap();
-    assert!(half.shelf("key", NUMBERS, 4).is_some());
+    assert!(half.shelf("key", "a backbone", NUMBERS, 4).is_some());
+}
+
+#[test]
+fn what_is_kept_is_counted_and_cleared() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(PrefixCache::look(folder.path()).unwrap(), []);
+    assert_eq!(PrefixCache::clear(folder.path()).unwrap(), []);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "looking makes nothing");
+    let cache = open(folder.path(), 10);
+    put(&shelf(&cache), 1);
+    put(&shelf(&cache), 2);
+    let other = cache.shelf("other key", "another\u{1b}", NUMBERS, 1).unwrap();
+    put(&other, 1);
+    let found = PrefixCache::look(folder.path()).unwrap();
+    let told: Vec<_> =
+        found.iter().map(|s| (s.about.as_deref().unwrap(), s.records, s.bytes)).collect();
+    let each = record::bytes(NUMBERS, Precision::F32) as u64;
+    assert_eq!(told, [("a backbone", 2, 2 * each), ("another ", 1, each)]);
+    // A file that is not the cache's, and a folder that is no shelf, stay.
+    let (file, beside) = (other.folder.join("notes.txt"), cache.folder.join("mine"));
+    fs::write(&file, b"mine").unwrap();
+    fs::create_dir(&beside).unwrap();
+    assert_eq!(PrefixCache::clear(folder.path()).unwrap(), found);
+    assert_eq!(bytes_in(&cache), 0);
+    assert!(file.exists() && beside.exists() && !shelf(&cache).folder.exists());
+    // Who has it open goes on.
+    put(&shelf(&cache), 3);
+    assert_eq!(shelf(&cache).get(&image(3)), Some(row(3)));
+    assert_eq!(fs::read_to_string(cache.folder.join(TOTAL)).unwrap(), each.to_string());
+}
+
+#[test]
+fn clearing_beside_writers_breaks_no_record_and_no_count() {
+    let folder = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let cache = open(folder.path(), 8);
+            for turn in 0..120u8 {
+                put(&shelf(&cache), turn % 16);
+                let found = shelf(&cache).get(&image(turn % 16));
+                assert!(found.is_none_or(|found| found == row(turn % 16)));
+            }
+        });
+        while !writer.is_finished() {
+            PrefixCache::clear(folder.path()).unwrap();
+            PrefixCache::look(folder.path()).unwrap();
+        }
+    });
+    let cache = open(folder.path(), 8);
+    put(&shelf(&cache), 1);
+    let _held = cache.lock().unwrap();
+    let counted: u64 = fs::read_to_string(cache.folder.join(TOTAL)).unwrap().parse().unwrap();
+    assert!(counted >= bytes_in(&cache) && counted <= cache.bytes_max);
 }
 
 #[test]
@@ -140,7 +193,8 @@ fn only_the_owner_may_look() {
     for folder in [&cache.folder, &shelf.folder] {
         assert_eq!(mode(folder), 0o700, "{}", folder.display());
     }
-    for file in [shelf.path(&image(1)), cache.folder.join(TOTAL), cache.folder.join(LOCK)] {
+    let about = shelf.folder.join(ABOUT);
+    for file in [shelf.path(&image(1)), about, cache.folder.join(TOTAL), cache.folder.join(LOCK)] {
         assert_eq!(mode(&file), 0o600, "{}", file.display());
     }
 }
