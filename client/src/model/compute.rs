@@ -20,7 +20,7 @@ pub(crate) struct Shard {
 
 /// What a core's cache holds of the demo's model, and a stop within a second.
 #[cfg(not(feature = "tch"))]
-const OURS: Shard = Shard { images_max: 8, work_max: 2_000_000_000 };
+const OURS: Shard = Shard { images_max: 8, work_max: 10_000_000_000 };
 /// The same work a shard: two shards beside each other were faster than one of all images, in half
 /// the memory (docs/performance.md).
 #[cfg(feature = "tch")]

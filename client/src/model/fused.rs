@@ -2,8 +2,13 @@
 //! apart when it differentiates: every part is kept, each head's scores among them, and passed over
 //! again. Here the inputs are kept and the rest is computed anew going back.
 //!
-//! One implementation serves every backend; where a backend has kernels of its own for the way
-//! back, [`Kernels`] takes those.
+//! The formulas are written on any backend's plain operations; [`Kernels`] is where a backend puts
+//! quicker ones of its own.
+
+#![cfg_attr(
+    feature = "tch",
+    expect(deprecated, reason = "burn deprecates LibTorch but ships it; see docs/libtorch.md")
+)]
 
 mod attention;
 #[cfg(feature = "flex")]
@@ -15,9 +20,6 @@ mod norm;
 #[cfg(test)]
 mod tests;
 
-#[cfg(feature = "tch")]
-#[expect(deprecated, reason = "burn deprecates LibTorch but ships it; see docs/libtorch.md")]
-use burn::backend::LibTorch;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
@@ -94,19 +96,18 @@ impl<B: Kernels, C: CheckpointStrategy> Fused for Autodiff<B, C> {
 
 /// What a backend computes without a graph. Attention's tensors are `[images, heads, tokens, width]`.
 trait Kernels: Backend {
-    /// Attention, and what [`Self::attention_back`] wants to see again beside it.
-    fn attend(qkv: [FloatTensor<Self>; 3]) -> Attended<Self> {
-        Attended { mixed: attention::forward::<Self>(qkv), log_sums: None }
-    }
+    /// What attention going back wants to see again beside its inputs and its output.
+    type Kept: Clone + std::fmt::Debug + Send + 'static;
+
+    /// Attention: the values mixed, and what is kept.
+    fn attend(qkv: [FloatTensor<Self>; 3]) -> (FloatTensor<Self>, Self::Kept);
 
     /// The derivatives by queries, keys and values, given the one by what they were mixed into.
     fn attention_back(
         qkv: [FloatTensor<Self>; 3],
-        attended: Attended<Self>,
+        attended: (FloatTensor<Self>, Self::Kept),
         by_mixed: FloatTensor<Self>,
-    ) -> [FloatTensor<Self>; 3] {
-        attention::back::<Self>(qkv, attended.mixed, by_mixed)
-    }
+    ) -> [FloatTensor<Self>; 3];
 
     /// The derivative by `x` of its rows centred and scaled to unit variance, given the one by those.
     fn standardize_back(
@@ -126,12 +127,4 @@ trait Kernels: Backend {
     fn gelu_back(kept: FloatTensor<Self>, by_y: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::gelu_backward(kept, by_y)
     }
-}
-
-/// Values mixed by attention.
-#[derive(Clone, Debug)]
-struct Attended<B: Backend> {
-    mixed: FloatTensor<B>,
-    /// Of each query's exponentials, where the backend has them, `[images, heads, tokens]`.
-    log_sums: Option<FloatTensor<B>>,
 }

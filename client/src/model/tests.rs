@@ -322,6 +322,6 @@ fn bfloat16_stays_near_f32() {
         let (_, expected) = exact.gradient(&values, &exact.rows, IMAGES);
         let gradient = apart(&found.concat(), &expected.concat());
         assert!(logit < 0.025, "{}: logits {logit}", exact.what);
-        assert!(gradient < 0.04, "{}: gradient {gradient}", exact.what);
+        assert!(gradient < 0.05, "{}: gradient {gradient}", exact.what);
     }
 }

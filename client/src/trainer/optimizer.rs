@@ -84,7 +84,9 @@ pub fn learning_rate(peak: f64, position: u64, warmup: u64, total: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(feature = "flex")]
     use burn::optim::{AdamWConfig, Optimizer};
+    #[cfg(feature = "flex")]
     use burn::tensor::{Device, Tensor, TensorData};
 
     use super::*;

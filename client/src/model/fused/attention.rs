@@ -12,7 +12,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, TensorMetadata};
 use burn::tensor::{DType, FloatDType, Shape};
 
-use super::{Attended, Kernels};
+use super::Kernels;
 
 /// `[images, tokens, heads * width]` as `[images, heads, tokens, width]`.
 fn split<B: Backend>(x: FloatTensor<B>, heads: usize) -> FloatTensor<B> {
@@ -79,7 +79,7 @@ pub(super) fn tracked<B: Kernels, C: CheckpointStrategy>(
     match Attention.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(prepared) => {
             let attended = B::attend(qkv.clone());
-            let mixed = merge::<B>(attended.mixed.clone());
+            let mixed = merge::<B>(attended.0.clone());
             prepared.finish((qkv, attended), mixed)
         }
         OpsKind::UnTracked(prepared) => prepared.finish(merge::<B>(forward::<B>(qkv))),
@@ -90,11 +90,11 @@ pub(super) fn tracked<B: Kernels, C: CheckpointStrategy>(
 struct Attention;
 
 impl<B: Kernels> Backward<B, 3> for Attention {
-    type State = ([FloatTensor<B>; 3], Attended<B>);
+    type State = ([FloatTensor<B>; 3], (FloatTensor<B>, B::Kept));
 
     fn backward(self, ops: Ops<Self::State, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let (qkv, attended) = ops.state;
-        let [_, heads, _, _] = attended.mixed.shape().dims();
+        let [_, heads, _, _] = attended.0.shape().dims();
         let by_mixed = split::<B>(gradients.consume::<B>(&ops.node), heads);
         let by_qkv = B::attention_back(qkv, attended, by_mixed);
         for (parent, gradient) in ops.parents.into_iter().zip(by_qkv) {

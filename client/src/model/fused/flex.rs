@@ -7,13 +7,23 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, TensorData};
 use rayon::prelude::*;
 
-use super::{Fused, Kernels};
+use super::{Fused, Kernels, attention};
 
 type Own = FloatTensor<Flex>;
 
 impl Fused for Flex {}
 
 impl Kernels for Flex {
+    type Kept = ();
+
+    fn attend(qkv: [Own; 3]) -> (Own, ()) {
+        (attention::forward::<Self>(qkv), ())
+    }
+
+    fn attention_back(qkv: [Own; 3], (mixed, ()): (Own, ()), by_mixed: Own) -> [Own; 3] {
+        attention::back::<Self>(qkv, mixed, by_mixed)
+    }
+
     /// Keeps the slope Phi(x) + x phi(x), which shares its error function with the value.
     fn gelu_kept(x: Own) -> [Own; 2] {
         if x.dtype() != DType::F32 {
@@ -32,10 +42,10 @@ impl Kernels for Flex {
     }
 
     fn gelu_back(kept: Own, by_y: Own) -> Own {
-        match kept.dtype() {
-            DType::F32 => Self::float_mul(kept, by_y),
-            _ => Self::gelu_backward(kept, by_y),
+        if kept.dtype() != DType::F32 {
+            return Self::gelu_backward(kept, by_y);
         }
+        Self::float_mul(kept, by_y)
     }
 }
 

@@ -1,32 +1,37 @@
 //! LibTorch's own kernels for the way back.
 
-#![expect(deprecated, reason = "burn deprecates LibTorch but ships it; see docs/libtorch.md")]
-
 use burn::backend::LibTorch;
 use burn::backend::tensor::FloatTensor;
 use tch::Tensor;
 
-use super::{Attended, Fused, Kernels, attention};
+use super::{Fused, Kernels, attention};
 
 type Own = FloatTensor<LibTorch>;
 
 impl Fused for LibTorch {}
 
 impl Kernels for LibTorch {
-    fn attend(qkv: [Own; 3]) -> Attended<Self> {
+    /// The logarithm of the sum of each query's exponentials; LibTorch has this pair of kernels for
+    /// the processor alone.
+    type Kept = Option<Own>;
+
+    fn attend(qkv: [Own; 3]) -> (Own, Option<Own>) {
         let [q, k, v] = qkv.each_ref().map(|x| &x.tensor);
         if q.device().is_cuda() {
-            return Attended { mixed: attention::forward::<Self>(qkv), log_sums: None };
+            return (attention::forward::<Self>(qkv), None);
         }
         let no_mask = None::<&Tensor>;
         let (mixed, log_sums) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, false, no_mask, None,
         );
-        Attended { mixed: Own::new(mixed), log_sums: Some(Own::new(log_sums)) }
+        (Own::new(mixed), Some(Own::new(log_sums)))
     }
 
-    fn attention_back(qkv: [Own; 3], attended: Attended<Self>, by_mixed: Own) -> [Own; 3] {
-        let Attended { mixed, log_sums } = attended;
+    fn attention_back(
+        qkv: [Own; 3],
+        (mixed, log_sums): (Own, Option<Own>),
+        by_mixed: Own,
+    ) -> [Own; 3] {
         let Some(log_sums) = log_sums else {
             return attention::back::<Self>(qkv, mixed, by_mixed);
         };
