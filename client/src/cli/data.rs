@@ -33,7 +33,7 @@ pub enum DataCommand {
 /// Arguments of `data inspect`.
 #[derive(Debug, clap::Args)]
 pub struct InspectArgs {
-    /// A folder with labels.csv, a .csv, or a .npz in the MedMNIST layout
+    /// A folder with labels.csv or labels.parquet, one of these, or a .npz in the MedMNIST layout
     path: PathBuf,
     #[command(flatten)]
     labels: LabelArgs,
@@ -100,7 +100,7 @@ pub struct SynthArgs {
 /// Arguments of `data split`.
 #[derive(Debug, clap::Args)]
 pub struct SplitArgs {
-    /// A folder with labels.csv, a .csv, or a .npz in the MedMNIST layout
+    /// A folder with labels.csv or labels.parquet, one of these, or a .npz in the MedMNIST layout
     path: PathBuf,
     #[command(flatten)]
     labels: LabelArgs,

@@ -41,7 +41,7 @@ struct BackboneFile {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataPlace {
-    /// A `.npz` file, or a folder of images with a CSV manifest.
+    /// A `.npz` file, or a folder of images with a manifest, CSV or Parquet.
     pub path: PathBuf,
     /// The manifest's name inside the folder, when it is not the usual one.
     pub manifest: Option<String>,

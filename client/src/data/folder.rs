@@ -1,4 +1,4 @@
-//! A folder of image, DICOM and NIfTI files, with a CSV manifest or by what the files say.
+//! A folder of image, DICOM and NIfTI files, with a manifest or by what the files say.
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -71,16 +71,16 @@ fn named(
     reading: &Reading,
 ) -> Result<Listing, DataError> {
     let look = |row: &Row| -> Result<(PathBuf, Kind, Contents), DataError> {
-        let path = inside(root, &row.key).map_err(|p| labels.row_error(row.line, p))?;
+        let path = inside(root, &row.key).map_err(|p| labels.row_error(row.at, p))?;
         let kind = Kind::of(&path).map_err(unreadable(&path))?;
         if row.patient.is_none() && kind != Kind::Dicom && labels.names_patients() {
             let problem = RowProblem::EmptyField { column: "patient" };
-            return Err(labels.row_error(row.line, problem));
+            return Err(labels.row_error(row.at, problem));
         }
         let contents = medium::contents(&path, kind, reading)?;
         if contents.parts.len() > 1 && matches!(row.label, Label::Mask { .. }) {
             let problem = RowProblem::MaskOfSeveral { file: row.key.clone() };
-            return Err(labels.row_error(row.line, problem));
+            return Err(labels.row_error(row.at, problem));
         }
         Ok((path, kind, contents))
     };
@@ -107,9 +107,9 @@ fn named(
             let problem = ManifestProblem::MissingColumn { column: "patient" };
             return Err(DataError::Manifest { path: labels.shown.clone(), problem });
         }
-        if let Some(first) = seen.insert(path.clone(), row.line) {
+        if let Some(first) = seen.insert(path.clone(), row.at) {
             let problem = RowProblem::Duplicate { file: row.key, first };
-            listing.report.refuse(labels.row_error(row.line, problem));
+            listing.report.refuse(labels.row_error(row.at, problem));
             continue;
         }
         listing.add(path, &row.key.clone(), row.into(), contents);
@@ -131,9 +131,9 @@ impl<'a> Keyed<'a> {
             match row {
                 Ok(row) => match keyed.rows.get(&row.key) {
                     Some((first, _)) => {
-                        let (line, first) = (row.line, first.line);
+                        let (at, first) = (row.at, first.at);
                         let problem = RowProblem::Duplicate { file: row.key, first };
-                        keyed.refused.push(labels.row_error(line, problem));
+                        keyed.refused.push(labels.row_error(at, problem));
                     }
                     None => {
                         keyed.rows.insert(row.key.clone(), (row, false));
@@ -164,10 +164,10 @@ impl<'a> Keyed<'a> {
         }
         let mut unused: Vec<_> =
             self.rows.into_values().filter(|(_, used)| !used).map(|(row, _)| row).collect();
-        unused.sort_by_key(|row| row.line);
+        unused.sort_by_key(|row| row.at);
         for row in unused {
             let problem = RowProblem::NoSuchKey { key: row.key };
-            report.refuse(self.labels.row_error(row.line, problem));
+            report.refuse(self.labels.row_error(row.at, problem));
         }
     }
 }

@@ -33,8 +33,9 @@ mod window;
 pub use contract::Profile;
 pub use dicom::DicomProblem;
 pub use label::{Case, Label};
+pub use labels::TableProblem;
 pub use mask::{UNMARKED, marked};
-pub use problem::{DataError, ImageProblem, ManifestProblem, NpzProblem, RowProblem};
+pub use problem::{At, DataError, ImageProblem, ManifestProblem, NpzProblem, RowProblem};
 
 pub use report::Report;
 pub use slide::SlideProblem;
