@@ -182,7 +182,10 @@ impl SiteConfig {
             policy: resolve(written.policy),
             address: written.address,
             proxy: written.proxy,
-            data: written.data.map(|d| DataPlace { path: resolve(d.path), ..d }),
+            data: written.data.map(|mut data| {
+                data.reading.openslide = data.reading.openslide.map(resolve);
+                DataPlace { path: resolve(data.path), ..data }
+            }),
             backbone: written.backbone.map(|b| resolve(b.path)),
             device: written.device,
             rehearsal: written.rehearsal,

@@ -15,7 +15,7 @@ use super::npz::Sink;
 use super::pixels::Picture;
 use super::staging::{Staging, write_error, write_synced};
 use super::synth::{counts, priors};
-use super::{Case, DataError, DataSource, Label, folder, mask, npz};
+use super::{Case, DataError, DataSource, Label, folder, mask, npz, slide};
 use crate::config::reading::Reading;
 
 /// How to divide.
@@ -127,6 +127,13 @@ fn place_folder(
     let reading = Reading::default();
     let listing = folder::list(root, manifest, Some(task), &reading)?;
     listing.report.strict()?;
+    for entry in &listing.entries {
+        if let Some(ending) = slide::several_files(&entry.place.path) {
+            let problem =
+                format!("{} is of several files, which a {ending} is not copied with", entry.file);
+            return Err(DataError::Argument { argument: "PATH", problem });
+        }
+    }
     let sites = assign(listing.entries.iter().map(|entry| &entry.case), task, spec)?;
     for site in 0..spec.sites {
         let folder = site_folder(out, site);
