@@ -50,6 +50,7 @@ fn tiles(folder: &TempDir, reading: &Reading) -> (Vec<String>, Vec<Vec<u8>>) {
         mean: vec![0.0; 3],
         std: vec![1.0; 3],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     let source = DataSource::detect(folder.path()).expect("a folder");
     let dataset = Dataset::open_as(&source, &task(), &input, reading).expect("opens");

@@ -31,6 +31,7 @@ fn open(source: &DataSource, task: &Task) -> Result<Dataset, DataError> {
         mean: vec![0.0],
         std: vec![1.0],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     Dataset::open(source, task, &input)
 }

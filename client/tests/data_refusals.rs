@@ -22,6 +22,7 @@ fn input() -> InputSpec {
         mean: vec![0.5],
         std: vec![0.5],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     }
 }
 

@@ -40,6 +40,7 @@ fn open(folder: &TempDir, side: usize, slides: Slides) -> Dataset {
         mean: vec![0.0; 3],
         std: vec![1.0; 3],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     let source = DataSource::detect(folder.path()).expect("a folder");
     Dataset::open_as(&source, &task(), &input, &reading(slides)).expect("opens")

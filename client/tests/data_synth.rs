@@ -130,6 +130,7 @@ fn the_folders_open_and_hold_what_the_card_says() {
             mean: vec![0.5; 3],
             std: vec![0.5; 3],
             interpolation: Interpolation::Bilinear,
+            crop_pct: None,
         };
         for site in &card.sites {
             let source = DataSource::detect(&folder.path().join("out").join(&site.site));
@@ -230,6 +231,7 @@ fn dividing_moves_whole_patients_and_loses_no_image() {
         mean: vec![0.5; 3],
         std: vec![0.5; 3],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     let mut home = BTreeMap::new();
     for site in &card.sites {

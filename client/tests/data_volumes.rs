@@ -16,7 +16,14 @@ const SIDE: usize = 8;
 
 fn input(channels: usize) -> InputSpec {
     let (mean, std) = (vec![0.0; channels], vec![1.0; channels]);
-    InputSpec { image_size: SIDE, channels, mean, std, interpolation: Interpolation::Bilinear }
+    InputSpec {
+        image_size: SIDE,
+        channels,
+        mean,
+        std,
+        interpolation: Interpolation::Bilinear,
+        crop_pct: None,
+    }
 }
 
 fn task() -> Task {

@@ -146,7 +146,7 @@ fn place_folder(
         listing.entries,
         &reading,
         |entry, _| match &entry.case.label {
-            Label::Mask { path, classes } => mask::read(path, *classes, 1).map(|_| ()),
+            Label::Mask { path, classes } => mask::check(path, *classes),
             Label::Class(_) | Label::Many(_) | Label::FollowUp { .. } | Label::Unlabelled => Ok(()),
         },
         |decoded| {

@@ -10,6 +10,7 @@ mod contract;
 mod dicom;
 pub mod divide;
 mod folder;
+mod frame;
 mod image_file;
 mod label;
 mod labels;
@@ -48,7 +49,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tributary_shared::dataset::{DataContract, Interpolation};
 use tributary_shared::digest::Digest;
-use tributary_shared::manifest::{Backbone, Task};
+use tributary_shared::manifest::{Backbone, CROP_PCT, Task};
 
 use self::augment::Variation;
 use self::pixels::{Files, Kept, PixelStore};
@@ -61,7 +62,7 @@ pub const KEPT_BYTES_MAX: u64 = 2 << 30;
 /// What the backbone expects of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InputSpec {
-    /// Side of the square input, pixels. Images of another shape are stretched to it.
+    /// Side of the square input, pixels.
     pub image_size: usize,
     /// 1 (grey) or 3 (RGB).
     pub channels: usize,
@@ -71,6 +72,8 @@ pub struct InputSpec {
     pub std: Vec<f64>,
     /// How images are resized.
     pub interpolation: Interpolation,
+    /// As [`Backbone::crop_pct`]: the whole image is stretched when absent.
+    pub crop_pct: Option<f64>,
 }
 
 impl InputSpec {
@@ -82,6 +85,7 @@ impl InputSpec {
             mean: backbone.mean.clone(),
             std: backbone.std.clone(),
             interpolation: backbone.interpolation,
+            crop_pct: backbone.crop_pct,
         }
     }
 
@@ -96,7 +100,8 @@ impl InputSpec {
             && self.mean.len() == self.channels
             && self.std.len() == self.channels
             && self.mean.iter().all(|mean| mean.is_finite())
-            && self.std.iter().all(|std| std.is_finite() && *std > 0.0);
+            && self.std.iter().all(|std| std.is_finite() && *std > 0.0)
+            && self.crop_pct.is_none_or(|share| CROP_PCT.contains(&share));
         if fits { Ok(()) } else { Err(DataError::Input) }
     }
 }
@@ -196,7 +201,7 @@ impl Dataset {
         let fit = |entry: &folder::Entry, picture: pixels::Picture| {
             // A mask that cannot be read must not wait for the middle of a round.
             if let Label::Mask { path, classes } = &entry.case.label {
-                mask::read(path, *classes, 1)?;
+                mask::check(path, *classes)?;
             }
             Ok((picture.is_colour(), keep.then(|| picture.fit(&input))))
         };
@@ -341,7 +346,7 @@ impl Dataset {
         let Label::Mask { path, classes } = &self.cases[index].label else {
             panic!("a case of a segmentation has a mask")
         };
-        mask::read(path, *classes, self.input.image_size)
+        mask::read(path, *classes, &self.input)
     }
 
     /// Divides the cases by patient: `holdout` is the share of patients held out. The side is a
@@ -369,6 +374,7 @@ mod tests {
             mean: vec![0.1; 3],
             std: vec![0.3; 3],
             interpolation: Interpolation::Bilinear,
+            crop_pct: None,
         };
         let source = DataSource::detect(folder.path()).expect("a folder");
         let pixels = |kept_bytes_max| {

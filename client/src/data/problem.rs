@@ -170,7 +170,10 @@ pub enum DataError {
         what: &'static str,
     },
     /// An input that no image can be made for.
-    #[error("the input needs 1 or 3 channels, a size of 1 to 4096 and one mean and std a channel")]
+    #[error(
+        "the input needs 1 or 3 channels, a size of 1 to 4096, one mean and std a channel and a \
+         crop_pct of 0.5 to 1"
+    )]
     Input,
     /// Pooling datasets that were prepared for different backbones.
     #[error("datasets prepared for different inputs cannot be pooled")]
