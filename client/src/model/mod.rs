@@ -12,6 +12,7 @@ mod adapter;
 mod attention;
 mod backbone;
 mod compute;
+mod fused;
 mod head;
 mod import;
 mod merged;
