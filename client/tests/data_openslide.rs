@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use tributary_client::config::reading::{Reading, Slides};
+use tributary_client::data::divide::{self, DivideSpec};
 use tributary_client::data::{DataSource, Dataset, InputSpec, census, task_of};
 use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
@@ -130,4 +131,16 @@ fn what_openslide_refuses_is_one_line() {
     fs::write(&path, &bytes[..bytes.len() / 3]).expect("written");
     let line = refused(&cut, &library);
     assert!(line.starts_with("not readable as a slide: "), "{line}");
+}
+
+#[test]
+fn a_slide_of_several_files_is_not_divided() {
+    let Some(library) = library() else { return };
+    let folder = folder("lossless.tif", "slide.vmu");
+    let source = DataSource::detect(folder.path()).expect("a folder");
+    let spec = DivideSpec { sites: 1, label_skew: 0.0, seed: 1 };
+    let out = folder.path().join("out");
+    let refused = divide::write(&source, &task(), &spec, &reading(&library, 0.5, 64), &out);
+    let line = refused.expect_err("refused").to_string();
+    assert_eq!(line, "PATH: slide.vmu: a .vmu is of several files; save it as one");
 }

@@ -116,7 +116,7 @@ fn what_is_wrong_with_a_table_is_one_line() {
         ("date", kind("dates")),
         ("time", kind("points in time")),
         ("decimal", kind("decimals")),
-        ("brotli", codec("file", "BROTLI(BrotliLevel(1))")),
+        ("brotli", codec("file", "BROTLI")),
         ("lz4", codec("file", "LZ4_RAW")),
         (
             "delta",

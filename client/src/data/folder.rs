@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use tributary_shared::manifest::Task;
@@ -14,6 +15,9 @@ use super::report::Report;
 use super::walk;
 use super::{Case, DataError, DicomProblem, Label, ManifestProblem, RowProblem};
 use crate::config::reading::Reading;
+
+/// Where truth lies beside pictures: `data synth` writes it so, and `explain` looks for it there.
+const MASKS: &str = "masks";
 
 /// Most cases of one file that one thread decodes at a time.
 const GROUP_MAX: usize = 256;
@@ -33,6 +37,8 @@ pub(super) struct Entry {
     pub(super) facts: Arc<Facts>,
     /// Whether a small copy of the picture is wanted.
     pub(super) shown: bool,
+    /// How long decoding its picture took, with the opening of its file where it is the first of it.
+    pub(super) took: Duration,
 }
 
 /// Lists the cases. Without a task a manifest may be missing: then every picture is a case.
@@ -187,6 +193,14 @@ fn walked(
         }
         medium::contents(path, kind, reading).map(Some)
     };
+    // Rows are about what a DICOM file says of itself, wherever it lies; without rows a mask would
+    // pass for a picture.
+    let files: Vec<_> = match keyed {
+        Some(_) => files,
+        None => {
+            files.into_iter().filter(|path| !is_mask(path, root, &mut listing.report)).collect()
+        }
+    };
     let found: Vec<_> = files.par_iter().map(look).collect();
     for (path, found) in files.into_iter().zip(found) {
         let contents = match found {
@@ -219,6 +233,16 @@ fn walked(
         keyed.finish(&mut listing.report);
     }
     Ok(listing)
+}
+
+/// Whether a file lies in a folder of masks below `root`; then it is passed over.
+fn is_mask(path: &Path, root: &Path, report: &mut Report) -> bool {
+    let below = path.strip_prefix(root).ok().and_then(Path::parent);
+    let is = below.is_some_and(|folder| folder.iter().any(|part| part == MASKS));
+    if is {
+        report.pass_over("in a folder `masks`: truth, not pictures");
+    }
+    is
 }
 
 /// What the manifest says of a file.
@@ -271,6 +295,7 @@ impl Listing {
                 place: Place { path: Arc::clone(&path), part },
                 facts: Arc::clone(&facts),
                 shown: false,
+                took: Duration::ZERO,
             });
         }
     }
@@ -316,13 +341,16 @@ fn decode_group<T>(
     look: &impl Fn(&Entry, Picture) -> T,
 ) -> Vec<Result<(Entry, T), DataError>> {
     let Place { path, part } = group[0].place.clone();
+    let mut began = Instant::now();
     let opened = match Opened::open(&path, part, reading) {
         Ok(opened) => opened,
         Err(error) => return vec![Err(error)],
     };
-    let decode = |entry: Entry| {
+    let decode = |mut entry: Entry| {
         let picture = opened.picture(&path, entry.place.part, reading)?;
+        entry.took = began.elapsed();
         let seen = look(&entry, picture);
+        began = Instant::now();
         Ok((entry, seen))
     };
     group.into_iter().map(decode).collect()

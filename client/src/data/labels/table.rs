@@ -198,7 +198,9 @@ impl Table {
                 | Compression::BROTLI(_)
                 | Compression::LZ4
                 | Compression::LZ4_RAW => {
+                    // Without its level.
                     let codec = compression.to_string();
+                    let codec = codec.split('(').next().unwrap_or_default().to_owned();
                     return Err(TableProblem::Codec { column: column.to_owned(), codec });
                 }
             }
