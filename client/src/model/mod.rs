@@ -34,7 +34,7 @@ pub use untrained::random_backbone;
 pub(crate) use adapted::{BlockAttention, HeadOf, Input, Level, Prefix};
 pub(crate) use adapter::Dropout;
 pub(crate) use backbone::write_whole;
-pub(crate) use compute::Shard;
+pub(crate) use compute::{Shard, spread_over};
 pub(crate) use import::Checkpoint;
 pub(crate) use merged::{merges, row_lengths};
 pub(crate) use trained::{Leaves, Placed};

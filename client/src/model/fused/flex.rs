@@ -22,7 +22,7 @@ impl Kernels for Flex {
         let shape = x.shape();
         let x = x.to_contiguous();
         let (mut values, mut slopes) = (Vec::new(), Vec::new());
-        let numbers = &x.storage::<f32>()[..shape.num_elements()];
+        let numbers = x.storage::<f32>();
         numbers
             .par_iter()
             .with_min_len(PIECE)
