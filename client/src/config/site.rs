@@ -41,7 +41,7 @@ struct BackboneFile {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataPlace {
-    /// A `.npz` file, or a folder of images with a CSV manifest.
+    /// A `.npz` file, or a folder of images with a manifest, CSV or Parquet.
     pub path: PathBuf,
     /// The manifest's name inside the folder, when it is not the usual one.
     pub manifest: Option<String>,
@@ -187,7 +187,10 @@ impl SiteConfig {
             policy: resolve(written.policy),
             address: written.address,
             proxy: written.proxy,
-            data: written.data.map(|d| DataPlace { path: resolve(d.path), ..d }),
+            data: written.data.map(|mut data| {
+                data.reading.openslide = data.reading.openslide.map(resolve);
+                DataPlace { path: resolve(data.path), ..data }
+            }),
             backbone: written.backbone.map(|b| resolve(b.path)),
             device: written.device,
             rehearsal: written.rehearsal,
