@@ -120,3 +120,30 @@ fn refusals_up_to_the_share_that_training_allows_are_no_failure_when_lenient() {
     let failure = run(&format!("inspect {at} --lenient")).expect_err("two in twenty");
     assert_eq!((failure.exit, failure.code), (ExitCode::Invalid, "data_refused"));
 }
+
+#[test]
+fn files_are_divided_as_the_site_reads_them() {
+    let folder = TempDir::new().expect("a folder");
+    let at = folder.path().display();
+    let slides = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/slides");
+    for name in ["lossless.tif", "aperio.svs"] {
+        std::fs::copy(slides.join(name), folder.path().join(name)).expect("copied");
+    }
+    let csv = "file,patient,label\nlossless.tif,p,ill\naperio.svs,q,well\n";
+    std::fs::write(folder.path().join("labels.csv"), csv).expect("written");
+    let split = |slides: &str, out: &str| {
+        let site = format!(
+            "directory = \".\"\npolicy = \"policy.toml\"\n[data]\npath = \".\"\n[data.reading]\n\
+             slides = {{ {slides} }}\n"
+        );
+        std::fs::write(folder.path().join("site.toml"), site).expect("written");
+        run(&format!("split {at} --sites 2 --config {at}/site.toml --out {at}/{out}"))
+    };
+    let finer = split("mpp = 0.25, tile = 64", "finer").expect_err("refused").to_string();
+    assert!(finer.contains("has 0.5000 um a pixel; it cannot show 0.25"), "{finer}");
+    split("mpp = 0.5, tile = 64", "out").expect("divides");
+    for name in ["lossless.tif", "aperio.svs"] {
+        let at = ["site-1", "site-2"].map(|site| folder.path().join("out").join(site).join(name));
+        assert_eq!(at.iter().filter(|path| path.exists()).count(), 1, "{name}");
+    }
+}

@@ -20,6 +20,7 @@ fn input(image_size: usize, channels: usize) -> InputSpec {
         mean: vec![0.0; channels],
         std: vec![1.0; channels],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     }
 }
 
@@ -63,6 +64,7 @@ fn pixels_are_planes_normalised_per_channel() {
         mean: vec![0.5, 0.25, 0.0],
         std: vec![0.5, 0.25, 2.0],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     let dataset = open(folder.path(), &input);
     assert_close(

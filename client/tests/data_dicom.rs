@@ -33,6 +33,7 @@ fn input() -> InputSpec {
         mean: vec![0.0],
         std: vec![1.0],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     }
 }
 

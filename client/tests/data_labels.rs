@@ -10,6 +10,7 @@ use tributary_client::data::census::{self, Census, FollowUp};
 use tributary_client::data::divide::{self, DivideSpec};
 use tributary_client::data::{DataError, DataSource};
 use tributary_shared::manifest::Task;
+use tributary_shared::objective::{Mae, Objective};
 use tributary_shared::task::Decoder;
 
 /// Four pictures, each of another level, and the manifest.
@@ -35,7 +36,7 @@ fn divided(folder: &TempDir, task: &Task) -> [String; 2] {
     let source = DataSource::detect(folder.path()).expect("a folder");
     let spec = DivideSpec { sites: 2, label_skew: 0.0, seed: 1 };
     let out = folder.path().join("out");
-    divide::write(&source, task, &spec, &out).expect("divides");
+    divide::write(&source, task, &spec, &Reading::default(), &out).expect("divides");
     let mut patients = 0;
     let texts = ["site-1", "site-2"].map(|site| {
         // What is written can be read, for the same task.
@@ -86,6 +87,9 @@ fn masks_are_counted_by_what_they_show_and_travel_with_their_images() {
     let census = take(folder.path(), &task).expect("counts");
     let counts: Vec<usize> = census.classes.iter().map(|class| class.cases).collect();
     assert_eq!(counts, [4, 2, 0]);
+    let decoding = census.decoding.expect("all were decoded");
+    assert!(decoding.median_ms > 0.0 && decoding.median_ms <= decoding.slowest_ms, "{decoding:?}");
+    assert!(["0.png", "1.png", "2.png", "3.png"].contains(&decoding.slowest.as_str()));
     let sites = divided(&folder, &task);
     assert!(sites[0].starts_with("file,patient,mask\n"), "{}", sites[0]);
     assert_eq!(rows(&sites)[3], "3.png,d,masks/3.png");
@@ -137,4 +141,16 @@ fn a_mask_beside_a_file_of_several_pictures_is_refused() {
         "{:?}",
         census.refused
     );
+}
+
+#[test]
+fn without_a_manifest_masks_are_no_pictures() {
+    let folder = folder("");
+    fs::remove_file(folder.path().join("labels.csv")).expect("removed");
+    let task = Task::SelfSupervised { objective: Objective::Mae(Mae::default()) };
+    let census = take(folder.path(), &task).expect("counts");
+    assert_eq!((census.cases, census.refused_count), (4, 0));
+    assert_eq!(census.passed_over["in a folder `masks`: truth, not pictures"], 4);
+    // A folder of that name is read when it is asked for.
+    assert_eq!(take(&folder.path().join("masks"), &task).expect("counts").cases, 4);
 }

@@ -23,6 +23,7 @@ fn input(channels: usize) -> InputSpec {
         mean: vec![0.0; channels],
         std: vec![1.0; channels],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     }
 }
 

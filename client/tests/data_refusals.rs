@@ -22,6 +22,7 @@ fn input() -> InputSpec {
         mean: vec![0.5],
         std: vec![0.5],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     }
 }
 
@@ -235,7 +236,7 @@ fn a_folder_named_as_a_file() {
 fn missing_and_doubled_columns() {
     assert_eq!(
         refused_csv(&folder(), "file,label\ngood.png,ill\n"),
-        "DIR/labels.csv: the column `patient` is missing; the first line names file,patient and label (survival: time,event; segmentation: mask)"
+        "DIR/labels.csv: the column `patient` is missing; the columns are file,patient and label (survival: time,event; segmentation: mask)"
     );
     assert_eq!(
         refused_csv(&folder(), "file,patient,label,label\ngood.png,a,ill,ill\n"),
@@ -243,7 +244,7 @@ fn missing_and_doubled_columns() {
     );
     assert_eq!(
         refused_csv(&folder(), ""),
-        "DIR/labels.csv: the column `label` is missing; the first line names file,patient and label (survival: time,event; segmentation: mask)"
+        "DIR/labels.csv: the column `label` is missing; the columns are file,patient and label (survival: time,event; segmentation: mask)"
     );
 }
 
@@ -323,7 +324,7 @@ fn no_manifest_and_no_source() {
     );
     assert_eq!(
         refusal(folder.path(), &folder.path().join("good.png"), &task()),
-        "DIR/good.png is no data source; give a folder with labels.csv, a .csv or an .npz file"
+        "DIR/good.png is no data source; give a folder with labels.csv, a .csv, .parquet or .npz file"
     );
 }
 

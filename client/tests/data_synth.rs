@@ -130,6 +130,7 @@ fn the_folders_open_and_hold_what_the_card_says() {
             mean: vec![0.5; 3],
             std: vec![0.5; 3],
             interpolation: Interpolation::Bilinear,
+            crop_pct: None,
         };
         for site in &card.sites {
             let source = DataSource::detect(&folder.path().join("out").join(&site.site));
@@ -210,7 +211,8 @@ fn nothing_is_overwritten_and_nothing_left_half_written() {
     let source = DataSource::detect(&site).expect("a folder");
     let spec = DivideSpec { sites: 2, label_skew: 0.0, seed: 1 };
     let new = folder.path().join("new");
-    divide::write(&source, &Modality::Fundus.task(), &spec, &new).expect_err("refused");
+    divide::write(&source, &Modality::Fundus.task(), &spec, &Reading::default(), &new)
+        .expect_err("refused");
     assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
 }
 
@@ -222,7 +224,7 @@ fn dividing_moves_whole_patients_and_loses_no_image() {
     let task = source.infer_task().expect("infers");
     let out = folder.path().join("divided");
     let spec = DivideSpec { sites: 3, label_skew: 2.0, seed: 9 };
-    let card = divide::write(&source, &task, &spec, &out).expect("divides");
+    let card = divide::write(&source, &task, &spec, &Reading::default(), &out).expect("divides");
     assert_eq!(card.sites.iter().map(|site| site.images).sum::<usize>(), 60);
     let input = InputSpec {
         image_size: 16,
@@ -230,6 +232,7 @@ fn dividing_moves_whole_patients_and_loses_no_image() {
         mean: vec![0.5; 3],
         std: vec![0.5; 3],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     let mut home = BTreeMap::new();
     for site in &card.sites {
@@ -251,7 +254,7 @@ fn an_npz_is_divided_into_pictures() {
     let out = folder.path().join("out");
     let spec = DivideSpec { sites: 2, label_skew: 0.0, seed: 1 };
     let task = source.infer_task().expect("infers");
-    let card = divide::write(&source, &task, &spec, &out).expect("divides");
+    let card = divide::write(&source, &task, &spec, &Reading::default(), &out).expect("divides");
     assert_eq!(card.sites.iter().map(|site| site.images).sum::<usize>(), 9);
     // val/1 is the level 110, of class 0.
     let places: Vec<_> = card

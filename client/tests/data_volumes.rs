@@ -16,7 +16,14 @@ const SIDE: usize = 8;
 
 fn input(channels: usize) -> InputSpec {
     let (mean, std) = (vec![0.0; channels], vec![1.0; channels]);
-    InputSpec { image_size: SIDE, channels, mean, std, interpolation: Interpolation::Bilinear }
+    InputSpec {
+        image_size: SIDE,
+        channels,
+        mean,
+        std,
+        interpolation: Interpolation::Bilinear,
+        crop_pct: None,
+    }
 }
 
 fn task() -> Task {
@@ -150,7 +157,8 @@ fn what_cannot_be_read_as_volumes_is_one_line() {
         assert_eq!(reading.check().expect_err("refused").0, "data.reading.patches");
     }
     let spec = DivideSpec { sites: 2, label_skew: 0.0, seed: 1 };
-    let divided = divide::write(&source, &task(), &spec, &folder.path().join("out"));
+    let divided =
+        divide::write(&source, &task(), &spec, &Reading::default(), &folder.path().join("out"));
     let line = divided.expect_err("refused").to_string();
     assert!(
         line.ends_with("`data split` divides pictures, so save each volume as .nii.gz"),

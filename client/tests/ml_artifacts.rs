@@ -212,6 +212,7 @@ fn probes(backbone: &Backbone, spec: &SynthSpec) -> (f64, f64) {
         mean: vec![0.5; channels],
         std: vec![0.5; channels],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     let task = spec.modality.task();
     let site = |number: usize| {

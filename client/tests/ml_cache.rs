@@ -217,6 +217,7 @@ fn another_image_preprocessing_backbone_or_block_is_another_key() {
         mean: vec![0.25],
         std: vec![0.5],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     let source = DataSource::Npz(mean.folder.path().join("data-3.npz"));
     mean.data = Dataset::open(&source, &mean.run.task, &input).unwrap();
@@ -295,6 +296,7 @@ fn a_segmentations_tokens_are_kept_too() {
             mean: vec![0.5],
             std: vec![0.5],
             interpolation: Interpolation::Bilinear,
+            crop_pct: None,
         };
         let source = DataSource::detect(folder.path()).unwrap();
         site.data = Dataset::open(&source, &task, &input).unwrap();

@@ -81,6 +81,7 @@ fn stripes(folder: &Path, cases: usize, seed: u64) -> Dataset {
         mean: vec![0.5],
         std: vec![0.5],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     Dataset::open(&DataSource::Npz(path), &task(), &input).unwrap()
 }

@@ -56,6 +56,7 @@ impl Site {
             mean: vec![0.5],
             std: vec![0.5],
             interpolation: Interpolation::Bilinear,
+            crop_pct: None,
         };
         Dataset::open(&DataSource::detect(self.folder.path())?, &self.run.task, &input)
     }
@@ -498,6 +499,7 @@ fn an_npz_holds_no_follow_ups() {
         mean: vec![0.5],
         std: vec![0.5],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     let refused = Dataset::open(&DataSource::Npz(npz), &site.run.task, &input).err().unwrap();
     assert!(

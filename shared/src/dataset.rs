@@ -203,5 +203,7 @@ mod tests {
             json(&format!("interpolation = \"bicubic\"\n{text}"))
                 .ends_with(",\"interpolation\":\"bicubic\"}")
         );
+        assert!(!json(text).contains("crop_pct"));
+        assert!(json(&format!("crop_pct = 0.875\n{text}")).ends_with(",\"crop_pct\":0.875}"));
     }
 }

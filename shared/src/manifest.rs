@@ -90,7 +90,15 @@ pub struct Backbone {
     /// How images are resized to the architecture's image size.
     #[serde(default, skip_serializing_if = "Interpolation::is_default")]
     pub interpolation: Interpolation,
+    /// timm's `crop_pct`, of [`CROP_PCT`]: the shorter side of an image becomes `image_size /
+    /// crop_pct` pixels and the backbone sees the middle. When absent, the whole image is stretched
+    /// to the square.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crop_pct: Option<f64>,
 }
+
+/// What [`Backbone::crop_pct`] may be.
+pub const CROP_PCT: std::ops::RangeInclusive<f64> = 0.5..=1.0;
 
 /// How many rounds, and how long one may take.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -329,6 +337,10 @@ impl RunManifest {
         }
         require(backbone.std.iter().all(|v| *v > 0.0), "backbone.std", || {
             "must be above 0".to_owned()
+        })?;
+        let crop = backbone.crop_pct.is_none_or(|share| CROP_PCT.contains(&share));
+        require(crop, "backbone.crop_pct", || {
+            "must be 0.5 to 1; left out, images are stretched".to_owned()
         })
     }
 

@@ -13,7 +13,7 @@ use tributary_shared::outcome::{Failure, chain};
 use super::{Format, print};
 use crate::config::reading::Reading;
 use crate::config::site::SiteConfig;
-use crate::data::census::{self, Census, FollowUp};
+use crate::data::census::{self, Census, Decoding, FollowUp};
 use crate::data::divide::{self, DivideSpec, DividedCard};
 use crate::data::synth::{self, Card, Modality, SynthSpec};
 use crate::data::{DataSource, task_of};
@@ -33,7 +33,7 @@ pub enum DataCommand {
 /// Arguments of `data inspect`.
 #[derive(Debug, clap::Args)]
 pub struct InspectArgs {
-    /// A folder with labels.csv, a .csv, or a .npz in the MedMNIST layout
+    /// A folder with labels.csv or labels.parquet, one of these, or a .npz in the MedMNIST layout
     path: PathBuf,
     #[command(flatten)]
     labels: LabelArgs,
@@ -100,7 +100,7 @@ pub struct SynthArgs {
 /// Arguments of `data split`.
 #[derive(Debug, clap::Args)]
 pub struct SplitArgs {
-    /// A folder with labels.csv, a .csv, or a .npz in the MedMNIST layout
+    /// A folder with labels.csv or labels.parquet, one of these, or a .npz in the MedMNIST layout
     path: PathBuf,
     #[command(flatten)]
     labels: LabelArgs,
@@ -113,6 +113,9 @@ pub struct SplitArgs {
     /// Who goes where
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Read files as this site.toml says, to tell which are sound [default: the usual way]
+    #[arg(long)]
+    config: Option<PathBuf>,
     /// A new or empty folder
     #[arg(long)]
     out: PathBuf,
@@ -129,13 +132,7 @@ pub fn run(command: DataCommand, format: Format) -> Result<(), Failure> {
 
 fn inspect(args: &InspectArgs, format: Format) -> Result<(), Failure> {
     let source = DataSource::detect(&args.path)?;
-    let reading = match &args.config {
-        Some(file) => {
-            let environment: Vec<_> = std::env::vars().collect();
-            SiteConfig::read(file, &environment)?.data.map(|data| data.reading).unwrap_or_default()
-        }
-        None => Reading::default(),
-    };
+    let reading = reading_of(args.config.as_deref())?;
     let mut thumbnails = 0;
     if let Some(file) = &args.html {
         page::check_free(file)?;
@@ -156,6 +153,13 @@ fn inspect(args: &InspectArgs, format: Format) -> Result<(), Failure> {
     }
     print(format, &census, || print_census(&census));
     Ok(())
+}
+
+/// How files become pictures, as a `site.toml` says it.
+fn reading_of(config: Option<&Path>) -> Result<Reading, Failure> {
+    let Some(file) = config else { return Ok(Reading::default()) };
+    let environment: Vec<_> = std::env::vars().collect();
+    Ok(SiteConfig::read(file, &environment)?.data.map(|data| data.reading).unwrap_or_default())
 }
 
 fn print_census(census: &Census) {
@@ -192,6 +196,11 @@ fn print_findings(census: &Census) {
         for (name, cases) in counts.iter().filter(|(name, _)| *name != "unknown") {
             say!("  {what} {name}: {cases} images");
         }
+    }
+    if let Some(Decoding { median_ms, slowest_ms, slowest }) = &census.decoding {
+        say!(
+            "  decoding: {median_ms:.2} ms an image (median), at most {slowest_ms:.2} ms ({slowest})"
+        );
     }
     if let Some([least, largest]) = census.spacing_mm {
         // A slide's are micrometres.
@@ -274,7 +283,8 @@ fn split(args: &SplitArgs, format: Format) -> Result<(), Failure> {
     let source = DataSource::detect(&args.path)?;
     let task = args.labels.task(&source)?;
     let spec = DivideSpec { sites: args.sites, label_skew: args.label_skew, seed: args.seed };
-    let card = divide::write(&source, &task, &spec, &args.out)?;
+    let reading = reading_of(args.config.as_deref())?;
+    let card = divide::write(&source, &task, &spec, &reading, &args.out)?;
     print(format, &card, || print_divided(&card, &args.out));
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! How files become pictures: the site's choices, `[data.reading]` of `site.toml`.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use tributary_shared::dataset::{DataContract, Plane, Window};
 
@@ -19,6 +21,9 @@ pub struct Reading {
     pub patches: Option<Patches>,
     /// Which tiles of a whole slide are cases, all in one bag.
     pub slides: Slides,
+    /// The OpenSlide library, where the system does not find it by its name; only in a program built
+    /// with `--features openslide`.
+    pub openslide: Option<PathBuf>,
     /// DICOM modality code of files that name none.
     pub modality: Option<String>,
     /// Distance of neighbouring pixels in files that name none, millimetres.
@@ -118,6 +123,7 @@ impl Default for Reading {
             slices: Slices::default(),
             patches: None,
             slides: Slides::default(),
+            openslide: None,
             modality: None,
             spacing_mm: None,
         }
@@ -153,6 +159,11 @@ impl Reading {
             return Err(("data.reading.patches", "write lengths above 0".to_owned()));
         }
         self.slides.check()?;
+        if self.openslide.is_some() && !cfg!(feature = "openslide") {
+            let mend = "this program has no OpenSlide in it; leave it out, or use one built with \
+                        --features openslide";
+            return Err(("data.reading.openslide", mend.to_owned()));
+        }
         if !length(self.spacing_mm) {
             return Err(("data.reading.spacing_mm", "write a length above 0".to_owned()));
         }

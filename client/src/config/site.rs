@@ -41,7 +41,7 @@ struct BackboneFile {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataPlace {
-    /// A `.npz` file, or a folder of images with a CSV manifest.
+    /// A `.npz` file, or a folder of images with a manifest, CSV or Parquet.
     pub path: PathBuf,
     /// The manifest's name inside the folder, when it is not the usual one.
     pub manifest: Option<String>,
@@ -59,7 +59,7 @@ pub enum DeviceKind {
     Cpu,
     /// The processor through LibTorch; only in a program built with `--features tch`.
     Libtorch,
-    /// The first CUDA device through LibTorch; only in a program built with `--features tch`.
+    /// The first CUDA device; only in a program built with `--features tch` or `--features cuda`.
     Cuda,
 }
 
@@ -158,9 +158,15 @@ impl SiteConfig {
         if written.device.threads.is_some_and(|t| !(1..=1024).contains(&t)) {
             return bad("device.threads", "out of range", "write 1 to 1024, or leave it out");
         }
-        if written.device.kind != DeviceKind::Cpu && !cfg!(feature = "tch") {
-            let mend = "use kind = \"cpu\", or a program built with --features tch";
-            return bad("device.kind", "this program has no LibTorch in it", mend);
+        let built_with = match written.device.kind {
+            DeviceKind::Cpu => true,
+            DeviceKind::Libtorch => cfg!(feature = "tch"),
+            DeviceKind::Cuda => cfg!(any(feature = "tch", feature = "cuda")),
+        };
+        if !built_with {
+            let mend =
+                "use kind = \"cpu\", or a program built as in docs/libtorch.md or docs/gpu.md";
+            return bad("device.kind", "this program was built without it", mend);
         }
         if !written.rehearsal.add.is_finite() {
             return bad("rehearsal.add", "not a finite number", "write e.g. 0.5");
@@ -182,7 +188,10 @@ impl SiteConfig {
             policy: resolve(written.policy),
             address: written.address,
             proxy: written.proxy,
-            data: written.data.map(|d| DataPlace { path: resolve(d.path), ..d }),
+            data: written.data.map(|mut data| {
+                data.reading.openslide = data.reading.openslide.map(resolve);
+                DataPlace { path: resolve(data.path), ..data }
+            }),
             backbone: written.backbone.map(|b| resolve(b.path)),
             device: written.device,
             rehearsal: written.rehearsal,

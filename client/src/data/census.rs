@@ -2,6 +2,7 @@
 //! be refused.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tributary_shared::digest::Digest;
@@ -45,6 +46,8 @@ pub struct Census {
     pub planes: BTreeMap<String, usize>,
     /// Least and largest distance of neighbouring pixels, millimetres, where files name it.
     pub spacing_mm: Option<[f64; 2]>,
+    /// How long decoding took.
+    pub decoding: Option<Decoding>,
     /// Share of all pixels in each sixteenth of the grey levels, from black to white.
     pub levels: [f64; BINS],
     /// Groups of images with equal pixels.
@@ -75,6 +78,17 @@ pub struct FollowUp {
     pub time_min: f64,
     /// The longest.
     pub time_max: f64,
+}
+
+/// How long decoding took on one thread; all threads decode at once, so it is no share of the whole.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Decoding {
+    /// Half of the images took longer, milliseconds. The first of a file is opened with it.
+    pub median_ms: f64,
+    /// The longest, milliseconds.
+    pub slowest_ms: f64,
+    /// The image that took it.
+    pub slowest: String,
 }
 
 /// How often a class occurs.
@@ -157,15 +171,17 @@ pub fn take(
                     thumbnails,
                 ),
             };
-            let mut seen = SeenOf { shown, seen: Vec::new() };
+            let mut seen = SeenOf { shown, seen: Vec::new(), last: Instant::now() };
             let npz::Contents { cases, facts } =
                 npz::read_each(path, Some(task), reading, &mut seen)?;
-            for (case, seen) in cases.into_iter().zip(seen.seen) {
+            for (case, (seen, took)) in cases.into_iter().zip(seen.seen) {
+                counted.took.push(took);
                 counted.count(case, &facts, seen, task);
             }
         }
         DataSource::Folder { root, manifest } => {
-            let listing = folder::list(root, manifest, Some(task), reading)?;
+            let labelled = !matches!(task, Task::SelfSupervised { .. });
+            let listing = folder::list(root, manifest, labelled.then_some(task), reading)?;
             counted.report = listing.report;
             let shown = shown(listing.entries.iter().map(|entry| &entry.case), task, thumbnails);
             let entries = listing.entries.into_iter().zip(shown);
@@ -187,6 +203,7 @@ pub fn take(
                 match decoded {
                     Ok((entry, Ok((label, seen)))) => {
                         let case = Case { label, ..entry.case };
+                        counted.took.push(entry.took);
                         counted.count(case, &entry.facts, seen, task);
                     }
                     Ok((_, Err(error))) | Err(error) => counted.report.refuse(error),
@@ -221,6 +238,8 @@ fn shown<'a>(cases: impl Iterator<Item = &'a Case>, task: &Task, most: usize) ->
 #[derive(Default)]
 struct Counted {
     cases: Vec<Case>,
+    /// How long each took to decode.
+    took: Vec<Duration>,
     profile: Profile,
     report: Report,
     sizes: BTreeMap<(u32, u32), usize>,
@@ -292,6 +311,7 @@ impl Counted {
                 .map(|(plane, n)| (plane.map_or_else(unknown, |p| p.as_str().to_owned()), n))
                 .collect(),
             spacing_mm,
+            decoding: decoding(&self.cases, &self.took),
             levels: self.levels.map(|level| level as f64 / pixels),
             duplicate_groups: duplicates.len(),
             duplicates: duplicates.into_iter().take(DUPLICATES_NAMED_MAX).collect(),
@@ -317,6 +337,15 @@ impl Counted {
             several_patients: patients.len() > 1,
         }
     }
+}
+
+fn decoding(cases: &[Case], took: &[Duration]) -> Option<Decoding> {
+    let ms = |took: &Duration| took.as_secs_f64() * 1e3;
+    let (slowest, longest) = cases.iter().zip(took).max_by_key(|(_, took)| **took)?;
+    let mut sorted = took.to_vec();
+    let (_, median, _) = sorted.select_nth_unstable(took.len() / 2);
+    let (median_ms, slowest_ms) = (ms(median), ms(longest));
+    Some(Decoding { median_ms, slowest_ms, slowest: slowest.id.clone() })
 }
 
 fn patients(cases: &[Case], which: impl Fn(&Case) -> bool) -> usize {
@@ -359,7 +388,10 @@ fn is_none(label: &Label) -> bool {
 /// Looks at the images of an npz as they come.
 struct SeenOf {
     shown: Vec<bool>,
-    seen: Vec<Seen>,
+    /// With how long it took to decode.
+    seen: Vec<(Seen, Duration)>,
+    /// When the image before was done with.
+    last: Instant,
 }
 
 impl Sink for SeenOf {
@@ -368,8 +400,10 @@ impl Sink for SeenOf {
     }
 
     fn take(&mut self, picture: Picture) -> Result<(), DataError> {
+        let took = self.last.elapsed();
         let shown = self.shown.get(self.seen.len()).copied().unwrap_or(false);
-        self.seen.push(Seen::of(picture, shown));
+        self.seen.push((Seen::of(picture, shown), took));
+        self.last = Instant::now();
         Ok(())
     }
 }

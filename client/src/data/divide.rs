@@ -15,7 +15,7 @@ use super::npz::Sink;
 use super::pixels::Picture;
 use super::staging::{Staging, write_error, write_synced};
 use super::synth::{counts, priors};
-use super::{Case, DataError, DataSource, Label, folder, mask, npz};
+use super::{Case, DataError, DataSource, Label, folder, mask, npz, slide};
 use crate::config::reading::Reading;
 
 /// How to divide.
@@ -58,19 +58,21 @@ pub struct DividedSite {
 }
 
 /// Writes `out/site-N` folders with a `labels.csv` each, and `out/card.json`; all or nothing.
-/// Image files are copied as they are; arrays are written as PNG.
+/// Image files are copied as they are; arrays are written as PNG. `reading` says which files are
+/// sound and which windows arrays are written through.
 pub fn write(
     source: &DataSource,
     task: &Task,
     spec: &DivideSpec,
+    reading: &Reading,
     out: &Path,
 ) -> Result<DividedCard, DataError> {
     spec.check()?;
     let staging = Staging::begin(out)?;
     let placed = match source {
-        DataSource::Npz(path) => place_npz(path, task, spec, staging.path())?,
+        DataSource::Npz(path) => place_npz(path, task, spec, reading, staging.path())?,
         DataSource::Folder { root, manifest } => {
-            place_folder(root, manifest, task, spec, staging.path())?
+            place_folder([root, manifest], task, spec, reading, staging.path())?
         }
     };
     let card = DividedCard {
@@ -118,15 +120,21 @@ fn site_folder(out: &Path, site: usize) -> PathBuf {
 }
 
 fn place_folder(
-    root: &Path,
-    manifest: &Path,
+    [root, manifest]: [&Path; 2],
     task: &Task,
     spec: &DivideSpec,
+    reading: &Reading,
     out: &Path,
 ) -> Result<Vec<Placed>, DataError> {
-    let reading = Reading::default();
-    let listing = folder::list(root, manifest, Some(task), &reading)?;
+    let listing = folder::list(root, manifest, Some(task), reading)?;
     listing.report.strict()?;
+    for entry in &listing.entries {
+        if let Some(ending) = slide::several_files(&entry.place.path) {
+            let problem =
+                format!("{} is of several files, which a {ending} is not copied with", entry.file);
+            return Err(DataError::Argument { argument: "PATH", problem });
+        }
+    }
     let sites = assign(listing.entries.iter().map(|entry| &entry.case), task, spec)?;
     for site in 0..spec.sites {
         let folder = site_folder(out, site);
@@ -137,9 +145,9 @@ fn place_folder(
     // Looked at once: a data set that is handed to sites must be sound.
     folder::each(
         listing.entries,
-        &reading,
+        reading,
         |entry, _| match &entry.case.label {
-            Label::Mask { path, classes } => mask::read(path, *classes, 1).map(|_| ()),
+            Label::Mask { path, classes } => mask::check(path, *classes),
             Label::Class(_) | Label::Many(_) | Label::FollowUp { .. } | Label::Unlabelled => Ok(()),
         },
         |decoded| {
@@ -179,6 +187,7 @@ fn place_npz(
     path: &Path,
     task: &Task,
     spec: &DivideSpec,
+    reading: &Reading,
     out: &Path,
 ) -> Result<Vec<Placed>, DataError> {
     // Twice through the file: who goes where is known only after all labels, and keeping every
@@ -186,8 +195,7 @@ fn place_npz(
     if npz::holds_volumes(path)? {
         return Err(DataError::VolumesOfNpz { path: path.display().to_string() });
     }
-    let reading = Reading::default();
-    let cases = npz::read_each(path, Some(task), &reading, &mut npz::Discard)?.cases;
+    let cases = npz::read_each(path, Some(task), reading, &mut npz::Discard)?.cases;
     let sites = assign(cases.iter(), task, spec)?;
     let placed: Vec<Placed> = cases
         .into_iter()
@@ -202,7 +210,7 @@ fn place_npz(
         let images = site_folder(out, site).join("images");
         fs::create_dir_all(&images).map_err(write_error(&images))?;
     }
-    npz::read_each(path, Some(task), &reading, &mut PngWriter { placed: &placed, next: 0, out })?;
+    npz::read_each(path, Some(task), reading, &mut PngWriter { placed: &placed, next: 0, out })?;
     Ok(placed)
 }
 

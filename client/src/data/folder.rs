@@ -1,8 +1,9 @@
-//! A folder of image, DICOM and NIfTI files, with a CSV manifest or by what the files say.
+//! A folder of image, DICOM and NIfTI files, with a manifest or by what the files say.
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use tributary_shared::manifest::Task;
@@ -14,6 +15,9 @@ use super::report::Report;
 use super::walk;
 use super::{Case, DataError, DicomProblem, Label, ManifestProblem, RowProblem};
 use crate::config::reading::Reading;
+
+/// Where truth lies beside pictures: `data synth` writes it so, and `explain` looks for it there.
+const MASKS: &str = "masks";
 
 /// Most cases of one file that one thread decodes at a time.
 const GROUP_MAX: usize = 256;
@@ -33,6 +37,8 @@ pub(super) struct Entry {
     pub(super) facts: Arc<Facts>,
     /// Whether a small copy of the picture is wanted.
     pub(super) shown: bool,
+    /// How long decoding its picture took, with the opening of its file where it is the first of it.
+    pub(super) took: Duration,
 }
 
 /// Lists the cases. Without a task a manifest may be missing: then every picture is a case.
@@ -71,16 +77,16 @@ fn named(
     reading: &Reading,
 ) -> Result<Listing, DataError> {
     let look = |row: &Row| -> Result<(PathBuf, Kind, Contents), DataError> {
-        let path = inside(root, &row.key).map_err(|p| labels.row_error(row.line, p))?;
+        let path = inside(root, &row.key).map_err(|p| labels.row_error(row.at, p))?;
         let kind = Kind::of(&path).map_err(unreadable(&path))?;
         if row.patient.is_none() && kind != Kind::Dicom && labels.names_patients() {
             let problem = RowProblem::EmptyField { column: "patient" };
-            return Err(labels.row_error(row.line, problem));
+            return Err(labels.row_error(row.at, problem));
         }
         let contents = medium::contents(&path, kind, reading)?;
         if contents.parts.len() > 1 && matches!(row.label, Label::Mask { .. }) {
             let problem = RowProblem::MaskOfSeveral { file: row.key.clone() };
-            return Err(labels.row_error(row.line, problem));
+            return Err(labels.row_error(row.at, problem));
         }
         Ok((path, kind, contents))
     };
@@ -107,9 +113,9 @@ fn named(
             let problem = ManifestProblem::MissingColumn { column: "patient" };
             return Err(DataError::Manifest { path: labels.shown.clone(), problem });
         }
-        if let Some(first) = seen.insert(path.clone(), row.line) {
+        if let Some(first) = seen.insert(path.clone(), row.at) {
             let problem = RowProblem::Duplicate { file: row.key, first };
-            listing.report.refuse(labels.row_error(row.line, problem));
+            listing.report.refuse(labels.row_error(row.at, problem));
             continue;
         }
         listing.add(path, &row.key.clone(), row.into(), contents);
@@ -131,9 +137,9 @@ impl<'a> Keyed<'a> {
             match row {
                 Ok(row) => match keyed.rows.get(&row.key) {
                     Some((first, _)) => {
-                        let (line, first) = (row.line, first.line);
+                        let (at, first) = (row.at, first.at);
                         let problem = RowProblem::Duplicate { file: row.key, first };
-                        keyed.refused.push(labels.row_error(line, problem));
+                        keyed.refused.push(labels.row_error(at, problem));
                     }
                     None => {
                         keyed.rows.insert(row.key.clone(), (row, false));
@@ -164,10 +170,10 @@ impl<'a> Keyed<'a> {
         }
         let mut unused: Vec<_> =
             self.rows.into_values().filter(|(_, used)| !used).map(|(row, _)| row).collect();
-        unused.sort_by_key(|row| row.line);
+        unused.sort_by_key(|row| row.at);
         for row in unused {
             let problem = RowProblem::NoSuchKey { key: row.key };
-            report.refuse(self.labels.row_error(row.line, problem));
+            report.refuse(self.labels.row_error(row.at, problem));
         }
     }
 }
@@ -186,6 +192,14 @@ fn walked(
             return Ok(None);
         }
         medium::contents(path, kind, reading).map(Some)
+    };
+    // Rows are about what a DICOM file says of itself, wherever it lies; without rows a mask would
+    // pass for a picture.
+    let files: Vec<_> = match keyed {
+        Some(_) => files,
+        None => {
+            files.into_iter().filter(|path| !is_mask(path, root, &mut listing.report)).collect()
+        }
     };
     let found: Vec<_> = files.par_iter().map(look).collect();
     for (path, found) in files.into_iter().zip(found) {
@@ -219,6 +233,16 @@ fn walked(
         keyed.finish(&mut listing.report);
     }
     Ok(listing)
+}
+
+/// Whether a file lies in a folder of masks below `root`; then it is passed over.
+fn is_mask(path: &Path, root: &Path, report: &mut Report) -> bool {
+    let below = path.strip_prefix(root).ok().and_then(Path::parent);
+    let is = below.is_some_and(|folder| folder.iter().any(|part| part == MASKS));
+    if is {
+        report.pass_over("in a folder `masks`: truth, not pictures");
+    }
+    is
 }
 
 /// What the manifest says of a file.
@@ -271,6 +295,7 @@ impl Listing {
                 place: Place { path: Arc::clone(&path), part },
                 facts: Arc::clone(&facts),
                 shown: false,
+                took: Duration::ZERO,
             });
         }
     }
@@ -316,13 +341,16 @@ fn decode_group<T>(
     look: &impl Fn(&Entry, Picture) -> T,
 ) -> Vec<Result<(Entry, T), DataError>> {
     let Place { path, part } = group[0].place.clone();
+    let mut began = Instant::now();
     let opened = match Opened::open(&path, part, reading) {
         Ok(opened) => opened,
         Err(error) => return vec![Err(error)],
     };
-    let decode = |entry: Entry| {
+    let decode = |mut entry: Entry| {
         let picture = opened.picture(&path, entry.place.part, reading)?;
+        entry.took = began.elapsed();
         let seen = look(&entry, picture);
+        began = Instant::now();
         Ok((entry, seen))
     };
     group.into_iter().map(decode).collect()

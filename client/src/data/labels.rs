@@ -1,19 +1,20 @@
-//! The CSV manifest: which file, or which DICOM study, shows what.
+//! The manifest, CSV or Parquet: which file, or which DICOM study, shows what.
+
+mod pages;
+mod rows;
+mod table;
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{Read, Take};
 use std::path::Path;
 
 use csv::ByteRecord;
 use tributary_shared::manifest::Task;
 
-use super::folder::{inside, unreadable};
+use self::rows::Rows;
+pub use self::table::TableProblem;
+use super::folder::inside;
 use super::source::task_of;
-use super::{DataError, Label, ManifestProblem, RowProblem};
-
-/// Largest manifest read, bytes.
-const MANIFEST_BYTES_MAX: u64 = 256 << 20;
+use super::{At, DataError, Label, ManifestProblem, RowProblem};
 
 /// What a row is about, by the column that says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub(super) enum Key {
 /// One row.
 #[derive(Clone)]
 pub(super) struct Row {
-    pub(super) line: u64,
+    pub(super) at: At,
     /// Of the kind that the manifest's [`Key`] tells.
     pub(super) key: String,
     /// Absent when the column is, or is empty.
@@ -45,7 +46,7 @@ pub(super) struct Row {
 pub(super) struct Labels {
     pub(super) shown: String,
     pub(super) key: Key,
-    reader: csv::Reader<Take<File>>,
+    rows: Rows,
     columns: Columns,
 }
 
@@ -67,22 +68,16 @@ enum Truth {
 impl Labels {
     pub(super) fn open(path: &Path, task: Option<&Task>) -> Result<Self, DataError> {
         let shown = path.display().to_string();
-        let file = File::open(path).map_err(unreadable(path))?;
-        let bytes = file.metadata().map_err(unreadable(path))?.len();
-        if bytes > MANIFEST_BYTES_MAX {
-            let problem = ManifestProblem::TooLarge { bytes, max: MANIFEST_BYTES_MAX };
-            return Err(DataError::Manifest { path: shown, problem });
-        }
-        // The csv crate drops the byte order mark that spreadsheets write.
-        let file = file.take(MANIFEST_BYTES_MAX);
-        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(file);
-        let header = reader.byte_headers().map_err(|error| {
-            let (line, problem) = csv_error(&error, 1);
-            DataError::Row { path: shown.clone(), line, problem }
+        let mut rows = Rows::open(path)?;
+        let header = rows.header().map_err(|(at, problem)| DataError::Row {
+            path: shown.clone(),
+            at,
+            problem,
         })?;
-        let (key, columns) = find_columns(header, task)
-            .map_err(|problem| DataError::Manifest { path: shown.clone(), problem })?;
-        Ok(Self { shown, key, reader, columns })
+        let refused = |problem| DataError::Manifest { path: shown.clone(), problem };
+        let (key, columns) = find_columns(&header, task).map_err(refused)?;
+        rows.select(&columns.used()).map_err(|problem| refused(problem.into()))?;
+        Ok(Self { shown, key, rows, columns })
     }
 
     /// Whether the manifest itself can tell who a file shows.
@@ -90,29 +85,22 @@ impl Labels {
         self.columns.patient.is_some()
     }
 
-    pub(super) fn row_error(&self, line: u64, problem: RowProblem) -> DataError {
-        DataError::Row { path: self.shown.clone(), line, problem }
+    pub(super) fn row_error(&self, at: At, problem: RowProblem) -> DataError {
+        DataError::Row { path: self.shown.clone(), at, problem }
     }
 
     /// Every row for itself, so that all that is wrong can be told at once.
     /// A mask lies under `root`, a real path.
     pub(super) fn rows(&mut self, root: &Path, task: Option<&Task>) -> Vec<Result<Row, DataError>> {
-        let columns = &self.columns;
-        let records = self.reader.byte_records().enumerate();
-        records
-            .map(|(index, record)| {
-                let fallback = index as u64 + 2;
+        let (columns, shown) = (&self.columns, &self.shown);
+        self.rows
+            .records()
+            .map(|record| {
                 record
-                    .map_err(|error| csv_error(&error, fallback))
-                    .and_then(|record| {
-                        let line = record.position().map_or(fallback, csv::Position::line);
-                        columns.row(&record, line, root, task).map_err(|problem| (line, problem))
+                    .and_then(|(at, record)| {
+                        columns.row(&record, at, root, task).map_err(|problem| (at, problem))
                     })
-                    .map_err(|(line, problem)| DataError::Row {
-                        path: self.shown.clone(),
-                        line,
-                        problem,
-                    })
+                    .map_err(|(at, problem)| DataError::Row { path: shown.clone(), at, problem })
             })
             .collect()
     }
@@ -130,13 +118,12 @@ impl Labels {
             Some(Truth::FollowUp { .. } | Truth::Mask(_)) | None => 0,
         };
         let shown = labels.shown;
-        let row_error = |(line, problem)| DataError::Row { path: shown.clone(), line, problem };
+        let row_error = |(at, problem)| DataError::Row { path: shown.clone(), at, problem };
         let mut texts = BTreeSet::new();
-        for (index, record) in labels.reader.byte_records().enumerate() {
-            let line = index as u64 + 2;
-            let record = record.map_err(|error| row_error(csv_error(&error, line)))?;
+        for record in labels.rows.records() {
+            let (at, record) = record.map_err(row_error)?;
             let text = std::str::from_utf8(record.get(column).unwrap_or_default());
-            texts.insert(text.map_err(|_| row_error((line, RowProblem::NotUtf8)))?.to_owned());
+            texts.insert(text.map_err(|_| row_error((at, RowProblem::NotUtf8)))?.to_owned());
         }
         let many = texts.iter().any(|text| text.contains(';') || text.is_empty());
         let classes: BTreeSet<&str> = match many {
@@ -152,22 +139,12 @@ impl Labels {
             return Some(Ok(Task::Survival {}));
         }
         let mut labels = Self::open(path, None).ok()?;
-        let names_masks = labels.reader.byte_headers().ok()?.iter().any(|name| name == b"mask");
+        let names_masks = labels.rows.header().ok()?.iter().any(|name| name == b"mask");
         names_masks.then(|| {
             let problem = format!("{} names masks; their classes are in the run", path.display());
             Err(DataError::Argument { argument: "--run", problem })
         })
     }
-}
-
-fn csv_error(error: &csv::Error, fallback: u64) -> (u64, RowProblem) {
-    let line = error.position().map_or(fallback, csv::Position::line);
-    let problem = if let csv::ErrorKind::UnequalLengths { expected_len, len, .. } = error.kind() {
-        RowProblem::Fields { expected: *expected_len, found: *len }
-    } else {
-        RowProblem::Csv { detail: error.to_string() }
-    };
-    (line, problem)
 }
 
 /// Other columns may be there: sites keep age, scanner and the like in the same file.
@@ -215,10 +192,21 @@ fn find_columns(
 }
 
 impl Columns {
+    /// The places of all that are read.
+    fn used(&self) -> Vec<usize> {
+        let truth = match self.truth {
+            Some(Truth::Label(column) | Truth::Mask(column)) => vec![column],
+            Some(Truth::FollowUp { time, event }) => vec![time, event],
+            None => Vec::new(),
+        };
+        let all = [Some(self.key), self.patient, self.bag].into_iter().flatten().chain(truth);
+        all.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     fn row(
         &self,
         record: &ByteRecord,
-        line: u64,
+        at: At,
         root: &Path,
         task: Option<&Task>,
     ) -> Result<Row, RowProblem> {
@@ -250,17 +238,21 @@ impl Columns {
             }
             (Some(_), None) | (None, _) => Label::Unlabelled,
         };
-        Ok(Row { line, key, patient, bag, label })
+        Ok(Row { at, key, patient, bag, label })
     }
 }
 
 fn follow_up(time: &str, event: &str) -> Result<Label, RowProblem> {
     let told = time.parse().ok().filter(|time: &f64| time.is_finite() && *time > 0.0);
     let time = told.ok_or_else(|| RowProblem::Time { text: time.to_owned() })?;
-    match event {
-        "1" => Ok(Label::FollowUp { time, event: true }),
-        "0" => Ok(Label::FollowUp { time, event: false }),
-        text => Err(RowProblem::Event { text: text.to_owned() }),
+    // A column of booleans is written as `true`, by pandas as `True`.
+    let is = |names: [&str; 2]| names.iter().any(|name| event.eq_ignore_ascii_case(name));
+    if is(["1", "true"]) {
+        Ok(Label::FollowUp { time, event: true })
+    } else if is(["0", "false"]) {
+        Ok(Label::FollowUp { time, event: false })
+    } else {
+        Err(RowProblem::Event { text: event.to_owned() })
     }
 }
 

@@ -2,25 +2,32 @@
 
 use std::path::Path;
 
+use super::frame::Frame;
 use super::pixels::Picture;
-use super::{DataError, ImageProblem, image_file};
+use super::{DataError, ImageProblem, InputSpec, image_file};
 
 /// The level of a pixel of which the mask says nothing; losses and metrics leave it out.
 pub const UNMARKED: u8 = 255;
 
-/// Whether each pixel of the mask at `path`, on a square grid of `side`, is marked: any level but 0.
-pub fn marked(path: &Path, side: usize) -> Result<Vec<bool>, DataError> {
+/// Whether each pixel of the mask at `path`, on the grid of `input`, is marked: any level but 0.
+pub fn marked(path: &Path, input: &InputSpec) -> Result<Vec<bool>, DataError> {
     let levels = usize::from(u8::MAX) + 1;
-    Ok(read(path, levels, side)?.into_iter().map(|level| level > 0).collect())
+    Ok(read(path, levels, input)?.into_iter().map(|level| level > 0).collect())
 }
 
-/// The mask at `path`, its nearest pixels on a square grid of `side`.
-pub(super) fn read(path: &Path, classes: usize, side: usize) -> Result<Vec<u8>, DataError> {
+/// The mask at `path`, its nearest pixels on the grid of `input`, where its image's are.
+pub(super) fn read(path: &Path, classes: usize, input: &InputSpec) -> Result<Vec<u8>, DataError> {
     let (levels, (width, height)) = decode(path, classes)?;
-    // The middle of each cell, in integers: exact where the sizes agree.
-    let at = |i: usize, length: u32| (2 * i + 1) * length as usize / (2 * side);
-    let row = |y: usize| at(y, height) * width as usize;
-    Ok((0..side * side).map(|i| levels[row(i / side) + at(i % side, width)]).collect())
+    let side = input.image_size;
+    let frame = Frame::of((width, height), side as u32, input.crop_pct);
+    let row = |y: usize| frame.nearest(1, y, height) * width as usize;
+    let column = |x: usize| frame.nearest(0, x, width);
+    Ok((0..side * side).map(|i| levels[row(i / side) + column(i % side)]).collect())
+}
+
+/// An error where the mask at `path` cannot be read or names other classes.
+pub(super) fn check(path: &Path, classes: usize) -> Result<(), DataError> {
+    decode(path, classes).map(|_| ())
 }
 
 /// For each class, whether a pixel of the mask at `path` is of it.

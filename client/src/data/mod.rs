@@ -10,6 +10,7 @@ mod contract;
 mod dicom;
 pub mod divide;
 mod folder;
+mod frame;
 mod image_file;
 mod label;
 mod labels;
@@ -33,8 +34,9 @@ mod window;
 pub use contract::Profile;
 pub use dicom::DicomProblem;
 pub use label::{Case, Label};
+pub use labels::TableProblem;
 pub use mask::{UNMARKED, marked};
-pub use problem::{DataError, ImageProblem, ManifestProblem, NpzProblem, RowProblem};
+pub use problem::{At, DataError, ImageProblem, ManifestProblem, NpzProblem, RowProblem};
 
 pub use report::Report;
 pub use slide::SlideProblem;
@@ -47,7 +49,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tributary_shared::dataset::{DataContract, Interpolation};
 use tributary_shared::digest::Digest;
-use tributary_shared::manifest::{Backbone, Task};
+use tributary_shared::manifest::{Backbone, CROP_PCT, Task};
 
 use self::augment::Variation;
 use self::pixels::{Files, Kept, PixelStore};
@@ -60,7 +62,7 @@ pub const KEPT_BYTES_MAX: u64 = 2 << 30;
 /// What the backbone expects of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InputSpec {
-    /// Side of the square input, pixels. Images of another shape are stretched to it.
+    /// Side of the square input, pixels.
     pub image_size: usize,
     /// 1 (grey) or 3 (RGB).
     pub channels: usize,
@@ -70,6 +72,8 @@ pub struct InputSpec {
     pub std: Vec<f64>,
     /// How images are resized.
     pub interpolation: Interpolation,
+    /// As [`Backbone::crop_pct`]: the whole image is stretched when absent.
+    pub crop_pct: Option<f64>,
 }
 
 impl InputSpec {
@@ -81,6 +85,7 @@ impl InputSpec {
             mean: backbone.mean.clone(),
             std: backbone.std.clone(),
             interpolation: backbone.interpolation,
+            crop_pct: backbone.crop_pct,
         }
     }
 
@@ -95,7 +100,8 @@ impl InputSpec {
             && self.mean.len() == self.channels
             && self.std.len() == self.channels
             && self.mean.iter().all(|mean| mean.is_finite())
-            && self.std.iter().all(|std| std.is_finite() && *std > 0.0);
+            && self.std.iter().all(|std| std.is_finite() && *std > 0.0)
+            && self.crop_pct.is_none_or(|share| CROP_PCT.contains(&share));
         if fits { Ok(()) } else { Err(DataError::Input) }
     }
 }
@@ -195,7 +201,7 @@ impl Dataset {
         let fit = |entry: &folder::Entry, picture: pixels::Picture| {
             // A mask that cannot be read must not wait for the middle of a round.
             if let Label::Mask { path, classes } = &entry.case.label {
-                mask::read(path, *classes, 1)?;
+                mask::check(path, *classes)?;
             }
             Ok((picture.is_colour(), keep.then(|| picture.fit(&input))))
         };
@@ -215,7 +221,7 @@ impl Dataset {
         })?;
         let store = match keep {
             true => kept.store(),
-            false => PixelStore::Files(Files::new(places, reading.clone())),
+            false => PixelStore::Files(Box::new(Files::new(places, reading.clone()))),
         };
         let stores = vec![(0, store)];
         Ok(Self { input, cases, stores, profile, report, contents: Mutex::default() })
@@ -340,7 +346,7 @@ impl Dataset {
         let Label::Mask { path, classes } = &self.cases[index].label else {
             panic!("a case of a segmentation has a mask")
         };
-        mask::read(path, *classes, self.input.image_size)
+        mask::read(path, *classes, &self.input)
     }
 
     /// Divides the cases by patient: `holdout` is the share of patients held out. The side is a
@@ -368,6 +374,7 @@ mod tests {
             mean: vec![0.1; 3],
             std: vec![0.3; 3],
             interpolation: Interpolation::Bilinear,
+            crop_pct: None,
         };
         let source = DataSource::detect(folder.path()).expect("a folder");
         let pixels = |kept_bytes_max| {

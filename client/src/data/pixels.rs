@@ -6,6 +6,7 @@ use image::imageops::{self, FilterType};
 use image::{DynamicImage, GrayImage, RgbImage};
 use tributary_shared::dataset::Interpolation;
 
+use super::frame::framed;
 use super::medium::{Opened, Part, Place};
 use super::{DataError, InputSpec};
 use crate::config::reading::Reading;
@@ -36,23 +37,18 @@ impl Picture {
         matches!(self, Self::Rgb(_))
     }
 
-    /// Colours as the backbone asks (grey is repeated, RGB becomes Rec. 709 luma), stretched to
-    /// the square input.
+    /// Colours as the backbone asks (grey is repeated, RGB becomes Rec. 709 luma), and the square
+    /// that it sees.
     pub(super) fn fit(self, input: &InputSpec) -> Vec<u8> {
-        let side = input.image_size as u32;
         let filter = filter(input.interpolation);
         match (self, input.channels) {
-            (Self::Rgb(rgb), 3) => {
-                if rgb.dimensions() == (side, side) {
-                    return rgb.into_raw();
-                }
-                imageops::resize(&rgb, side, side, filter).into_raw()
-            }
-            (Self::Rgb(rgb), _) => fit_grey(imageops::grayscale(&rgb), side, filter),
+            (Self::Rgb(rgb), 3) => framed(rgb, input, filter).into_raw(),
+            (Self::Rgb(rgb), _) => framed(imageops::grayscale(&rgb), input, filter).into_raw(),
             (Self::Grey(grey), 3) => {
-                fit_grey(grey, side, filter).into_iter().flat_map(|level| [level; 3]).collect()
+                let grey = framed(grey, input, filter).into_raw();
+                grey.into_iter().flat_map(|level| [level; 3]).collect()
             }
-            (Self::Grey(grey), _) => fit_grey(grey, side, filter),
+            (Self::Grey(grey), _) => framed(grey, input, filter).into_raw(),
         }
     }
 }
@@ -72,13 +68,6 @@ fn filter(interpolation: Interpolation) -> FilterType {
         Interpolation::Bilinear => FilterType::Triangle,
         Interpolation::Bicubic => FilterType::CatmullRom,
     }
-}
-
-fn fit_grey(grey: GrayImage, side: u32, filter: FilterType) -> Vec<u8> {
-    if grey.dimensions() == (side, side) {
-        return grey.into_raw();
-    }
-    imageops::resize(&grey, side, side, filter).into_raw()
 }
 
 /// `(x / 255 - mean) / std`, from pixels beside each other to channel planes.
@@ -129,7 +118,7 @@ pub(super) enum PixelStore {
     /// One fitted image after another.
     Kept(Vec<u8>),
     /// Too large to keep: decoded again each time.
-    Files(Files),
+    Files(Box<Files>),
 }
 
 /// Cases that are decoded when they are asked for.

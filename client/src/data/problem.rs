@@ -3,6 +3,7 @@
 use tributary_shared::outcome::{Failure, chain};
 
 use super::dicom::DicomProblem;
+use super::labels::TableProblem;
 use super::slide::SlideProblem;
 use super::volume::VolumeProblem;
 
@@ -25,10 +26,18 @@ pub enum DataError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Neither a folder, a CSV nor an npz.
-    #[error("{path} is no data source; give a folder with labels.csv, a .csv or an .npz file")]
+    /// Neither a folder, a manifest nor an npz.
+    #[error(
+        "{path} is no data source; give a folder with labels.csv, a .csv, .parquet or .npz file"
+    )]
     UnknownSource {
         /// The file.
+        path: String,
+    },
+    /// Two manifests and no word which.
+    #[error("{path} holds labels.csv and labels.parquet; name one of them")]
+    TwoManifests {
+        /// The folder.
         path: String,
     },
     /// No case at all.
@@ -45,7 +54,7 @@ pub enum DataError {
         /// What is wrong with it.
         problem: ImageProblem,
     },
-    /// The CSV manifest as a whole.
+    /// The manifest as a whole.
     #[error("{path}: {problem}")]
     Manifest {
         /// The manifest.
@@ -53,13 +62,13 @@ pub enum DataError {
         /// What is wrong with it.
         problem: ManifestProblem,
     },
-    /// One row of the CSV manifest.
-    #[error("{path}, line {line}: {problem}")]
+    /// One row of the manifest.
+    #[error("{path}, {at}: {problem}")]
     Row {
         /// The manifest.
         path: String,
-        /// Where the row begins, from 1.
-        line: u64,
+        /// Where the row is.
+        at: At,
         /// What is wrong with it.
         problem: RowProblem,
     },
@@ -161,7 +170,10 @@ pub enum DataError {
         what: &'static str,
     },
     /// An input that no image can be made for.
-    #[error("the input needs 1 or 3 channels, a size of 1 to 4096 and one mean and std a channel")]
+    #[error(
+        "the input needs 1 or 3 channels, a size of 1 to 4096, one mean and std a channel and a \
+         crop_pct of 0.5 to 1"
+    )]
     Input,
     /// Pooling datasets that were prepared for different backbones.
     #[error("datasets prepared for different inputs cannot be pooled")]
@@ -183,6 +195,24 @@ pub enum DataError {
         /// What is wrong and what would fit.
         problem: String,
     },
+}
+
+/// Where a row of a manifest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum At {
+    /// The line of a text where it begins, from 1.
+    Line(u64),
+    /// Which row of a table it is, from 1.
+    Row(u64),
+}
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Line(line) => write!(f, "line {line}"),
+            Self::Row(row) => write!(f, "row {row}"),
+        }
+    }
 }
 
 /// What is wrong with an image file.
@@ -253,7 +283,7 @@ pub enum ImageProblem {
     },
 }
 
-/// What is wrong with a CSV manifest.
+/// What is wrong with a manifest.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestProblem {
     /// Too many bytes.
@@ -266,7 +296,7 @@ pub enum ManifestProblem {
     },
     /// A needed column is not there.
     #[error(
-        "the column `{column}` is missing; the first line names file,patient and label \
+        "the column `{column}` is missing; the columns are file,patient and label \
          (survival: time,event; segmentation: mask)"
     )]
     MissingColumn {
@@ -279,9 +309,12 @@ pub enum ManifestProblem {
         /// The column.
         column: &'static str,
     },
+    /// One in Parquet.
+    #[error(transparent)]
+    Table(#[from] TableProblem),
 }
 
-/// What is wrong with a row of a CSV manifest.
+/// What is wrong with a row of a manifest.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowProblem {
     /// Bytes that are no text.
@@ -340,12 +373,12 @@ pub enum RowProblem {
         label: String,
     },
     /// The same file twice.
-    #[error("`{file}` is already on line {first}")]
+    #[error("`{file}` is already on {first}")]
     Duplicate {
         /// The file.
         file: String,
         /// Where it came first.
-        first: u64,
+        first: At,
     },
     /// Nothing in the folder bears the row's id.
     #[error("no DICOM file in the folder bears `{key}`")]
@@ -500,7 +533,7 @@ impl DataError {
             Self::UnknownSource { .. } => "unknown_source",
             Self::Empty { .. } => "no_cases",
             Self::Image { .. } => "bad_image",
-            Self::Manifest { .. } => "bad_labels",
+            Self::Manifest { .. } | Self::TwoManifests { .. } => "bad_labels",
             Self::Row { .. } => "bad_row",
             Self::Dicom { .. } => "bad_dicom",
             Self::Volume { .. } => "bad_volume",

@@ -1,11 +1,15 @@
-//! Whole slides: tiled TIFF pyramids (Aperio's `.svs` among them), read tile by tile. No level is
-//! ever decoded whole but the smallest, for the tissue mask, and that in stripes of its own tiles.
+//! Whole slides: tiled TIFF pyramids (Aperio's `.svs` among them), read tile by tile, and whatever
+//! OpenSlide reads where the program has it. No level is ever decoded whole but the smallest, for the
+//! tissue mask, and that in stripes of its own tiles.
 
+mod levels;
+#[cfg(feature = "openslide")]
+mod openslide;
 mod pyramid;
 mod tissue;
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek};
+use std::io::BufReader;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -15,6 +19,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use self::levels::Levels;
 use self::pyramid::Pyramid;
 use self::tissue::Tissue;
 use super::medium::Facts;
@@ -28,6 +33,8 @@ const REGION_SIDE_MAX: f64 = 8192.0;
 /// Endings of scanners' own formats: some of them would pass for something else.
 const VENDORS: [&str; 9] =
     [".mrxs", ".ndpi", ".ndpis", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi"];
+/// Those of them whose pixels lie in other files, beside it or in a folder.
+const SEVERAL_FILES: [&str; 4] = [".mrxs", ".ndpis", ".vms", ".vmu"];
 
 /// What is wrong with a whole slide.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +47,8 @@ pub enum SlideProblem {
     },
     /// A scanner's own format.
     #[error(
-        "a slide of the kind {ending}; save it as a tiled pyramidal TIFF or SVS with JPEG tiles"
+        "a slide of the kind {ending}; use a program built with --features openslide \
+         (docs/data.md), or save it as a tiled pyramidal TIFF or SVS with JPEG tiles"
     )]
     Vendor {
         /// The file's ending.
@@ -55,10 +63,22 @@ pub enum SlideProblem {
         levels: usize,
     },
     /// A compression that is not read.
-    #[error("its tiles are {found}; save it with JPEG, LZW or deflate")]
+    #[error(
+        "its tiles are {found}; use a program built with --features openslide (docs/data.md), \
+         or save it with JPEG, LZW or deflate"
+    )]
     Compression {
         /// Its name or number.
         found: String,
+    },
+    /// No library for a slide that needs it.
+    #[error(
+        "needs OpenSlide, and {what}; install it or name it in data.reading.openslide \
+         (docs/data.md)"
+    )]
+    Library {
+        /// What is wrong with it.
+        what: String,
     },
     /// A smallest level too large to look for tissue.
     #[error("its smallest level has {pixels} pixels, more than {max}; save it with smaller levels")]
@@ -102,14 +122,28 @@ pub enum SlideProblem {
 /// Whether a file is a slide: a TIFF whose first picture is tiled and has a smaller tiled one beside
 /// it, or whatever bears the ending of one.
 pub(super) fn is_slide(path: &Path, head: &[u8]) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    if name.ends_with(".svs") || VENDORS.iter().any(|ending| name.ends_with(ending)) {
+    if ending(path, &[".svs"]).is_some() || vendor(path).is_some() {
         return true;
     }
     let magics: [&[u8]; 4] = [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"];
     let looks = || File::open(path).is_ok_and(|file| Pyramid::read(BufReader::new(file)).is_ok());
     magics.iter().any(|magic| head.starts_with(magic))
         && catch_unwind(AssertUnwindSafe(looks)).unwrap_or(false)
+}
+
+/// The scanner's own format that a file's name says it is.
+fn vendor(path: &Path) -> Option<&'static str> {
+    ending(path, &VENDORS)
+}
+
+/// The ending of a slide that is more than this file.
+pub(super) fn several_files(path: &Path) -> Option<&'static str> {
+    ending(path, &SEVERAL_FILES)
+}
+
+fn ending(path: &Path, endings: &[&'static str]) -> Option<&'static str> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    endings.iter().copied().find(|ending| name.ends_with(ending))
 }
 
 /// What is known of a slide's tiles: SM is DICOM's slide microscopy.
@@ -121,18 +155,18 @@ pub(super) fn facts(slides: &Slides) -> Facts {
 /// The tiles that are cases, by rows: their corners in pixels of the finest level. A tile lies
 /// wholly in the slide and holds enough tissue.
 pub(super) fn tiles(path: &Path, reading: &Reading) -> Result<Vec<[u32; 2]>, SlideProblem> {
-    let Slide { pyramid, mpp } = Slide::open(path, reading)?;
-    let mut pyramid = pyramid.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Slide { levels, mpp } = Slide::open(path, reading)?;
+    let mut levels = levels.into_inner().unwrap_or_else(PoisonError::into_inner);
     let slides = &reading.slides;
     let side = f64::from(slides.tile) * slides.mpp / mpp;
-    let (width, height) = pyramid.dimensions();
+    let (width, height) = levels.dimensions();
     let fitting = |length: u32| (f64::from(length) / side + 1e-6).floor() as u64;
     let (across, down) = (fitting(width), fitting(height));
     if across.saturating_mul(down) > TILES_LOOKED_AT_MAX {
         let what = format!("{across} x {down} tiles are more than {TILES_LOOKED_AT_MAX}");
         return Err(SlideProblem::Tiles { what });
     }
-    let tissue = Tissue::of(&mut pyramid)?;
+    let tissue = Tissue::of(&mut levels)?;
     let at = |index: u64| (index as f64 * side).round() as u32;
     let mut tiles: Vec<[u32; 2]> = (0..down)
         .flat_map(|row| (0..across).map(move |column| [at(column), at(row)]))
@@ -153,36 +187,30 @@ pub(super) fn tiles(path: &Path, reading: &Reading) -> Result<Vec<[u32; 2]>, Sli
 
 /// A slide, ready to give tiles.
 pub(super) struct Slide {
-    pyramid: Mutex<Pyramid<BufReader<File>>>,
+    levels: Mutex<Levels>,
     /// Micrometres a pixel of the finest level.
     mpp: f64,
 }
 
 impl Slide {
     pub(super) fn open(path: &Path, reading: &Reading) -> Result<Self, SlideProblem> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        if let Some(ending) = VENDORS.iter().find(|ending| name.ends_with(*ending)) {
-            return Err(SlideProblem::Vendor { ending: (*ending).to_owned() });
-        }
-        let file =
-            File::open(path).map_err(|error| SlideProblem::Format { detail: error.to_string() })?;
-        let pyramid = Pyramid::read(BufReader::new(file))?;
+        let levels = Levels::open(path, reading)?;
         let declared = reading.spacing_mm.map(|mm| mm * 1000.0);
-        let mpp = pyramid.mpp().or(declared).ok_or(SlideProblem::Resolution)?;
+        let mpp = levels.mpp(declared).ok_or(SlideProblem::Resolution)?;
         let asked = reading.slides.mpp;
         // Scanners differ by a few parts in a hundred from the resolution they are called by.
         if asked < 0.9 * mpp {
             let (has, asked) = (format!("{mpp:.4}"), asked.to_string());
             return Err(SlideProblem::Coarse { has, asked });
         }
-        Ok(Self { pyramid: Mutex::new(pyramid), mpp })
+        Ok(Self { levels: Mutex::new(levels), mpp })
     }
 
     /// The tile at a corner, from the coarsest level that is fine enough. It has that level's
     /// resolution: the resize to the backbone's input is the only one.
     pub(super) fn tile(&self, slides: &Slides, at: [u32; 2]) -> Result<Picture, SlideProblem> {
-        let mut pyramid = self.pyramid.lock().unwrap_or_else(PoisonError::into_inner);
-        let (level, downsample) = pyramid.level_for(slides.mpp / self.mpp);
+        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let (level, downsample) = levels.level_for(slides.mpp / self.mpp);
         let side = f64::from(slides.tile) * slides.mpp / self.mpp / downsample;
         if side > REGION_SIDE_MAX {
             let what = format!("a tile takes {side:.0} pixels of the nearest level");
@@ -190,23 +218,23 @@ impl Slide {
         }
         let corner = at.map(|x| (f64::from(x) / downsample).round() as u32);
         let side = (side.round() as u32).max(1);
-        region(&mut pyramid, level, corner, side).map(Picture::Rgb)
+        region(&mut levels, level, corner, side).map(Picture::Rgb)
     }
 }
 
 /// A square of one level; beyond its edge the last pixels go on.
-fn region<R: Read + Seek>(
-    pyramid: &mut Pyramid<R>,
+fn region(
+    levels: &mut Levels,
     level: usize,
     corner: [u32; 2],
     side: u32,
 ) -> Result<RgbImage, SlideProblem> {
-    let (width, height) = pyramid.level_dimensions(level);
+    let (width, height) = levels.level_dimensions(level);
     let last = [width - 1, height - 1];
     let corner = [corner[0].min(last[0]), corner[1].min(last[1])];
     let end = [0, 1].map(|axis| corner[axis].saturating_add(side - 1).min(last[axis]));
     let mut picture = RgbImage::new(side, side);
-    pyramid.each_tile(level, corner, end, |[left, top], tile| {
+    levels.each_tile(level, corner, end, &mut |[left, top], tile| {
         for (x, y, pixel) in tile.enumerate_pixels() {
             let (x, y) = (left + x, top + y);
             if (corner[0]..=end[0]).contains(&x) && (corner[1]..=end[1]).contains(&y) {

@@ -7,8 +7,8 @@ use tributary_shared::manifest::Task;
 use super::labels::Labels;
 use super::{DataError, npz};
 
-/// The manifest's name in a folder when none is given.
-pub(super) const MANIFEST_NAME: &str = "labels.csv";
+/// The manifest's name in a folder when none is given, as text and as a table.
+const MANIFEST_NAMES: [&str; 2] = ["labels.csv", "labels.parquet"];
 
 /// Where a site's images are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum DataSource {
     /// `[N,H,W,3]`, `{..}_labels` `[N,1]` or `[N,L]`, optionally `{..}_patients` `[N]`. All
     /// splits that are present are pooled; class i is label i.
     Npz(PathBuf),
-    /// A folder of PNG, JPEG, TIFF, DICOM or NIfTI files with a CSV manifest: columns `file`,
+    /// A folder of PNG, JPEG, TIFF, DICOM or NIfTI files with a manifest, CSV or Parquet: columns `file`,
     /// `patient`, `label` (several labels separated by `;`); DICOM also by `SOPInstanceUID`,
     /// `StudyInstanceUID` or `PatientID` instead of `file`. Without labels, a folder without a
     /// manifest is read whole.
@@ -30,18 +30,25 @@ pub enum DataSource {
 }
 
 impl DataSource {
-    /// A folder is read by its `labels.csv`, a CSV by the folder it lies in, an `.npz` as itself.
+    /// A folder is read by its `labels.csv` or `labels.parquet`, a manifest by the folder it lies in,
+    /// an `.npz` as itself.
     pub fn detect(path: &Path) -> Result<Self, DataError> {
         let shown = || path.display().to_string();
         let metadata =
             std::fs::metadata(path).map_err(|source| DataError::Read { path: shown(), source })?;
         if metadata.is_dir() {
-            return Ok(Self::Folder { root: path.to_owned(), manifest: MANIFEST_NAME.into() });
+            let [text, table] = MANIFEST_NAMES;
+            let manifest = match (path.join(text).exists(), path.join(table).exists()) {
+                (true, true) => return Err(DataError::TwoManifests { path: shown() }),
+                (false, true) => table,
+                (_, false) => text,
+            };
+            return Ok(Self::Folder { root: path.to_owned(), manifest: manifest.into() });
         }
         let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
         match extension.as_deref() {
             Some("npz") => Ok(Self::Npz(path.to_owned())),
-            Some("csv") => {
+            Some("csv" | "parquet") => {
                 let root = path.parent().filter(|p| !p.as_os_str().is_empty());
                 let manifest = path.file_name().unwrap_or_default();
                 Ok(Self::Folder {

@@ -11,6 +11,8 @@
 )]
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod gelu;
@@ -45,7 +47,12 @@ pub(super) fn gelu(x: Tensor<3>) -> Tensor<3> {
 }
 
 /// The operations, on a backend with or without a graph.
-#[backend_extension(Flex: cfg(feature = "flex"), LibTorch: cfg(feature = "tch"), Autodiff)]
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    LibTorch: cfg(feature = "tch"),
+    Cube: cfg(feature = "cuda"),
+    Autodiff
+)]
 trait Fused: Backend {
     fn fused_attention(
         q: FloatTensor<Self>,

@@ -133,11 +133,11 @@ pub fn source(place: &DataPlace) -> Result<DataSource, DataError> {
 
 fn compute(kind: DeviceKind) -> Compute {
     match kind {
-        // `site.toml` is refused when it names LibTorch to a program without it.
+        // `site.toml` is refused when it names what the program was built without.
         DeviceKind::Cpu | DeviceKind::Libtorch => Compute::cpu(),
-        #[cfg(feature = "tch")]
+        #[cfg(any(feature = "tch", feature = "cuda"))]
         DeviceKind::Cuda => Compute::cuda(),
-        #[cfg(not(feature = "tch"))]
+        #[cfg(not(any(feature = "tch", feature = "cuda")))]
         DeviceKind::Cuda => Compute::cpu(),
     }
 }

@@ -110,6 +110,7 @@ pub(crate) fn dataset(folder: &Path, cases: usize, seed: u64) -> Dataset {
         mean: vec![0.5],
         std: vec![0.5],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     Dataset::open(&DataSource::Npz(path), &manifest(&backbone(&architecture()), 0).task, &input)
         .unwrap()

@@ -1,4 +1,4 @@
-"""Writes ../fixtures/slides/{lossless.tif,aperio.svs,jp2k.svs,flat.tif}: pyramids as scanners and converters
+"""Writes ../fixtures/slides/{lossless.tif,aperio.svs,aperio-jp2k.svs,jp2k.svs,flat.tif}: pyramids as scanners and converters
 save them, small and of known content. Regenerate with
 
     pip install tifffile==2026.3.3 imagecodecs numpy openslide-bin==4.0.1.2 openslide-python==1.4.7
@@ -48,6 +48,12 @@ with tifffile.TiffWriter(out / "aperio.svs") as tif:
     tif.write(smaller(8), rowsperstrip=16, photometric="rgb", compression="zlib", metadata=None)
     tif.write(levels[1], tile=(256, 256), subsampling=(1, 1), description=words, **jpeg)
     tif.write(numpy.zeros((64, 64, 3), numpy.uint8), photometric="rgb", compression="zlib", metadata=None)
+# The same in JPEG 2000 without loss, which OpenSlide alone reads.
+with tifffile.TiffWriter(out / "aperio-jp2k.svs") as tif:
+    jp2k = {"compression": "aperio_jp2000_rgb", "photometric": "rgb", "metadata": None, "description": words}
+    tif.write(slide, tile=(256, 256), **jp2k)
+    tif.write(smaller(8), rowsperstrip=16, photometric="rgb", compression="zlib", metadata=None)
+    tif.write(levels[1], tile=(256, 256), **jp2k)
 with tifffile.TiffWriter(out / "jp2k.svs") as tif:
     for level in levels[:2]:
         tif.write(level[:128, :128], tile=(128, 128), photometric="rgb", compression="aperio_jp2000_rgb", metadata=None)
@@ -59,10 +65,10 @@ with tifffile.TiffWriter(out / "flat.tif") as tif:
             compression="zlib", metadata=None, resolution=(20_000, 20_000), resolutionunit="CENTIMETER",
         )
 
-# OpenSlide, a second reader, must see the same as client/tests/data_slides.rs does.
+# OpenSlide, a second reader, must see the same as client/tests/data_slides.rs and data_openslide.rs do.
 import openslide
 
-for name, tolerance in [("lossless.tif", 0), ("aperio.svs", 6)]:
+for name, tolerance in [("lossless.tif", 0), ("aperio.svs", 6), ("aperio-jp2k.svs", 0)]:
     read = openslide.OpenSlide(out / name)
     assert read.properties["openslide.mpp-x"] == "0.5"
     assert read.level_dimensions[:2] == ((1000, 700), (250, 175))

@@ -55,6 +55,7 @@ impl Plan {
             mean: Vec::new(),
             std: Vec::new(),
             interpolation: Interpolation::default(),
+            crop_pct: None,
         };
         let manifest = manifest(options, described, &images)?;
         let plan = Self {

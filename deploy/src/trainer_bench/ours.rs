@@ -205,6 +205,7 @@ fn images(options: &TrainerBenchOptions, folder: &Path) -> Result<(Dataset, f64)
         mean: vec![0.5; 3],
         std: vec![0.5; 3],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     let began = Instant::now();
     let dataset = DataSource::detect(&site)

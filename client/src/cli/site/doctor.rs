@@ -227,6 +227,7 @@ fn data(config: &SiteConfig) -> Found {
         mean: vec![0.0; 3],
         std: vec![1.0; 3],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     let dataset = source(place)
         .and_then(|source| Dataset::open_unlabelled_as(&source, &input, &place.reading))

@@ -48,7 +48,7 @@ pub enum BackboneCommand {
 pub struct ImportArgs {
     /// The checkpoint (`.safetensors`, or `.pth`, `.pt`, `.bin` of PyTorch 1.6 or later)
     file: PathBuf,
-    /// A name of `backbone list`, or a `.toml` with `mean`, `std`, `interpolation` and
+    /// A name of `backbone list`, or a `.toml` with `mean`, `std`, `interpolation`, `crop_pct` and
     /// `[architecture]`
     #[arg(long, value_name = "NAME|TOML")]
     arch: String,
@@ -84,6 +84,7 @@ struct Asked {
     std: Vec<f64>,
     #[serde(default)]
     interpolation: Interpolation,
+    crop_pct: Option<f64>,
     architecture: Architecture,
 }
 
@@ -94,6 +95,8 @@ fn asked(arch: &str) -> Result<Asked, Failure> {
             std: preset.std.to_vec(),
             architecture: preset.architecture,
             interpolation: preset.interpolation,
+            // Borders show things in medical images: whoever wants them cut off says so in the run.
+            crop_pct: None,
         });
     }
     let invalid = |problem: String| Failure::invalid("architecture", format!("{arch}: {problem}"));
@@ -111,6 +114,11 @@ fn asked(arch: &str) -> Result<Asked, Failure> {
     let channels = asked.architecture.channels;
     if asked.mean.len() != channels || asked.std.len() != channels {
         return Err(invalid(format!("`mean` and `std` need {channels} numbers, one a channel")));
+    }
+    if asked.crop_pct.is_some_and(|share| !manifest::CROP_PCT.contains(&share)) {
+        return Err(invalid(
+            "`crop_pct` must be 0.5 to 1; left out, images are stretched".to_owned(),
+        ));
     }
     Ok(asked)
 }
@@ -133,6 +141,7 @@ fn import(args: &ImportArgs, format: Format) -> Result<(), Failure> {
         mean: asked.mean,
         std: asked.std,
         interpolation: asked.interpolation,
+        crop_pct: asked.crop_pct,
     };
     let data = json!({
         "file": args.out,

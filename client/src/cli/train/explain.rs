@@ -172,7 +172,7 @@ fn mask_of(
     let Some(path) = path.filter(|path| args.masks.is_some() || path.exists()) else {
         return Ok(None);
     };
-    let mask = marked(&path, dataset.input().image_size);
+    let mask = marked(&path, dataset.input());
     mask.map(Some).map_err(|e| Failure::invalid("mask", chain(&e)))
 }
 

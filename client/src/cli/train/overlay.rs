@@ -77,6 +77,7 @@ mod tests {
             mean: vec![0.5],
             std: vec![0.5],
             interpolation: Interpolation::Bilinear,
+            crop_pct: None,
         };
         let image = vec![0.0; 256];
         // The upper left of four patches is hot.

@@ -103,6 +103,7 @@ pub(super) fn run(args: &PretrainArgs, format: Format) -> Result<(), Failure> {
         mean: vec![PIXEL_CENTRE; channels],
         std: vec![PIXEL_CENTRE; channels],
         interpolation: Interpolation::Bilinear,
+        crop_pct: None,
     };
     let dataset =
         args.images.open(|source, reading| Dataset::open_unlabelled_as(source, &input, reading))?;

@@ -92,6 +92,7 @@ pub(super) fn run(args: &ProbeArgs, format: Format) -> Result<(), Failure> {
         mean: asked.map_or_else(centre, |asked| asked.mean.clone()),
         std: asked.map_or_else(centre, |asked| asked.std.clone()),
         interpolation: asked.map_or_else(Interpolation::default, |asked| asked.interpolation),
+        crop_pct: asked.and_then(|asked| asked.crop_pct),
     };
     let classes = args.classes.clone();
     let task = match args.task {

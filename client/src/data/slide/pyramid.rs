@@ -92,27 +92,9 @@ impl<R: Read + Seek> Pyramid<R> {
         self.mpp
     }
 
-    /// Of the finest level.
-    pub(super) fn dimensions(&self) -> (u32, u32) {
-        self.level_dimensions(0)
-    }
-
-    pub(super) fn level_dimensions(&self, level: usize) -> (u32, u32) {
-        (self.levels[level].width, self.levels[level].height)
-    }
-
-    pub(super) fn coarsest(&self) -> usize {
-        self.levels.len() - 1
-    }
-
-    /// The coarsest level that is not coarser than `downsample`, and how much coarser than the finest
-    /// it is.
-    pub(super) fn level_for(&self, downsample: f64) -> (usize, f64) {
-        let of = |level: &Level| f64::from(self.levels[0].width) / f64::from(level.width);
-        // A level of 4.0003 is one of 4.
-        let fits = |level: &Level| of(level) <= downsample * 1.01;
-        let level = self.levels.iter().rposition(fits).unwrap_or(0);
-        (level, of(&self.levels[level]))
+    /// Width and height of each level.
+    pub(super) fn dimensions(&self) -> Vec<(u32, u32)> {
+        self.levels.iter().map(|level| (level.width, level.height)).collect()
     }
 
     /// Decodes the tiles of a level that touch the rectangle from `corner` to `end` (both inside it),
@@ -122,7 +104,7 @@ impl<R: Read + Seek> Pyramid<R> {
         level: usize,
         corner: [u32; 2],
         end: [u32; 2],
-        mut take: impl FnMut([u32; 2], &RgbImage),
+        take: &mut impl FnMut([u32; 2], &RgbImage),
     ) -> Result<(), SlideProblem> {
         let Level { directory, width, tile: (w, h), luma_chroma, .. } = self.levels[level];
         if self.current != directory {

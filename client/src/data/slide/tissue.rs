@@ -1,12 +1,11 @@
 //! Where a slide shows tissue: Otsu's threshold (1979, IEEE Trans. SMC 9) on the saturation of its
 //! smallest level, as glass has no colour.
 
-use std::io::{Read, Seek};
-
 use image::Rgb;
 
 use super::SlideProblem;
-use super::pyramid::{Pyramid, saturation};
+use super::levels::Levels;
+use super::pyramid::saturation;
 
 /// Most pixels of the smallest level.
 const OVERVIEW_PIXELS_MAX: u64 = 1 << 28;
@@ -25,9 +24,9 @@ pub(super) struct Tissue {
 }
 
 impl Tissue {
-    pub(super) fn of<R: Read + Seek>(pyramid: &mut Pyramid<R>) -> Result<Self, SlideProblem> {
-        let level = pyramid.coarsest();
-        let (width, height) = pyramid.level_dimensions(level);
+    pub(super) fn of(levels: &mut Levels) -> Result<Self, SlideProblem> {
+        let level = levels.coarsest();
+        let (width, height) = levels.level_dimensions(level);
         let pixels = u64::from(width) * u64::from(height);
         if pixels > OVERVIEW_PIXELS_MAX {
             return Err(SlideProblem::Overview { pixels, max: OVERVIEW_PIXELS_MAX });
@@ -36,7 +35,7 @@ impl Tissue {
         let (across, down) = (width.div_ceil(factor), height.div_ceil(factor));
         // Red, green, blue and how many.
         let mut sums = vec![[0u64; 4]; across as usize * down as usize];
-        pyramid.each_tile(level, [0, 0], [width - 1, height - 1], |[left, top], tile| {
+        levels.each_tile(level, [0, 0], [width - 1, height - 1], &mut |[left, top], tile| {
             for (x, y, Rgb([r, g, b])) in tile.enumerate_pixels() {
                 let (column, row) = ((left + x) / factor, (top + y) / factor);
                 let cell = &mut sums[row as usize * across as usize + column as usize];
@@ -50,7 +49,7 @@ impl Tissue {
             sums.into_iter().map(|cell| saturation(Rgb(mean(cell)))).collect();
         let threshold = otsu(&saturations).max(THRESHOLD_MIN);
         let cells = saturations.into_iter().map(|level| level > threshold).collect();
-        let (finest_width, finest_height) = pyramid.dimensions();
+        let (finest_width, finest_height) = levels.dimensions();
         let scale = [(width, finest_width), (height, finest_height)]
             .map(|(level, finest)| f64::from(level) / f64::from(finest) / f64::from(factor));
         Ok(Self { cells, across, down, scale })
