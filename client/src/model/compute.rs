@@ -26,7 +26,7 @@ const OURS: Shard = Shard { images_max: 8, work_max: 10_000_000_000 };
 #[cfg(feature = "tch")]
 const LIBTORCH: Shard = Shard { images_max: 64, work_max: 2_000_000_000 };
 /// A card wants few, large calls; shards in flight would only wait for one another.
-#[cfg(any(feature = "tch", feature = "cuda"))]
+#[cfg(feature = "tch")]
 const CUDA: Shard = Shard { images_max: 64, work_max: usize::MAX };
 
 impl Compute {
@@ -48,12 +48,6 @@ impl Compute {
     #[expect(deprecated, reason = "burn deprecates LibTorch but ships it; see docs/libtorch.md")]
     pub fn cuda() -> Self {
         Self { device: Device::libtorch_cuda(0usize), shard: CUDA }
-    }
-
-    /// The first CUDA device, with burn's own kernels.
-    #[cfg(all(feature = "cuda", not(feature = "tch")))]
-    pub fn cuda() -> Self {
-        Self { device: Device::cuda(0usize), shard: CUDA }
     }
 
     /// How a step is cut.

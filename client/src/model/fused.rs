@@ -11,8 +11,6 @@
 )]
 
 mod attention;
-#[cfg(feature = "cuda")]
-mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod gelu;
@@ -47,12 +45,7 @@ pub(super) fn gelu(x: Tensor<3>) -> Tensor<3> {
 }
 
 /// The operations, on a backend with or without a graph.
-#[backend_extension(
-    Flex: cfg(feature = "flex"),
-    LibTorch: cfg(feature = "tch"),
-    Cube: cfg(feature = "cuda"),
-    Autodiff
-)]
+#[backend_extension(Flex: cfg(feature = "flex"), LibTorch: cfg(feature = "tch"), Autodiff)]
 trait Fused: Backend {
     fn fused_attention(
         q: FloatTensor<Self>,

@@ -133,11 +133,11 @@ pub fn source(place: &DataPlace) -> Result<DataSource, DataError> {
 
 fn compute(kind: DeviceKind) -> Compute {
     match kind {
-        // `site.toml` is refused when it names what the program was built without.
+        // `site.toml` is refused when it names LibTorch to a program without it.
         DeviceKind::Cpu | DeviceKind::Libtorch => Compute::cpu(),
-        #[cfg(any(feature = "tch", feature = "cuda"))]
+        #[cfg(feature = "tch")]
         DeviceKind::Cuda => Compute::cuda(),
-        #[cfg(not(any(feature = "tch", feature = "cuda")))]
+        #[cfg(not(feature = "tch"))]
         DeviceKind::Cuda => Compute::cpu(),
     }
 }
