@@ -8,6 +8,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tributary_shared::adaptation::{Adaptation, Target};
 
+use super::fused;
 use super::head::Head;
 use super::trained::{Layer, Leaves, Map};
 use super::vit::{Linear, typed};
@@ -167,7 +168,7 @@ impl Adapter {
     pub(crate) fn after(&self, block: usize, sublayer: Sublayer, h: Tensor<3>) -> Tensor<3> {
         match (self.bottlenecks.get(&(block, sublayer)), self.parallel_scale) {
             (Some(Bottleneck { down, up }), None) => {
-                h.clone() + up.forward(activation::gelu(down.forward(h)))
+                h.clone() + up.forward(fused::gelu(down.forward(h)))
             }
             (Some(_), Some(_)) | (None, _) => h,
         }

@@ -1,10 +1,9 @@
 //! Softmax attention: the fused one that trains, and one that keeps its probabilities to be looked
 //! at.
 
-use burn::tensor::module::attention;
-use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Tensor, activation};
 
+use super::fused;
 use super::vit::typed;
 
 /// Softmax attention of `heads` heads; query tokens may be fewer than key tokens. A `watch` keeps
@@ -14,6 +13,7 @@ pub(super) fn attend(
     heads: usize,
     watch: Option<&mut Watch>,
 ) -> Tensor<3> {
+    let Some(watch) = watch else { return fused::attention([q, k, v], heads) };
     let [images, kept, width] = q.dims();
     let split = |x: Tensor<3>| {
         let tokens = x.dims()[1];
@@ -21,19 +21,10 @@ pub(super) fn attend(
     };
     let dtype = q.dtype();
     let (q, k, v) = (split(q), split(k), split(v));
-    let mixed = if dtype == DType::F32 && watch.is_none() {
-        attention(q, k, v, None, None, AttentionModuleOptions::default())
-    } else {
-        // burn's own would take the softmax in the type of its inputs.
-        let scale = 1.0 / ((width / heads) as f64).sqrt();
-        let scores = typed(q.mul_scalar(scale).matmul(k.swap_dims(2, 3)), DType::F32);
-        let probabilities = activation::softmax(scores, 3);
-        let probabilities = match watch {
-            Some(watch) => watch.keep(probabilities),
-            None => probabilities,
-        };
-        typed(probabilities, dtype).matmul(v)
-    };
+    let scale = 1.0 / ((width / heads) as f64).sqrt();
+    let scores = typed(q.mul_scalar(scale).matmul(k.swap_dims(2, 3)), DType::F32);
+    let probabilities = watch.keep(activation::softmax(scores, 3));
+    let mixed = typed(probabilities, dtype).matmul(v);
     mixed.swap_dims(1, 2).reshape([images, kept, width])
 }
 

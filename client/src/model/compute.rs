@@ -85,10 +85,20 @@ impl Default for Compute {
 pub struct ThreadsError(#[source] rayon::ThreadPoolBuildError);
 
 /// Sets how many threads compute, once per process and before the first tensor.
-/// Results do not depend on the number. In a program built with `--features tch` LibTorch's kernels
-/// take as many.
+/// Results do not depend on the number.
 pub fn set_threads(threads: usize) -> Result<(), ThreadsError> {
-    #[cfg(feature = "tch")]
-    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(ThreadsError)
+}
+
+/// Gives every core work when `shards` shards are computed beside each other: LibTorch's kernels
+/// take the threads that are left to one of them. Twice as many threads as cores made a step a
+/// seventh slower (docs/performance.md). burn's own kernels take idle threads by themselves.
+pub(crate) fn spread_over(shards: usize) {
+    #[cfg(feature = "tch")]
+    {
+        let each = rayon::current_num_threads() / shards.max(1);
+        tch::set_num_threads(i32::try_from(each.max(1)).unwrap_or(i32::MAX));
+    }
+    #[cfg(not(feature = "tch"))]
+    let _ = shards;
 }

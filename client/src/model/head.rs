@@ -2,6 +2,7 @@
 
 use burn::tensor::{Tensor, activation};
 
+use super::fused;
 use super::trained::{Layer, Leaves};
 
 /// From pooled tokens, or from tokens that it pools itself, to logits.
@@ -40,7 +41,7 @@ impl Head {
     /// Pooled `[images, 1, features]` to logits `[images, outputs]`.
     pub(crate) fn forward(&self, pooled: Tensor<3>) -> Tensor<2> {
         let pooled = match &self.hidden {
-            Some(hidden) => activation::gelu(hidden.forward(pooled)),
+            Some(hidden) => fused::gelu(hidden.forward(pooled)),
             None => pooled,
         };
         let logits = self.output.forward(pooled);

@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::module::linear;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use tributary_shared::layout::{Layout, TensorSpec};
 
 use super::adapted::{Values, download};
-use super::vit::typed;
+use super::vit::{by_rows, typed};
 
 /// Trained values on a device, `[1, elements]` each in the layout's order; what changes a frozen
 /// weight is there as the changed weight. All shards of a step share them.
@@ -133,7 +132,7 @@ impl Map {
         match self {
             Self::Shared(weight) => {
                 let weight = typed(weight.clone(), x.dtype());
-                linear(x, weight, None)
+                by_rows(x, &weight, None)
             }
             Self::PerImage(weight) => {
                 let weight = typed(weight.clone(), x.dtype());

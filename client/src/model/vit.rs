@@ -6,13 +6,14 @@
 
 use std::ops::Range;
 
-use burn::tensor::module::{layer_norm, linear};
+use burn::tensor::module::linear;
 use burn::tensor::{DType, Int, Tensor, activation};
 use tributary_shared::adaptation::Target;
 use tributary_shared::architecture::{Architecture, FinalNorm, Gelu, Mlp, Pool};
 
 use super::adapter::{Adapter, Dropout, Sublayer};
 use super::attention::{Watch, attend};
+use super::fused;
 
 /// Gives the flat tensor of a name.
 pub(crate) type TensorSource<'a> = dyn FnMut(&str) -> Tensor<1> + 'a;
@@ -38,7 +39,7 @@ pub(crate) struct Linear {
 
 impl Linear {
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        linear(typed(x, self.dtype()), self.weight.clone(), Some(self.bias.clone()))
+        by_rows(typed(x, self.dtype()), &self.weight, Some(self.bias.clone()))
     }
 
     /// What it computes with.
@@ -48,7 +49,7 @@ impl Linear {
 
     /// Without the bias.
     pub(crate) fn product(&self, x: Tensor<3>) -> Tensor<3> {
-        linear(typed(x, self.dtype()), self.weight.clone(), None)
+        by_rows(typed(x, self.dtype()), &self.weight, None)
     }
 
     /// The bias as `[1, 1, out]`.
@@ -60,6 +61,20 @@ impl Linear {
     pub(crate) fn constant(&self) -> Tensor<2> {
         self.weight.clone().detach()
     }
+}
+
+/// `x` through `weight` `[in, out]`. All tokens are rows of one product: of a batch of products burn
+/// would copy the transposed weight.
+pub(super) fn by_rows<const D: usize>(
+    x: Tensor<D>,
+    weight: &Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    let mut dims = x.dims();
+    let [input, output] = weight.dims();
+    let rows = x.reshape([dims.iter().product::<usize>() / input, input]);
+    dims[D - 1] = output;
+    linear(rows, weight.clone(), bias).reshape(dims)
 }
 
 /// The linear map `name` of `out` outputs in `source`.
@@ -87,7 +102,7 @@ impl Norm {
     }
 
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        layer_norm(x, self.weight.clone(), Some(self.bias.clone()), self.eps)
+        fused::layer_norm(x, self.weight.clone(), self.bias.clone(), self.eps)
     }
 }
 
@@ -175,7 +190,7 @@ impl Nonlinearity {
 
     fn apply(self, hidden: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Gelu(Gelu::Exact) => activation::gelu(hidden),
+            Self::Gelu(Gelu::Exact) => fused::gelu(hidden),
             Self::Gelu(Gelu::Tanh) => activation::gelu_approximate(hidden),
             Self::Gelu(Gelu::Quick) => {
                 hidden.clone() * activation::sigmoid(hidden.mul_scalar(1.702))

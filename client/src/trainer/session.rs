@@ -26,7 +26,7 @@ use super::{Control, Phase, Progress};
 use crate::data::{DataError, Dataset, InputSpec, Label};
 use crate::model::{
     AdaptedVit, Backbone, Compute, Dropout, Gradient, HeadOf, Input, Leaves, Level,
-    NoSampleGradients, Placed, Prefix, SampleGradients,
+    NoSampleGradients, Placed, Prefix, SampleGradients, spread_over,
 };
 
 /// Why a training or an evaluation gave no result.
@@ -114,6 +114,8 @@ impl<'a> Session<'a> {
             return Err(TrainError::Backbone { expected, found });
         }
         let device_likes = shard_images(backbone, compute);
+        let shard_images = training.micro_batch.map_or(device_likes, |most| most.min(device_likes));
+        spread_over(training.batch_size.div_ceil(shard_images));
         Ok(Self {
             model: AdaptedVit::of_precision(backbone, &contract, compute, training.precision),
             task: &manifest.task,
@@ -121,7 +123,7 @@ impl<'a> Session<'a> {
             bags: manifest.bags.as_ref(),
             stretch: Stretch::of(&manifest.task, backbone.architecture()),
             dropout: adaptation.dropout(),
-            shard_images: training.micro_batch.map_or(device_likes, |most| most.min(device_likes)),
+            shard_images,
             shelf: None,
             reading_ns: AtomicU64::new(0),
         })
