@@ -210,7 +210,7 @@ impl Dataset {
         })?;
         let store = match keep {
             true => kept.store(),
-            false => PixelStore::Files(Files::new(places, reading.clone())),
+            false => PixelStore::Files(Box::new(Files::new(places, reading.clone()))),
         };
         let stores = vec![(0, store)];
         Ok(Self { input, cases, stores, profile, report, contents: Mutex::default() })

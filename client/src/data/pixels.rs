@@ -129,7 +129,7 @@ pub(super) enum PixelStore {
     /// One fitted image after another.
     Kept(Vec<u8>),
     /// Too large to keep: decoded again each time.
-    Files(Files),
+    Files(Box<Files>),
 }
 
 /// Cases that are decoded when they are asked for.

@@ -37,12 +37,16 @@ impl<R> Ahead<R> {
     }
 }
 
+/// The cases of a step in the order that it looks at them.
+type CasesOf<'a, S> = Box<dyn Fn(&S) -> Vec<usize> + Sync + 'a>;
+
+/// Reads one case of a step.
+type Read<'a, S, R> = Box<dyn Fn(&S, usize) -> Result<R, TrainError> + Sync + 'a>;
+
 /// How the cases of steps `S` are read.
 pub(super) struct Reader<'a, S, R> {
-    /// The cases of a step in the order that it looks at them.
-    pub(super) cases: Box<dyn Fn(&S) -> Vec<usize> + Sync + 'a>,
-    /// Reads one of them.
-    pub(super) read: Box<dyn Fn(&S, usize) -> Result<R, TrainError> + Sync + 'a>,
+    pub(super) cases: CasesOf<'a, S>,
+    pub(super) read: Read<'a, S, R>,
     /// What is read of a case, about, bytes.
     pub(super) bytes: usize,
     /// Threads that read; nothing is read ahead without one.
