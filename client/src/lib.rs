@@ -8,6 +8,8 @@ pub mod clock;
 pub mod config;
 pub mod data;
 pub mod durable;
+#[cfg(test)]
+mod full_disk;
 pub mod ledger;
 pub mod metrics;
 pub mod model;

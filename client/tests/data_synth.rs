@@ -202,7 +202,7 @@ fn nothing_is_overwritten_and_nothing_left_half_written() {
 
     let bad = SynthSpec { size: 4, ..spec(Modality::Fundus) };
     let error = synth::write(&bad, &folder.path().join("new"), &|| ()).expect_err("refused");
-    assert_eq!(error.to_string(), "--size: 4 is not between 16 and 1024");
+    assert_eq!(error.to_string(), "--size: 4 is not between 16 and 4096");
 
     // A broken image in the middle of a division leaves no folder behind.
     let (data, _) = written(&spec(Modality::Fundus));

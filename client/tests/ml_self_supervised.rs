@@ -41,6 +41,8 @@ fn objectives() -> [Objective; 3] {
             projection: 32,
             teacher_momentum: 0.98,
             local_views: 1,
+            // Four patches of eight pixels would not show a stripe.
+            local_size: Some(16),
             ..Dino::default()
         }),
     ]

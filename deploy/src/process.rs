@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use crate::command::{Failed, TAIL_LINES, spell};
 use crate::guard::Guard;
@@ -110,6 +110,15 @@ impl Process {
         let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| self.failed("it has no process id"))?;
         kill_process(pid, signal).map_err(|e| self.failed(&e.to_string()))
+    }
+
+    /// From now on it may write no file longer than `bytes`; any it likes when absent.
+    pub fn limit_files(&self, bytes: Option<u64>) -> Result<(), Failed> {
+        let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+        let Rlimit { maximum, .. } = getrlimit(Resource::Fsize);
+        let new = Rlimit { current: bytes.or(maximum), maximum };
+        prlimit(pid, Resource::Fsize, new).map_err(|e| self.failed(&e.to_string()))?;
+        Ok(())
     }
 
     /// `kill -9`, and waits until it is gone.

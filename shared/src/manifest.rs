@@ -17,6 +17,7 @@ use crate::dataset::{DataContract, Interpolation};
 use crate::digest::Digest;
 use crate::head::Head;
 use crate::name::{RunName, SiteName};
+use crate::objective::BATCH_MAX;
 pub use crate::task::Task;
 pub use crate::training::Training;
 
@@ -376,6 +377,10 @@ impl RunManifest {
             })?;
             let augment = self.training.as_ref().and_then(|t| t.augment.as_ref());
             objective.check(&backbone.architecture, augment)?;
+            let images = self.training.as_ref().map_or(1, |training| training.batch_size);
+            require(images <= BATCH_MAX, "training.batch_size", || {
+                format!("{images} is above {BATCH_MAX}, the most of a step without labels")
+            })?;
         }
         let bytes = self.contract().map_or(0, |c| c.layout.payload_bytes());
         require(bytes <= PAYLOAD_BYTES_MAX, "adapter", || {

@@ -14,6 +14,10 @@ use crate::manifest::{InvalidManifest, require};
 /// Width of one attention head of a masked autoencoder's decoder.
 pub const DECODER_HEAD_WIDTH: usize = 32;
 
+/// Most images of a step that learns without labels: what contrast was published with, and what
+/// comparing every view with every other one can bear.
+pub const BATCH_MAX: usize = 8_192;
+
 /// A self-supervised objective.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -89,6 +93,10 @@ pub struct Dino {
     pub local_views: usize,
     /// Such a part's least share of the image's area.
     pub local_area_min: f64,
+    /// Side of the picture that such a part is shown as, pixels, a multiple of the patch; see
+    /// [`Dino::local_side`] for the one when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_size: Option<usize>,
 }
 
 impl Default for Dino {
@@ -103,6 +111,7 @@ impl Default for Dino {
             centre_momentum: 0.9,
             local_views: 2,
             local_area_min: 0.1,
+            local_size: None,
         }
     }
 }
@@ -187,6 +196,7 @@ impl Objective {
                 within("centre_momentum", dino.centre_momentum, 0.0, 1.0)?;
                 within("local_views", dino.local_views as f64, 0.0, 32.0)?;
                 within("local_area_min", dino.local_area_min, 0.01, 1.0)?;
+                dino.check_local_size(architecture)?;
                 let (least, most) =
                     (dino.local_area_min, augment.map_or(0.0, |augment| augment.crop_area_min));
                 let smaller = dino.local_views == 0 || least < most;
@@ -198,6 +208,27 @@ impl Objective {
                 })
             }
         }
+    }
+}
+
+impl Dino {
+    /// Side of the picture that a small part is shown as, pixels: as published, three sevenths of
+    /// the image's (96 of 224), to the nearest whole patch, where the manifest names none.
+    pub fn local_side(&self, architecture: &Architecture) -> usize {
+        let Architecture { image_size, patch_size, .. } = *architecture;
+        let patches = (6 * image_size + 7 * patch_size) / (14 * patch_size);
+        self.local_size.unwrap_or(patches.max(1) * patch_size)
+    }
+
+    fn check_local_size(&self, architecture: &Architecture) -> Result<(), InvalidManifest> {
+        let Architecture { image_size, patch_size, .. } = *architecture;
+        let Some(size) = self.local_size else { return Ok(()) };
+        let fits = size.is_multiple_of(patch_size) && (patch_size..=image_size).contains(&size);
+        require(fits, "task.objective.local_size", || {
+            format!(
+                "{size} is not a multiple of {patch_size} between {patch_size} and {image_size}"
+            )
+        })
     }
 }
 
@@ -266,7 +297,7 @@ fn spec(name: &str, shape: &[usize]) -> TensorSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::RunManifest;
+    use crate::manifest::{RunManifest, Task};
 
     fn run(objective: &str, adapter: &str, more: &str) -> Result<RunManifest, InvalidManifest> {
         RunManifest::from_toml(&format!(
@@ -353,11 +384,49 @@ mod tests {
             (r#"{ kind = "simclr", temperature = 0.0 }"#, LORA, VIEWS, "0 is not between 0.01 and"),
             (r#"{ kind = "dino", prototypes = 1 }"#, LORA, VIEWS, "1 is not between 2 and 65536"),
             (r#"{ kind = "dino", teacher_momentum = 1.5 }"#, LORA, VIEWS, "between 0 and 1"),
+            (
+                r#"{ kind = "dino", local_size = 12 }"#,
+                LORA,
+                VIEWS,
+                "12 is not a multiple of 8 between",
+            ),
+            (r#"{ kind = "dino", local_size = 24 }"#, LORA, VIEWS, "task.objective.local_size: 24"),
             (r#"{ kind = "rotation" }"#, LORA, "", "unknown variant `rotation`"),
         ] {
             let found = run(objective, adapter, more).unwrap_err().to_string();
             assert!(found.contains(problem), "{found}\n{problem}");
         }
+    }
+
+    #[test]
+    fn a_small_part_is_shown_at_three_sevenths_of_the_image() {
+        let side = |image_size, patch_size| {
+            let architecture = Architecture::plain(image_size, patch_size, 64, 1, 1);
+            Dino::default().local_side(&architecture)
+        };
+        // As published; DINOv2's; and never less than a patch.
+        assert_eq!([side(224, 16), side(224, 14), side(16, 4), side(8, 8)], [96, 98, 8, 8]);
+        let named = Dino { local_size: Some(64), ..Dino::default() };
+        assert_eq!(named.local_side(&Architecture::plain(224, 16, 64, 1, 1)), 64);
+        let run = run(r#"{ kind = "dino", local_size = 8 }"#, LORA, VIEWS).unwrap();
+        let Task::SelfSupervised { objective: Objective::Dino(dino) } = run.task else {
+            panic!("a run of self-distillation")
+        };
+        assert_eq!(dino.local_size, Some(8));
+    }
+
+    #[test]
+    fn a_step_of_too_many_images_is_refused() {
+        let text = |batch| {
+            let run = run(r#"{ kind = "simclr" }"#, LORA, VIEWS).unwrap();
+            toml::to_string(&run)
+                .unwrap()
+                .replace("batch_size = 4", &format!("batch_size = {batch}"))
+        };
+        assert!(RunManifest::from_toml(&text(BATCH_MAX)).is_ok());
+        let found = RunManifest::from_toml(&text(BATCH_MAX + 1)).unwrap_err().to_string();
+        let expected = "training.batch_size: 8193 is above 8192, the most of a step without labels";
+        assert_eq!(found, expected);
     }
 
     #[test]

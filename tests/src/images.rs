@@ -4,12 +4,16 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use image::{GrayImage, Luma};
 use ndarray::{Array2, ArrayD};
 use ndarray_npy::NpzWriter;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use tributary_deploy::command::run;
+
+use crate::binaries;
 
 /// Side of a picture, pixels.
 pub const SIDE: usize = 16;
@@ -218,4 +222,21 @@ fn nifti(pixels: &[u8], slices: usize) -> Vec<u8> {
     put(344, b"n+1\0");
     header.extend_from_slice(pixels);
     header
+}
+
+/// A backbone of two narrow blocks, and its manifest's tables.
+pub fn backbone(folder: &Path, images: &Path) -> (PathBuf, String) {
+    let out = folder.join("backbone.safetensors");
+    let mut pretrain = Command::new(&binaries().client);
+    pretrain.args(["--format", "json", "pretrain", "--epochs", "1", "--image-size"]);
+    pretrain.args([&SIDE.to_string(), "--patch-size", "4", "--channels", "1", "--width", "16"]);
+    pretrain.args(["--depth", "2", "--heads", "2", "--data"]).arg(images).arg("--out").arg(&out);
+    let card = run(&mut pretrain).expect("pretraining").data;
+    let shape = card["architecture"].as_object().expect("a table");
+    let mut text = format!("[backbone]\ndigest = {}\nmean = [0.5]\nstd = [0.5]\n", card["digest"]);
+    text += "[backbone.architecture]\n";
+    for (key, value) in shape {
+        writeln!(text, "{key} = {value}").expect("a string grows");
+    }
+    (out, text)
 }

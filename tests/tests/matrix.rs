@@ -6,13 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use tributary_deploy::SiteOptions;
-use tributary_deploy::command::run;
-use tributary_tests::images::{CLASSES, SIDE, Storage};
-use tributary_tests::{Scratch, binaries, read_adapter, seats};
+use tributary_tests::images::{CLASSES, Storage, backbone};
+use tributary_tests::{Scratch, read_adapter, seats};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/matrix.md");
 /// Images at each site.
@@ -149,23 +146,6 @@ fn cell(row: usize, column: usize, learning: &Learning, backbone: &str) -> Optio
 
 fn site_name(stored: Storage, number: usize) -> String {
     format!("{}-{number}", stored.as_str().to_lowercase())
-}
-
-/// A backbone of two narrow blocks, and its manifest's tables.
-fn backbone(folder: &Path, images: &Path) -> (PathBuf, String) {
-    let out = folder.join("backbone.safetensors");
-    let mut pretrain = Command::new(&binaries().client);
-    pretrain.args(["--format", "json", "pretrain", "--epochs", "1", "--image-size"]);
-    pretrain.args([&SIDE.to_string(), "--patch-size", "4", "--channels", "1", "--width", "16"]);
-    pretrain.args(["--depth", "2", "--heads", "2", "--data"]).arg(images).arg("--out").arg(&out);
-    let card = run(&mut pretrain).unwrap().data;
-    let shape = card["architecture"].as_object().unwrap();
-    let mut text = format!("[backbone]\ndigest = {}\nmean = [0.5]\nstd = [0.5]\n", card["digest"]);
-    text += "[backbone.architecture]\n";
-    for (key, value) in shape {
-        writeln!(text, "{key} = {value}").unwrap();
-    }
-    (out, text)
 }
 
 #[test]

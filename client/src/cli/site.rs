@@ -97,6 +97,9 @@ fn listen(shutdown: CancellationToken) -> Result<tokio::task::JoinHandle<()>, Fa
         use tokio::signal::unix::{SignalKind, signal};
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        // A file that outgrows the process's limit is an error like a full disk, not its end.
+        let outgrown = rustix::process::Signal::XFSZ.as_raw();
+        drop(signal(SignalKind::from_raw(outgrown)).map_err(failed)?);
         Ok(tokio::spawn(async move {
             tokio::select! {
                 _ = interrupt.recv() => {}

@@ -11,6 +11,9 @@ use tributary_shared::dataset::{DataContract, Plane, Window};
 pub struct Reading {
     /// Share of the images that may be refused; above it the whole source is.
     pub refused_share_max: f64,
+    /// Most bytes of resized pixels kept in memory. Images of a folder that would take more are
+    /// decoded again each time they are asked for; an npz is refused.
+    pub kept_bytes_max: u64,
     /// How stored values become grey levels.
     pub window: Window,
     /// Which frames of a multi-frame DICOM file are cases.
@@ -118,6 +121,7 @@ impl Default for Reading {
     fn default() -> Self {
         Self {
             refused_share_max: 0.05,
+            kept_bytes_max: 2 << 30,
             window: Window::File,
             frames: Frames::All,
             slices: Slices::default(),

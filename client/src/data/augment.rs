@@ -93,7 +93,7 @@ impl Variation {
     pub fn image(&self, channels: usize, side: usize, pixels: &mut [f32]) {
         for plane in pixels.chunks_exact_mut(side * side) {
             if let Some(window) = self.window {
-                let cut = resample(window, side, plane);
+                let cut = resample(window, side, plane, side);
                 plane.copy_from_slice(&cut);
             }
             self.place(side, plane);
@@ -102,11 +102,25 @@ impl Variation {
         self.intensity(pixels);
     }
 
+    /// As [`Self::image`], the result on a grid of `to` pixels a side: `[channels, to, to]`.
+    pub fn image_on(&self, channels: usize, side: usize, pixels: &[f32], to: usize) -> Vec<f32> {
+        let window = self.window.unwrap_or([0.0, 0.0, 1.0, 1.0]);
+        let mut changed = Vec::with_capacity(channels * to * to);
+        for plane in pixels.chunks_exact(side * side) {
+            let mut cut = resample(window, side, plane, to);
+            self.place(to, &mut cut);
+            changed.extend(cut);
+        }
+        self.recolour(channels, to * to, &mut changed);
+        self.intensity(&mut changed);
+        changed
+    }
+
     /// Changes one mask, `[side, side]`, as the image it belongs to.
     pub fn mask(&self, side: usize, mask: &mut [u8]) {
         if let Some(window) = self.window {
             let row = |axis: usize, i: usize| {
-                let at = sample_at(window[axis], window[axis + 2], side, i).round();
+                let at = sample_at(window[axis], window[axis + 2], (side, side), i).round();
                 (at.max(0.0) as usize).min(side - 1)
             };
             let cut: Vec<u8> = (0..side * side)
@@ -199,22 +213,23 @@ fn window(area: f32, ratio: f32, corner: [f32; 2]) -> [f32; 4] {
     [corner[0] * (1.0 - width), corner[1] * (1.0 - height), width, height]
 }
 
-/// Where, in pixels of the old picture, the middle of pixel `i` of the new one lies.
-fn sample_at(start: f32, length: f32, side: usize, i: usize) -> f32 {
-    start * side as f32 + (i as f32 + 0.5) * length - 0.5
+/// Where, in pixels of the old picture, the middle of pixel `i` of the new one lies, given the sides
+/// of both.
+fn sample_at(start: f32, length: f32, (from, to): (usize, usize), i: usize) -> f32 {
+    start * from as f32 + (i as f32 + 0.5) * length * (from as f32 / to as f32) - 0.5
 }
 
-/// Stretches the window to the whole side, bilinearly.
-fn resample(window: [f32; 4], side: usize, plane: &[f32]) -> Vec<f32> {
+/// Stretches the window to `to` pixels a side, bilinearly.
+fn resample(window: [f32; 4], side: usize, plane: &[f32], to: usize) -> Vec<f32> {
     let place = |axis: usize, i: usize| {
         let last = (side - 1) as f32;
-        let at = sample_at(window[axis], window[axis + 2], side, i).clamp(0.0, last);
+        let at = sample_at(window[axis], window[axis + 2], (side, to), i).clamp(0.0, last);
         let low = at as usize;
         (low, (low + 1).min(side - 1), at - low as f32)
     };
-    let columns: Vec<_> = (0..side).map(|x| place(0, x)).collect();
-    let mut out = Vec::with_capacity(side * side);
-    for y in 0..side {
+    let columns: Vec<_> = (0..to).map(|x| place(0, x)).collect();
+    let mut out = Vec::with_capacity(to * to);
+    for y in 0..to {
         let (top, bottom, down) = place(1, y);
         for &(left, right, across) in &columns {
             let mix = |row: usize| {

@@ -55,10 +55,6 @@ use self::augment::Variation;
 use self::pixels::{Files, Kept, PixelStore};
 use crate::config::reading::Reading;
 
-/// Resized pixels that one dataset keeps in memory, bytes; above it, images in a folder are
-/// decoded again each time they are asked for.
-pub const KEPT_BYTES_MAX: u64 = 2 << 30;
-
 /// What the backbone expects of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InputSpec {
@@ -136,7 +132,7 @@ impl Dataset {
             return Err(DataError::Rehearsal);
         }
         let labelled = !matches!(task, Task::SelfSupervised { .. });
-        Self::open_keeping(source, labelled.then_some(task), input, reading, KEPT_BYTES_MAX)
+        Self::opened(source, labelled.then_some(task), input, reading)
     }
 
     /// Reads and checks every image of `source` and no label, for pretraining.
@@ -150,18 +146,17 @@ impl Dataset {
         input: &InputSpec,
         reading: &Reading,
     ) -> Result<Self, DataError> {
-        Self::open_keeping(source, None, input, reading, KEPT_BYTES_MAX)
+        Self::opened(source, None, input, reading)
     }
 
-    fn open_keeping(
+    fn opened(
         source: &DataSource,
         task: Option<&Task>,
         input: &InputSpec,
         reading: &Reading,
-        kept_bytes_max: u64,
     ) -> Result<Self, DataError> {
         input.check()?;
-        let kept = Kept::new(input, kept_bytes_max);
+        let kept = Kept::new(input, reading.kept_bytes_max);
         let dataset = match source {
             DataSource::Npz(path) => {
                 let (contents, store, colour) = npz::read(path, task, reading, kept)?;
@@ -323,18 +318,39 @@ impl Dataset {
         out: &mut [f32],
     ) -> Result<(), DataError> {
         self.pixels(index, out)?;
-        let InputSpec { image_size, channels, mean, std, .. } = &self.input;
-        let plane = image_size * image_size;
-        for (channel, out) in out.chunks_exact_mut(plane).enumerate() {
-            let (mean, std) = (mean[channel] as f32, std[channel] as f32);
-            out.iter_mut().for_each(|x| *x = x.mul_add(std, mean));
-        }
-        variation.image(*channels, *image_size, out);
-        for (channel, out) in out.chunks_exact_mut(plane).enumerate() {
-            let (mean, std) = (mean[channel] as f32, std[channel] as f32);
-            out.iter_mut().for_each(|x| *x = (*x - mean) / std);
-        }
+        self.each_number(out, |x, mean, std| x.mul_add(std, mean));
+        variation.image(self.input.channels, self.input.image_size, out);
+        self.each_number(out, |x, mean, std| (x - mean) / std);
         Ok(())
+    }
+
+    /// As [`Self::varied_pixels`], on a grid of another size: `[channels, side, side]`.
+    ///
+    /// # Panics
+    /// When `index` is not below [`Self::len`] or `side` is 0.
+    pub fn varied_pixels_on(
+        &self,
+        index: usize,
+        variation: &Variation,
+        side: usize,
+    ) -> Result<Vec<f32>, DataError> {
+        let mut whole = vec![0.0; self.input.numbers()];
+        self.pixels(index, &mut whole)?;
+        self.each_number(&mut whole, |x, mean, std| x.mul_add(std, mean));
+        let InputSpec { channels, image_size, .. } = self.input;
+        let mut out = variation.image_on(channels, image_size, &whole, side);
+        self.each_number(&mut out, |x, mean, std| (x - mean) / std);
+        Ok(out)
+    }
+
+    /// Changes every number of an image by `of` it and its channel's mean and deviation.
+    fn each_number(&self, image: &mut [f32], of: impl Fn(f32, f32, f32) -> f32) {
+        let InputSpec { channels, mean, std, .. } = &self.input;
+        let plane = image.len() / channels;
+        for (channel, numbers) in image.chunks_exact_mut(plane).enumerate() {
+            let (mean, std) = (mean[channel] as f32, std[channel] as f32);
+            numbers.iter_mut().for_each(|x| *x = of(*x, mean, std));
+        }
     }
 
     /// The class of each pixel of a case's mask, [`UNMARKED`] where it says nothing, on the grid of
@@ -377,26 +393,24 @@ mod tests {
             crop_pct: None,
         };
         let source = DataSource::detect(folder.path()).expect("a folder");
+        let open = |kept_bytes_max| {
+            let reading = Reading { kept_bytes_max, ..Reading::default() };
+            Dataset::open_unlabelled_as(&source, &input, &reading).expect("opens")
+        };
         let pixels = |kept_bytes_max| {
-            let opened =
-                Dataset::open_keeping(&source, None, &input, &Reading::default(), kept_bytes_max);
             let mut out = vec![0.0; 48];
-            opened.expect("opens").pixels(0, &mut out).expect("decodes");
+            open(kept_bytes_max).pixels(0, &mut out).expect("decodes");
             out
         };
         assert_eq!(pixels(48), pixels(47));
-        let content = |kept_bytes_max| {
-            let opened =
-                Dataset::open_keeping(&source, None, &input, &Reading::default(), kept_bytes_max);
-            opened.expect("opens").content(0).expect("decodes")
-        };
+        let content = |kept_bytes_max| open(kept_bytes_max).content(0).expect("decodes");
         assert_eq!(content(48), content(47));
 
         let npz = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data/plain.npz");
         let task = Task::MultiClass { classes: ["a", "b", "c"].map(str::to_owned).to_vec() };
         let npz = DataSource::Npz(npz.into());
-        let opened =
-            Dataset::open_keeping(&npz, Some(&task), &input, &Reading::default(), 9 * 48 - 1);
+        let reading = Reading { kept_bytes_max: 9 * 48 - 1, ..Reading::default() };
+        let opened = Dataset::open_as(&npz, &task, &input, &reading);
         assert_eq!(
             opened.err().map(|error| error.to_string()).as_deref(),
             Some("432 bytes of resized images; at most 431 are kept of an npz, so save a folder")

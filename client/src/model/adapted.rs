@@ -17,6 +17,7 @@ pub(crate) use self::through::{HeadOf, Level};
 use super::adapter::{Adapter, Dropout};
 use super::backbone::Backbone;
 use super::compute::Compute;
+use super::import::bicubic_weights;
 use super::trained::{Leaves, Placed};
 use super::vit::{Vit, is_mapping, patchify, typed};
 
@@ -103,6 +104,9 @@ pub(crate) enum Input<'a> {
     /// Some patches of each image, image after image, the same number of each, and for each image
     /// their places in its grid.
     Seen { rows: &'a [f32], places: &'a [Vec<usize>] },
+    /// All patches of `images` smaller images, `side` patches along a side: positions are those of
+    /// the full grid, resampled.
+    Smaller { rows: &'a [f32], images: usize, side: usize },
     /// What [`AdaptedVit::prefix`] made of `images` images.
     Prefix { rows: &'a [f32], images: usize },
 }
@@ -110,7 +114,9 @@ pub(crate) enum Input<'a> {
 impl Input<'_> {
     fn images(&self) -> usize {
         match self {
-            Self::Patches { images, .. } | Self::Prefix { images, .. } => *images,
+            Self::Patches { images, .. }
+            | Self::Smaller { images, .. }
+            | Self::Prefix { images, .. } => *images,
             Self::Seen { places, .. } => places.len(),
         }
     }
@@ -355,6 +361,15 @@ impl AdaptedVit {
                 let (patches, places) = self.seen(rows, places);
                 vit.tokens_at(lift(patches), places)
             }
+            (Input::Smaller { rows, images, side }, Some(Prefix::Tokens(first))) => {
+                let (patches, grid) = self.smaller(rows, images, side);
+                let tokens = self.inference.tokens_on(patches, grid);
+                lift(self.inference.every(tokens, 0..first))
+            }
+            (Input::Smaller { rows, images, side }, None | Some(Prefix::Pooled)) => {
+                let (patches, grid) = self.smaller(rows, images, side);
+                vit.tokens_on(lift(patches), lift(grid))
+            }
             (Input::Prefix { rows, images }, _) => lift(self.entering(prefix, rows, images)),
         };
         let first = match prefix {
@@ -416,6 +431,17 @@ impl AdaptedVit {
         let places = TensorData::new(flat, [places.len() * seen]);
         let patches = Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device);
         (patches, Tensor::from_data(places, &self.device))
+    }
+
+    /// Patches `[images, side^2, numbers]` and what makes their positions of the full grid's,
+    /// `[1, side^2, patches]`.
+    fn smaller(&self, rows: &[f32], images: usize, side: usize) -> (Tensor<3>, Tensor<3>) {
+        let patches = side * side;
+        let dims = [images, patches, rows.len() / (images * patches)];
+        let grid = bicubic_weights(self.architecture.side(), side);
+        let grid = TensorData::new(grid, [1, patches, self.architecture.patches()]);
+        let patches = Tensor::from_data(TensorData::new(rows.to_vec(), dims), &self.device);
+        (patches, Tensor::from_data(grid, &self.device))
     }
 
     fn patches(&self, rows: &[f32], images: usize) -> Tensor<3> {

@@ -7,6 +7,7 @@ use burn::tensor::Device;
 pub struct Compute {
     device: Device,
     shard: Shard,
+    reads_ahead: bool,
 }
 
 /// How much of a step is computed in one piece; pieces run beside each other on our own threads.
@@ -33,21 +34,32 @@ impl Compute {
     /// The processor: LibTorch's kernels when built with `--features tch`, burn's own otherwise.
     #[cfg(not(feature = "tch"))]
     pub fn cpu() -> Self {
-        Self { device: Device::flex(), shard: OURS }
+        Self { device: Device::flex(), shard: OURS, reads_ahead: true }
     }
 
     /// The processor: LibTorch's kernels when built with `--features tch`, burn's own otherwise.
     #[cfg(feature = "tch")]
     #[expect(deprecated, reason = "burn deprecates LibTorch but ships it; see docs/libtorch.md")]
     pub fn cpu() -> Self {
-        Self { device: Device::libtorch(), shard: LIBTORCH }
+        Self { device: Device::libtorch(), shard: LIBTORCH, reads_ahead: true }
     }
 
     /// The first CUDA device, through LibTorch.
     #[cfg(feature = "tch")]
     #[expect(deprecated, reason = "burn deprecates LibTorch but ships it; see docs/libtorch.md")]
     pub fn cuda() -> Self {
-        Self { device: Device::libtorch_cuda(0usize), shard: CUDA }
+        Self { device: Device::libtorch_cuda(0usize), shard: CUDA, reads_ahead: true }
+    }
+
+    /// Whether the next step's images are read while a step is computed; they are. The result is
+    /// the same.
+    pub fn reading_ahead(self, reads_ahead: bool) -> Self {
+        Self { reads_ahead, ..self }
+    }
+
+    /// Threads that read ahead.
+    pub(crate) fn readers(&self) -> usize {
+        if self.reads_ahead { rayon::current_num_threads() } else { 0 }
     }
 
     /// How a step is cut.

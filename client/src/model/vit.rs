@@ -355,6 +355,12 @@ impl Vit {
         self.embed(patches, positions)
     }
 
+    /// All patches of smaller images, `[images, seen, channels * patch * patch]`, each at the
+    /// position that `grid` (`[1, seen, patches]`) makes of the full grid's, behind the prefix.
+    pub(crate) fn tokens_on(&self, patches: Tensor<3>, grid: Tensor<3>) -> Tensor<3> {
+        self.embed(patches, grid.matmul(self.positions.clone()))
+    }
+
     /// Patches at `positions` behind the prefix.
     fn embed(&self, patches: Tensor<3>, positions: Tensor<3>) -> Tensor<3> {
         self.with_prefix(typed(self.patch_embed.forward(patches), DType::F32) + positions)
@@ -453,8 +459,8 @@ impl Vit {
     pub(crate) fn pool(&self, tokens: Tensor<3>, adapter: Option<&Adapter>) -> Tensor<3> {
         let tokens = self.trunk.normed(tokens);
         let patches = || {
-            let (all, patches) = (tokens.dims()[1], self.architecture.patches());
-            tokens.clone().narrow(1, all - patches, patches)
+            let before = self.architecture.tokens() - self.architecture.patches();
+            tokens.clone().narrow(1, before, tokens.dims()[1] - before)
         };
         let attended =
             adapter.and_then(Adapter::pooling_head).and_then(|head| head.pool(&patches()));

@@ -45,7 +45,8 @@ impl Outbox {
         self.folder.join(format!("{run}-{round}.delta"))
     }
 
-    /// Begins to write the delta that `header` describes.
+    /// Begins to write the delta that `header` describes. Room for all of it is taken now: a full
+    /// disk is known before the training and not after it.
     pub(super) fn begin(
         &self,
         run: &RunName,
@@ -53,12 +54,27 @@ impl Outbox {
         header: &Header,
     ) -> io::Result<DeltaWriter> {
         let path = self.path(run, round);
-        let mut file = File::create(durable::part_of(&path))?;
-        let mut check = Reader::new(header.clone());
-        let bytes = header.to_bytes();
-        check.push(&bytes).expect("a header is what it says");
-        file.write_all(&bytes)?;
-        Ok(DeltaWriter { path, file, check, block: Vec::with_capacity(BLOCK_VALUES * 4) })
+        let part = durable::part_of(&path);
+        let begun = || -> io::Result<(File, Reader)> {
+            let mut file = File::create(&part)?;
+            take_room(&file, header.total_bytes())?;
+            let mut check = Reader::new(header.clone());
+            let bytes = header.to_bytes();
+            check.push(&bytes).expect("a header is what it says");
+            file.write_all(&bytes)?;
+            Ok((file, check))
+        };
+        match begun() {
+            Ok((file, check)) => {
+                let (bytes, block) = (header.total_bytes(), Vec::with_capacity(BLOCK_VALUES * 4));
+                Ok(DeltaWriter { path, file, check, bytes, block })
+            }
+            Err(error) => {
+                // Best effort: what is left is in the way of nothing, the next attempt begins anew.
+                let _ = fs::remove_file(&part);
+                Err(error)
+            }
+        }
     }
 
     /// Whether the round's file still holds exactly the delta of this name and size.
@@ -89,6 +105,16 @@ impl Outbox {
     }
 }
 
+/// Takes `bytes` bytes on the disk; where the file system cannot, writing will tell.
+fn take_room(file: &File, bytes: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::io::Errno;
+    match fallocate(file, FallocateFlags::empty(), 0, bytes) {
+        Err(e) if ![Errno::OPNOTSUPP, Errno::NOSYS].contains(&e) => Err(e.into()),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 fn digest_of(path: &Path) -> io::Result<(Digest, u64)> {
     let mut file = File::open(path)?;
     let mut hasher = Hasher::new();
@@ -110,6 +136,7 @@ pub(super) struct DeltaWriter {
     path: PathBuf,
     file: File,
     check: Reader,
+    bytes: u64,
     block: Vec<u8>,
 }
 
@@ -125,9 +152,19 @@ impl DeltaWriter {
         Ok(())
     }
 
+    /// Bytes of the whole delta.
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Bytes written.
     pub(super) fn written_bytes(&self) -> u64 {
         self.check.seen_bytes()
+    }
+
+    /// Gives the room back.
+    pub(super) fn abandon(self) -> io::Result<()> {
+        fs::remove_file(durable::part_of(&self.path))
     }
 
     /// Makes the delta durable, under its name, when all of it came and its norm is at most
@@ -213,6 +250,35 @@ mod tests {
         values[7] = f32::NAN;
         assert_eq!(refused(&values, 10.0), "not_finite");
         outbox.sweep(&[]).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_full_disk_is_known_before_the_training_and_nothing_is_left_on_it() {
+        if !crate::full_disk::is_simulated() {
+            return crate::full_disk::simulate_in_a_child(
+                "site::outbox::tests::a_full_disk_is_known_before_the_training_and_nothing_is_left_on_it",
+            );
+        }
+        let (folder, outbox, run) = outbox();
+        let values = vec![0.5; BLOCK_VALUES + 4];
+        let full = outbox.begin(&run, 2, &header()).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::FileTooLarge, "{full}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        crate::full_disk::make_room();
+        let mut writer = outbox.begin(&run, 2, &header()).unwrap();
+        writer.push(&values).unwrap();
+        let checked = writer.finish(1e9).unwrap();
+        assert!(outbox.holds(&run, 2, checked.digest, header().total_bytes()));
+    }
+
+    #[test]
+    fn a_training_that_fails_gives_its_room_back() {
+        let (folder, outbox, run) = outbox();
+        let writer = outbox.begin(&run, 2, &header()).unwrap();
+        let part = durable::part_of(&outbox.path(&run, 2));
+        assert_eq!(fs::metadata(&part).unwrap().len(), header().total_bytes());
+        writer.abandon().unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 

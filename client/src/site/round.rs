@@ -204,10 +204,13 @@ impl Site {
                 }
             }
         };
-        Ok(ended.map_err(|unfinished| match unfinished {
-            Unfinished::Stopped => NoDelta::Stopped("stopped".to_owned()),
-            Unfinished::Failed(trouble) => NoDelta::Failed(trouble),
-        }))
+        match ended {
+            Ok(finished) => Ok(Ok(finished)),
+            Err(Unfinished::Stopped) => Ok(Err(NoDelta::Stopped("stopped".to_owned()))),
+            Err(Unfinished::Failed(trouble)) => Ok(Err(NoDelta::Failed(trouble))),
+            // The round is still agreed to: it is trained when there is room again.
+            Err(Unfinished::Disk(error)) => Err(Halt::disk("the outbox", &error)),
+        }
     }
 
     async fn fetch(&self, asked: &Asked) -> Result<Result<std::path::PathBuf, Trouble>, Halt> {

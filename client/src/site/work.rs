@@ -176,6 +176,8 @@ pub(super) enum Unfinished {
     Stopped,
     /// It could not.
     Failed(Trouble),
+    /// The outbox cannot be written now; the same work may go well later.
+    Disk(std::io::Error),
 }
 
 /// Work under way; dropping it tells the thread to end.
@@ -228,7 +230,8 @@ impl Job {
         match &*self.work {
             Work::Rehearsal(rehearsal) => {
                 let mut metrics = SiteMetrics::default();
-                let mut writer = self.begin_delta(rehearsal.cases, activity)?;
+                let mut writer = self.begin_delta(rehearsal.cases)?;
+                activity.send_modify(|a| a.enter(Phase::Writing, writer.total_bytes()));
                 rehearse(rehearsal, self.elements(), &mut writer, control, activity)
                     .map_err(delta_unfinished)?;
                 metrics.train_s = began.elapsed().as_secs_f64();
@@ -258,14 +261,24 @@ impl Job {
             cache: training.cache.as_ref(),
         };
         let mut tell = |progress: Progress| activity.send_modify(|a| a.follow(&progress));
-        let update =
-            trainer::train(&local, control, &mut tell).map_err(|e| train_unfinished(&e))?;
         let declared = self.work.cases();
-        if update.cases != declared {
+        let mut writer = self.begin_delta(declared)?;
+        let trained = trainer::train(&local, control, &mut tell).map_err(|e| train_unfinished(&e));
+        let trained = trained.and_then(|update| {
+            if update.cases == declared {
+                return Ok(update);
+            }
             let text = format!("trained on {} cases, declared {declared}; a bug", update.cases);
-            return Err(Unfinished::Failed(Trouble::open(text)));
-        }
-        let mut writer = self.begin_delta(declared, activity)?;
+            Err(Unfinished::Failed(Trouble::open(text)))
+        });
+        let update = match trained {
+            Ok(update) => update,
+            Err(unfinished) => {
+                writer.abandon().map_err(Unfinished::Disk)?;
+                return Err(unfinished);
+            }
+        };
+        activity.send_modify(|a| a.enter(Phase::Writing, writer.total_bytes()));
         for (trained, base) in update.values.iter().zip(&base) {
             let delta: Vec<f32> = trained.iter().zip(base).map(|(t, b)| t - b).collect();
             writer.push(&delta).map_err(delta_unfinished)?;
@@ -277,11 +290,7 @@ impl Job {
         self.asked.contract.layout.payload_bytes() / 4
     }
 
-    fn begin_delta(
-        &self,
-        cases: u64,
-        activity: &watch::Sender<Activity>,
-    ) -> Result<DeltaWriter, Unfinished> {
+    fn begin_delta(&self, cases: u64) -> Result<DeltaWriter, Unfinished> {
         let Asked { terms, contract, .. } = &self.asked;
         let subject = Subject::Delta {
             run: terms.run.clone(),
@@ -291,9 +300,7 @@ impl Job {
             cases,
         };
         let header = Header::new(subject, contract.digest(), &contract.layout);
-        activity.send_modify(|a| a.enter(Phase::Writing, header.total_bytes()));
-        let begun = self.outbox.begin(&terms.run, terms.round, &header);
-        begun.map_err(|e| delta_unfinished(DeltaError::Disk(e)))
+        self.outbox.begin(&terms.run, terms.round, &header).map_err(Unfinished::Disk)
     }
 
     fn finish(&self, writer: DeltaWriter, metrics: SiteMetrics) -> Result<Finished, Unfinished> {
@@ -339,9 +346,7 @@ fn delta_unfinished(error: DeltaError) -> Unfinished {
     match error {
         DeltaError::Stopped => Unfinished::Stopped,
         DeltaError::Refused(refusal) => Unfinished::Failed(Trouble::open(refusal.to_string())),
-        DeltaError::Disk(_) => {
-            Unfinished::Failed(Trouble::new("the outbox cannot be written", chain(&error)))
-        }
+        DeltaError::Disk(error) => Unfinished::Disk(error),
     }
 }
 

@@ -1,10 +1,13 @@
 //! A step's images on their way into the model, and the truth they are compared with.
 
+use std::borrow::Cow;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha12Rng;
 use tributary_shared::augment::Augment;
 
+use super::ahead::Ahead;
 use super::loss::Weighing;
 use super::session::{TrainError, stream};
 use super::units::Unit;
@@ -47,6 +50,65 @@ pub(super) struct Step<'a> {
     pub(super) source: &'a Source<'a>,
     pub(super) weighing: &'a Weighing,
     pub(super) draws: Draws<'a>,
+    /// What was read of its cases before it began; none of them where absent.
+    pub(super) ahead: Option<&'a Ahead<Read>>,
+}
+
+impl<'a> Step<'a> {
+    /// One that looks at everything as it is.
+    pub(super) fn plain(source: &'a Source<'a>, weighing: &'a Weighing) -> Self {
+        Self { source, weighing, draws: Draws::default(), ahead: None }
+    }
+
+    fn read(&self, case: usize) -> Option<&Read> {
+        self.ahead?.get(case)
+    }
+
+    /// Appends the patches of a case's image, as the step's draws change it.
+    pub(super) fn patches(
+        &self,
+        model: &AdaptedVit,
+        case: usize,
+        rows: &mut Vec<f32>,
+    ) -> Result<(), TrainError> {
+        match self.read(case) {
+            Some(Read { entering: Rows::Patches(known), .. }) => {
+                rows.extend_from_slice(known);
+                Ok(())
+            }
+            Some(Read { entering: Rows::Prefix(_), .. }) | None => {
+                patches(model, self.source.dataset(), case, &self.draws, rows)
+            }
+        }
+    }
+
+    /// The prefix of a case, where one was kept and read.
+    pub(super) fn prefix(&self, case: usize) -> Option<&[f32]> {
+        match &self.read(case)?.entering {
+            Rows::Prefix(known) => Some(known),
+            Rows::Patches(_) => None,
+        }
+    }
+
+    /// The truth of each unit; a mask changes as its image does.
+    pub(super) fn truths(&self, units: &[Unit]) -> Result<Vec<Truth<'_>>, TrainError> {
+        let of = |unit: &Unit| {
+            let case = unit.first();
+            Ok(match self.read(case).and_then(|read| read.mask.as_deref()) {
+                Some(mask) => Truth::Mask(Cow::Borrowed(mask)),
+                None => truth(self.source.dataset(), case, &self.draws)?,
+            })
+        };
+        units.iter().map(of).collect()
+    }
+}
+
+/// What a step needs of a case, read before the step began.
+pub(super) struct Read {
+    /// Its patches, or its kept prefix.
+    pub(super) entering: Rows,
+    /// Of a segmentation.
+    pub(super) mask: Option<Vec<u8>>,
 }
 
 /// The random streams of a step.
@@ -98,44 +160,71 @@ impl Draws<'_> {
 pub(super) enum Truth<'a> {
     Label(&'a Label),
     /// The class of each pixel, `[image_size, image_size]`.
-    Mask(Vec<u8>),
+    Mask(Cow<'a, [u8]>),
 }
 
-/// The truth of each unit; a mask changes as its image does.
+/// The truths of `units`, nothing drawn.
 pub(super) fn truths<'a>(
     dataset: &'a Dataset,
     units: &[Unit],
-    draws: &Draws<'_>,
 ) -> Result<Vec<Truth<'a>>, TrainError> {
-    let of = |unit: &Unit| -> Result<Truth<'a>, TrainError> {
-        let case = &dataset.cases()[unit.first()];
-        if !matches!(case.label, Label::Mask { .. }) {
-            return Ok(Truth::Label(&case.label));
-        }
-        let mut mask = dataset.mask(unit.first())?;
-        if let Some(variation) = draws.variation(case) {
-            variation.mask(dataset.input().image_size, &mut mask);
-        }
-        Ok(Truth::Mask(mask))
-    };
-    units.iter().map(of).collect()
+    units.iter().map(|unit| truth(dataset, unit.first(), &Draws::default())).collect()
 }
 
-/// The patches of `cases`, image after image, as `draws` changes them.
+fn truth<'a>(
+    dataset: &'a Dataset,
+    case: usize,
+    draws: &Draws<'_>,
+) -> Result<Truth<'a>, TrainError> {
+    Ok(match mask(dataset, case, draws)? {
+        Some(mask) => Truth::Mask(Cow::Owned(mask)),
+        None => Truth::Label(&dataset.cases()[case].label),
+    })
+}
+
+/// The mask of a case that has one, changed as its image is.
+pub(super) fn mask(
+    dataset: &Dataset,
+    case: usize,
+    draws: &Draws<'_>,
+) -> Result<Option<Vec<u8>>, TrainError> {
+    let described = &dataset.cases()[case];
+    if !matches!(described.label, Label::Mask { .. }) {
+        return Ok(None);
+    }
+    let mut mask = dataset.mask(case)?;
+    if let Some(variation) = draws.variation(described) {
+        variation.mask(dataset.input().image_size, &mut mask);
+    }
+    Ok(Some(mask))
+}
+
+/// Appends the patches of a case's image, as `draws` changes it.
+pub(super) fn patches(
+    model: &AdaptedVit,
+    dataset: &Dataset,
+    case: usize,
+    draws: &Draws<'_>,
+    rows: &mut Vec<f32>,
+) -> Result<(), TrainError> {
+    let mut image = vec![0.0; dataset.input().numbers()];
+    match draws.variation(&dataset.cases()[case]) {
+        Some(variation) => dataset.varied_pixels(case, &variation, &mut image)?,
+        None => dataset.pixels(case, &mut image)?,
+    }
+    model.patchify(&image, rows);
+    Ok(())
+}
+
+/// The patches of `cases`, image after image, nothing drawn.
 pub(super) fn image_rows(
     model: &AdaptedVit,
     dataset: &Dataset,
     cases: &[usize],
-    draws: &Draws<'_>,
 ) -> Result<Vec<f32>, TrainError> {
-    let mut image = vec![0.0; dataset.input().numbers()];
-    let mut rows = Vec::with_capacity(image.len() * cases.len());
-    for index in cases {
-        match draws.variation(&dataset.cases()[*index]) {
-            Some(variation) => dataset.varied_pixels(*index, &variation, &mut image)?,
-            None => dataset.pixels(*index, &mut image)?,
-        }
-        model.patchify(&image, &mut rows);
+    let mut rows = Vec::with_capacity(dataset.input().numbers() * cases.len());
+    for case in cases {
+        patches(model, dataset, *case, &Draws::default(), &mut rows)?;
     }
     Ok(rows)
 }

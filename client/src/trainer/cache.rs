@@ -196,8 +196,12 @@ impl PrefixCache {
         remove(&temporary)?;
         let mut options = OpenOptions::new();
         let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        fs::rename(&temporary, path)
+        let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
+        if written.is_err() {
+            // A full disk needs no halves of records; best effort, for the error is known already.
+            let _ = remove(&temporary);
+        }
+        written
     }
 
     /// A disk that is full or gone stops no training.

@@ -2,7 +2,7 @@
 
 use tributary_shared::manifest::{RunManifest, Task};
 
-use super::batch::{Draws, Source, Step};
+use super::batch::{Source, Step};
 use super::loss::{Weighing, probabilities};
 use super::self_supervised;
 use super::session::{Session, TrainError};
@@ -175,8 +175,8 @@ impl Inference<'_> {
         let session = self.session()?;
         let asked = units(self.manifest, self.dataset, indices)?;
         let source = Source::Images(self.dataset);
-        let (weighing, draws) = (Weighing::default(), Draws::default());
-        let step = Step { source: &source, weighing: &weighing, draws };
+        let weighing = Weighing::default();
+        let step = Step::plain(&source, &weighing);
         session.gradient(self.values, &step, &asked, &Control::default())
     }
 
@@ -187,8 +187,8 @@ impl Inference<'_> {
         let asked = units(self.manifest, self.dataset, indices)?;
         let cases: Vec<usize> = asked.iter().map(Unit::first).collect();
         let source = Source::Images(self.dataset);
-        let (weighing, draws) = (Weighing::default(), Draws::default());
-        let step = Step { source: &source, weighing: &weighing, draws };
+        let weighing = Weighing::default();
+        let step = Step::plain(&source, &weighing);
         session.sample_gradients(self.values, &step, &cases)
     }
 

@@ -1,17 +1,20 @@
 //! One round's training at one site.
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use tributary_shared::manifest::{RunManifest, Task, Training};
 use tributary_shared::terms::SiteMetrics;
+use tributary_shared::training::EarlyStop;
 
+use super::ahead::{Reader, each_step};
 use super::batch::{Draws, Source, Step};
 use super::cache::PrefixCache;
 use super::descent::{Descent, Path};
 use super::loss::Weighing;
 use super::optimizer::AdamW;
 use super::self_supervised;
-use super::session::{Session, TrainError, check_stop, shuffled};
+use super::session::{Session, TrainError, shuffled};
 use super::units::{Unit, units};
 use super::{Control, Inference, Meter, Phase, Progress};
 use crate::data::{Dataset, Split};
@@ -85,7 +88,7 @@ pub fn train(
         None => Source::Images(work.dataset),
     };
     let round = Round::of(work, &session, cases)?;
-    let done = round.run(&session, &source, control, progress)?;
+    let done = round.run(&session, &source, work.compute.readers(), (control, progress))?;
     metrics.steps = done.steps;
     metrics.train_loss = Some(done.loss_sum / done.steps as f64);
     metrics.train_s = began.elapsed().as_secs_f64();
@@ -176,13 +179,38 @@ impl<'a> Round<'a> {
         })
     }
 
+    /// Every step in order.
+    fn steps<'r>(&'r self, training: &'r Training) -> impl Iterator<Item = Planned> + 'r {
+        let of_epoch = self.cases.len().div_ceil(training.batch_size);
+        (0..training.epochs).flat_map(move |epoch| {
+            let order = shuffled(&self.cases, &format!("{}\nshuffle {epoch}", self.name));
+            let before = u64::from(epoch) * of_epoch as u64;
+            let batches: Vec<Vec<Unit>> =
+                order.chunks(training.batch_size).map(<[Unit]>::to_vec).collect();
+            batches.into_iter().enumerate().map(move |(at, batch)| Planned {
+                epoch,
+                number: before + at as u64,
+                batch,
+                ends_epoch: at + 1 == of_epoch,
+            })
+        })
+    }
+
+    fn draws<'r>(&'r self, session: &'r Session<'_>, planned: &Planned) -> Draws<'r> {
+        Draws {
+            place: Some((&self.name, planned.epoch, planned.number)),
+            dropout: session.dropout,
+            augment: session.training.augment.as_ref(),
+        }
+    }
+
     /// Epoch after epoch; the values are those of the best one where there is an early stop.
     fn run(
         &self,
         session: &Session<'_>,
         source: &Source<'_>,
-        control: &Control,
-        progress: &mut dyn FnMut(Progress),
+        readers: usize,
+        (control, progress): (&Control, &mut dyn FnMut(Progress)),
     ) -> Result<Trained, TrainError> {
         let training = session.training;
         let steps_of_epoch = self.cases.len().div_ceil(training.batch_size) as u64;
@@ -193,60 +221,73 @@ impl<'a> Round<'a> {
         let path = path(training, self.number, self.rounds, steps_of_epoch);
         let mut descent = Descent::new(optimizer, path, training.gradient_clip);
         let mut done = Trained { values: self.base.to_vec(), steps: 0, loss_sum: 0.0 };
-        let mut best: Option<(f64, Values)> = None;
-        let mut worse = 0;
-        for epoch in 0..training.epochs {
-            let mut tell = |images, loss| {
-                let reading_s = session.reading_s();
-                progress(Progress { reading_s, ..meter.advance(images, Some(loss)) });
+        let mut best = Best::default();
+        let dataset = source.dataset();
+        let reader = Reader {
+            cases: Box::new(|planned: &Planned| {
+                session.looked_at(&planned.batch, &self.draws(session, planned))
+            }),
+            read: Box::new(|planned: &Planned, case| {
+                session.read(dataset, &self.draws(session, planned), case)
+            }),
+            bytes: session.read_bytes(dataset),
+            // Features are there already.
+            threads: if let Source::Images(_) = source { readers } else { 0 },
+            control,
+        };
+        each_step(self.steps(training), &reader, |planned, ahead, waited| {
+            let (weighing, draws) = (&self.weighing, self.draws(session, planned));
+            let step = Step { source, weighing, draws, ahead: Some(ahead) };
+            let mut gradient = session.gradient(&done.values, &step, &planned.batch, control)?;
+            descent.step(&mut done.values, &mut gradient)?;
+            done.steps += 1;
+            done.loss_sum += gradient.loss;
+            let (reading_s, waited_s) = (session.reading_s(), waited.as_secs_f64());
+            let told = meter.advance(planned.batch.len(), Some(gradient.loss));
+            progress(Progress { reading_s, waited_s, ..told });
+            let Some(stop) = training.early_stop.as_ref().filter(|_| planned.ends_epoch) else {
+                return Ok(ControlFlow::Continue(()));
             };
-            self.epoch(session, (source, control), epoch, (&mut descent, &mut done), &mut tell)?;
-            let Some(stop) = &training.early_stop else { continue };
             let quiet: &mut dyn FnMut(Progress) = &mut |_| {};
-            let dataset = source.dataset();
             let outputs = session.outputs(&done.values, dataset, &self.held, (control, quiet))?;
-            let Some(loss) = session.mean_loss(dataset, &self.held, &outputs)? else { continue };
-            if best.as_ref().is_none_or(|(least, _)| loss < least - stop.min_delta) {
-                best = Some((loss, done.values.clone()));
-                worse = 0;
-            } else {
-                worse += 1;
-                if worse >= stop.patience {
-                    break;
-                }
-            }
-        }
-        if let Some((_, values)) = best {
+            let loss = session.mean_loss(dataset, &self.held, &outputs)?;
+            Ok(loss.map_or(ControlFlow::Continue(()), |loss| best.hear(stop, loss, &done.values)))
+        })?;
+        if let Some((_, values)) = best.epoch {
             done.values = values;
         }
         Ok(done)
     }
+}
 
-    fn epoch(
-        &self,
-        session: &Session<'_>,
-        (source, control): (&Source<'_>, &Control),
-        epoch: u32,
-        (descent, done): (&mut Descent, &mut Trained),
-        tell: &mut dyn FnMut(usize, f64),
-    ) -> Result<(), TrainError> {
-        let training = session.training;
-        let order = shuffled(&self.cases, &format!("{}\nshuffle {epoch}", self.name));
-        for batch in order.chunks(training.batch_size) {
-            check_stop(control)?;
-            let draws = Draws {
-                place: Some((&self.name, epoch, done.steps)),
-                dropout: session.dropout,
-                augment: training.augment.as_ref(),
-            };
-            let step = Step { source, weighing: &self.weighing, draws };
-            let mut gradient = session.gradient(&done.values, &step, batch, control)?;
-            descent.step(&mut done.values, &mut gradient)?;
-            done.steps += 1;
-            done.loss_sum += gradient.loss;
-            tell(batch.len(), gradient.loss);
+/// One step to come.
+struct Planned {
+    epoch: u32,
+    /// Steps before it in the round.
+    number: u64,
+    batch: Vec<Unit>,
+    ends_epoch: bool,
+}
+
+/// The best epoch so far, under an early stop.
+#[derive(Default)]
+struct Best {
+    /// Its held-out loss and what it made.
+    epoch: Option<(f64, Values)>,
+    /// Epochs since.
+    worse: u32,
+}
+
+impl Best {
+    /// After another epoch; breaks when there were enough that were no better.
+    fn hear(&mut self, stop: &EarlyStop, loss: f64, values: &Values) -> ControlFlow<()> {
+        if self.epoch.as_ref().is_none_or(|(least, _)| loss < least - stop.min_delta) {
+            self.epoch = Some((loss, values.clone()));
+            self.worse = 0;
+            return ControlFlow::Continue(());
         }
-        Ok(())
+        self.worse += 1;
+        if self.worse >= stop.patience { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 

@@ -5,6 +5,7 @@
 //! streams named by the manifest's seed, the site and the round, so that a repeated round gives
 //! the same bits, however many threads compute it.
 
+mod ahead;
 mod batch;
 mod cache;
 mod descent;
@@ -101,6 +102,8 @@ pub struct Progress {
     /// Seconds that threads spent on images on their way into the model, added up, since the
     /// training began; 0 where nobody counts.
     pub reading_s: f64,
+    /// Seconds that the training stood still for such images.
+    pub waited_s: f64,
 }
 
 /// Measures one phase.
@@ -130,6 +133,7 @@ impl Meter {
             images_per_s: self.images as f64 / elapsed,
             eta_s: elapsed / self.step as f64 * (self.total_steps - self.step) as f64,
             reading_s: 0.0,
+            waited_s: 0.0,
         }
     }
 }

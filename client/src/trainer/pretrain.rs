@@ -1,5 +1,7 @@
 //! Pretraining: a backbone from images alone, by an objective that needs no labels.
 
+use std::time::Duration;
+
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::Architecture;
 use tributary_shared::augment::Augment;
@@ -110,16 +112,21 @@ pub fn pretrain(
     let mut descent = Descent::new(optimizer, path, NORM_MAX);
     let name = format!("{}\npretraining", plan.seed);
     let augment = plan.augment.as_ref();
-    let views = Views { dataset, augment, name: &name, mirrored: augment.is_none(), epoch: 0 };
+    let views =
+        Views { dataset, augment, name: &name, mirrored: augment.is_none(), epoch: 0, ahead: None };
     let passes = Passes { views, cases: &cases, epochs: plan.epochs, batch_size: plan.batch_size };
     let learner = Learner {
         model: &model,
         objective: &plan.objective,
         shard_images: shard_images(&nothing, compute),
         dropout: 0.0,
+        readers: compute.readers(),
     };
     let mut meter = Meter::new(Phase::Training, total);
-    let mut tell = |images, loss| progress(meter.advance(images, Some(loss)));
+    let mut tell = |images, loss, waited: Duration| {
+        let waited_s = waited.as_secs_f64();
+        progress(Progress { waited_s, ..meter.advance(images, Some(loss)) });
+    };
     let learnt = learner.learn(&mut values, &passes, &mut descent, control, &mut tell)?;
     let backbone = made(&plan.architecture, &nothing, specs, values);
     Ok(Pretrained { backbone, losses: learnt.losses })

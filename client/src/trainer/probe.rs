@@ -5,7 +5,7 @@ use tributary_shared::contract::AdapterContract;
 use tributary_shared::head::Head;
 use tributary_shared::manifest::Task;
 
-use super::batch::{Draws, image_rows};
+use super::batch::image_rows;
 use super::loss::{case_loss, probabilities};
 use super::optimizer::AdamW;
 use super::session::TrainError;
@@ -46,7 +46,7 @@ pub fn linear_probe(
     let images = shards::shard_images(backbone, compute);
     let mut features = |indices: &[usize]| {
         let of_shard = |shard: &[usize]| {
-            let rows = image_rows(&model, dataset, shard, &Draws::default())?;
+            let rows = image_rows(&model, dataset, shard)?;
             let features = match &adapted {
                 Some(values) => model.adapted_features(values, &rows, shard.len()),
                 None => model.features(&rows, shard.len()),

@@ -1,7 +1,8 @@
 //! A model with a run's task: batches cut into shards, computed in parallel, added in order.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+mod reading;
+
+use std::sync::atomic::AtomicU64;
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom as _;
@@ -12,7 +13,8 @@ use tributary_shared::bags::Bags;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::{RunManifest, Task, Training};
 
-use super::batch::{Draws, Rows, Source, Step, Truth, image_rows, truths};
+use self::reading::rows_of;
+use super::batch::{Source, Step, Truth, image_rows, truths};
 use super::cache::{PrefixCache, Shelf};
 use super::heads::{pool_bags, segment};
 use super::loss::Weighing;
@@ -193,9 +195,9 @@ impl<'a> Session<'a> {
         let of_shard = |(number, shard): (usize, &[Unit])| {
             check_stop(control)?;
             let cases: Vec<usize> = shard.iter().map(Unit::first).collect();
-            let rows = self.rows(step.source, &step.draws, &cases)?;
+            let rows = self.rows(step, &cases)?;
             let input = rows.input(cases.len());
-            let truths = truths(step.source.dataset(), shard, &step.draws)?;
+            let truths = step.truths(shard)?;
             let loss = |outputs: &[f32]| self.loss(step.weighing, outputs, &truths, share);
             let mut dropout = step.draws.dropout(number);
             if self.stretch.is_some() {
@@ -223,9 +225,9 @@ impl<'a> Session<'a> {
         }
         let values = &self.model.place(values);
         let of_shard = |shard: &[usize]| {
-            let rows = self.rows(step.source, &step.draws, shard)?;
+            let rows = self.rows(step, shard)?;
             let units: Vec<Unit> = shard.iter().map(|case| Unit { cases: vec![*case] }).collect();
-            let truths = truths(step.source.dataset(), &units, &step.draws)?;
+            let truths = step.truths(&units)?;
             let loss = |outputs: &[f32]| self.loss(step.weighing, outputs, &truths, 1.0);
             Ok(self.model.sample_gradients(values, rows.input(shard.len()), loss)?)
         };
@@ -249,9 +251,7 @@ impl<'a> Session<'a> {
         batch: &[Unit],
         control: &Control,
     ) -> Result<Gradient, TrainError> {
-        let most = self.bags.map_or(usize::MAX, |bags| bags.instances_max);
-        let drawn: Vec<Vec<usize>> =
-            batch.iter().map(|unit| step.draws.instances(unit, most)).collect();
+        let drawn = self.drawn(batch, &step.draws);
         let sizes: Vec<usize> = drawn.iter().map(Vec::len).collect();
         let cases: Vec<usize> = drawn.into_iter().flatten().collect();
         let shards: Vec<&[usize]> = cases.chunks(self.shard_images).collect();
@@ -261,7 +261,7 @@ impl<'a> Session<'a> {
             Source::Images(_) => {
                 let of_shard = |(number, shard): (usize, &&[usize])| {
                     check_stop(control)?;
-                    let rows = self.rows(step.source, &step.draws, shard)?;
+                    let rows = self.rows(step, shard)?;
                     let (input, mut dropout) =
                         (rows.input(shard.len()), step.draws.dropout(number));
                     Ok(self.model.through(values, input, Level::Features, &mut dropout, &as_it_is))
@@ -271,7 +271,7 @@ impl<'a> Session<'a> {
                 parts?.concat()
             }
         };
-        let truths = truths(step.source.dataset(), batch, &step.draws)?;
+        let truths = step.truths(batch)?;
         let share = 1.0 / batch.len() as f64;
         let loss = |outputs: &[f32]| self.loss(step.weighing, outputs, &truths, share);
         let width = features.len() / cases.len();
@@ -285,7 +285,7 @@ impl<'a> Session<'a> {
         let derivatives: Vec<&[f32]> = by_feature.chunks(self.shard_images * width).collect();
         let of_shard = |(number, (shard, by_feature)): (usize, (&&[usize], &&[f32]))| {
             check_stop(control)?;
-            let rows = self.rows(step.source, &step.draws, shard)?;
+            let rows = self.rows(step, shard)?;
             let (input, mut dropout) = (rows.input(shard.len()), step.draws.dropout(number));
             let known = |_: &[f32]| (0.0, by_feature.to_vec());
             let level = Level::Features;
@@ -361,12 +361,12 @@ impl<'a> Session<'a> {
         }
         let plain = Weighing::default();
         if let Task::Survival {} = self.task {
-            let truths = truths(dataset, units, &Draws::default())?;
+            let truths = truths(dataset, units)?;
             return Ok(Some(self.loss(&plain, &outputs.concat(), &truths, 1.0).0));
         }
         let mut sum = 0.0;
         for (unit, outputs) in units.iter().zip(outputs) {
-            let truths = truths(dataset, std::slice::from_ref(unit), &Draws::default())?;
+            let truths = truths(dataset, std::slice::from_ref(unit))?;
             sum += self.loss(&plain, outputs, &truths, 1.0).0;
         }
         Ok(Some(sum / units.len() as f64))
@@ -416,64 +416,6 @@ impl<'a> Session<'a> {
         outputs
     }
 
-    /// Model inputs of `cases`.
-    fn rows(
-        &self,
-        source: &Source<'_>,
-        draws: &Draws<'_>,
-        cases: &[usize],
-    ) -> Result<Rows, TrainError> {
-        let began = Instant::now();
-        let rows = self.rows_now(source, draws, cases);
-        self.reading_ns.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        rows
-    }
-
-    /// Threads' time spent so far on model inputs, a prefix that had to be computed included, seconds.
-    pub(super) fn reading_s(&self) -> f64 {
-        self.reading_ns.load(Ordering::Relaxed) as f64 / 1e9
-    }
-
-    fn rows_now(
-        &self,
-        source: &Source<'_>,
-        draws: &Draws<'_>,
-        cases: &[usize],
-    ) -> Result<Rows, TrainError> {
-        match (source, &self.shelf) {
-            (Source::Prefix(_, features), _) => Ok(Rows::Prefix(rows_of(features, cases))),
-            (Source::Images(dataset), Some(shelf)) if !draws.vary() => {
-                Ok(Rows::Prefix(self.kept_rows(shelf, dataset, cases)?.concat()))
-            }
-            (Source::Images(dataset), _) => {
-                Ok(Rows::Patches(image_rows(&self.model, dataset, cases, draws)?))
-            }
-        }
-    }
-
-    /// Each case's prefix, from the shelf where it lies there.
-    fn kept_rows(
-        &self,
-        (shelf, prefix): &(Shelf<'_>, Prefix),
-        dataset: &Dataset,
-        cases: &[usize],
-    ) -> Result<Vec<Vec<f32>>, TrainError> {
-        let contents = cases.iter().map(|case| dataset.content(*case));
-        let contents: Vec<Digest> = contents.collect::<Result<_, _>>()?;
-        let mut rows: Vec<Option<Vec<f32>>> = contents.iter().map(|c| shelf.get(c)).collect();
-        let missing: Vec<usize> = (0..cases.len()).filter(|at| rows[*at].is_none()).collect();
-        if !missing.is_empty() {
-            let images: Vec<usize> = missing.iter().map(|at| cases[*at]).collect();
-            let patches = image_rows(&self.model, dataset, &images, &Draws::default())?;
-            let computed = self.model.prefix(*prefix, &patches, images.len());
-            let mut computed = cut(&computed, images.len());
-            let contents: Vec<Digest> = missing.iter().map(|at| contents[*at]).collect();
-            shelf.put(&contents, &mut computed);
-            missing.into_iter().zip(computed).for_each(|(at, row)| rows[at] = Some(row));
-        }
-        Ok(rows.into_iter().flatten().collect())
-    }
-
     /// The pooled features of `cases`, whatever is trained above them.
     pub(super) fn pooled_features(
         &self,
@@ -481,10 +423,12 @@ impl<'a> Session<'a> {
         cases: &[usize],
         watch: (&Control, &mut dyn FnMut(Progress)),
     ) -> Result<Vec<Vec<f32>>, TrainError> {
+        let (source, plain) = (Source::Images(dataset), Weighing::default());
+        let step = Step::plain(&source, &plain);
         let of_shard = |shard: &[usize]| match &self.shelf {
-            Some(shelf @ (_, Prefix::Pooled)) => self.kept_rows(shelf, dataset, shard),
+            Some(shelf @ (_, Prefix::Pooled)) => self.kept_rows(shelf, &step, shard),
             Some((_, Prefix::Tokens(_))) | None => {
-                let rows = image_rows(&self.model, dataset, shard, &Draws::default())?;
+                let rows = image_rows(&self.model, dataset, shard)?;
                 Ok(cut(&self.model.features(&rows, shard.len()), shard.len()))
             }
         };
@@ -511,18 +455,14 @@ impl<'a> Session<'a> {
         watch: (&Control, &mut dyn FnMut(Progress)),
         of_shard: &(dyn Fn(Input<'_>) -> Vec<f32> + Sync),
     ) -> Result<Vec<Vec<f32>>, TrainError> {
-        let source = Source::Images(dataset);
+        let (source, plain) = (Source::Images(dataset), Weighing::default());
+        let step = Step::plain(&source, &plain);
         let of_cases = |shard: &[usize]| {
-            let rows = self.rows(&source, &Draws::default(), shard)?;
+            let rows = self.rows(&step, shard)?;
             Ok(cut(&of_shard(rows.input(shard.len())), shard.len()))
         };
         map_shards(cases, self.shard_images, phase, watch, &of_cases)
     }
-}
-
-/// The rows of `cases`, one after another.
-fn rows_of(features: &[Vec<f32>], cases: &[usize]) -> Vec<f32> {
-    cases.iter().flat_map(|index| features[*index].iter().copied()).collect()
 }
 
 fn as_it_is(_: &Leaves<'_>, features: burn::tensor::Tensor<3>) -> burn::tensor::Tensor<3> {

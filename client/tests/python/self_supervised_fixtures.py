@@ -105,7 +105,7 @@ def sincos(width, side):
     return torch.tensor(np.array(rows))
 
 
-def masked_autoencoder():
+def weights():
     shapes = {"cls_token": (1, 1, WIDTH), "patch_embed.weight": (WIDTH, 1, 4, 4), "patch_embed.bias": (WIDTH,),
               "norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
     shapes |= block_shapes("blocks.0", WIDTH, MLP)
@@ -119,13 +119,22 @@ def masked_autoencoder():
         if "norm" in name and name.endswith("weight"):
             values = values + 1
         w[name] = leaf(values.astype(np.float32).reshape(shapes[name]))
+    return w
+
+
+def encoder(w, tokens):
+    return F.layer_norm(block(w, "blocks.0", tokens, HEADS), (WIDTH,), w["norm.weight"], w["norm.bias"], 1e-6)
+
+
+def masked_autoencoder():
+    w = weights()
     order = [[2, 0, 1, 3], [1, 3, 2, 0]]
     seen, targets = numbers(2, 1, 16) / 4, numbers(2, 3, 16) / 4
     kernel = w["patch_embed.weight"].reshape(WIDTH, 16)
     patches = F.linear(torch.tensor(seen), kernel, w["patch_embed.bias"])
     places = torch.tensor([[1 + image[0]] for image in order])
     tokens = torch.cat([w["cls_token"].expand(2, 1, WIDTH), patches + sincos(WIDTH, 2)[places]], 1)
-    encoded = F.layer_norm(block(w, "blocks.0", tokens, HEADS), (WIDTH,), w["norm.weight"], w["norm.bias"], 1e-6)
+    encoded = encoder(w, tokens)
     d = {name.removeprefix("head.decoder."): tensor for name, tensor in w.items() if name.startswith("head.")}
     table = sincos(DECODER, 2)
     losses = {}
@@ -147,7 +156,25 @@ def masked_autoencoder():
     return dict(order=order, seen=flat(seen), targets=flat(targets), losses=losses)
 
 
+def smaller_pictures():
+    """Class token features of two 8 x 8 pictures by a model of 16 x 16 ones: positions interpolated
+    as by the authors of DINO."""
+    w = weights()
+    pixels, by_feature = numbers(2, 8, 8) / 4, numbers(2, WIDTH)
+    images = torch.tensor(pixels).reshape(2, 1, 8, 8)
+    patches = F.conv2d(images, w["patch_embed.weight"], w["patch_embed.bias"], stride=4).flatten(2).transpose(1, 2)
+    table = sincos(WIDTH, 4)
+    grid = table[1:].reshape(1, 4, 4, WIDTH).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(2, 2), mode="bicubic").permute(0, 2, 3, 1).reshape(1, 4, WIDTH)
+    cls = (w["cls_token"] + table[0]).expand(2, 1, WIDTH)
+    features = encoder(w, torch.cat([cls, patches + grid], 1))[:, 0]
+    (features * torch.tensor(by_feature)).sum().backward()
+    names = ["cls_token", "patch_embed.weight", "blocks.0.attn.q.bias"]
+    return dict(pixels=flat(pixels), by_feature=flat(by_feature), features=flat(features.detach()),
+                gradients={name: flat(w[name].grad) for name in names})
+
+
 contrasts = [contrast(1, 3, 0.5), contrast(4, 5, 0.2), contrast(6, 2, 1.0)]
 distillations = [distillation(2, 5, 0, numbers(5) / 10), distillation(3, 4, 2, np.zeros(4))]
-golden = dict(contrasts=contrasts, distillations=distillations, masked=masked_autoencoder())
+golden = dict(contrasts=contrasts, distillations=distillations, masked=masked_autoencoder(), smaller=smaller_pictures())
 out.write_text(json.dumps(golden, indent=1) + "\n")

@@ -81,6 +81,8 @@ pub enum Work {
     LastBlocks,
     /// Gradients of a batch and image by image, by turns
     Samples,
+    /// A site's training on large files that it does not keep, read inside and ahead of a step, by turns
+    Files,
 }
 
 impl Work {
@@ -89,6 +91,7 @@ impl Work {
             Self::Lora => "lora",
             Self::LastBlocks => "last-blocks",
             Self::Samples => "samples",
+            Self::Files => "files",
         }
     }
 
@@ -115,6 +118,9 @@ pub struct TrainerBenchOptions {
     /// Rank of the LoRA factors on queries and values
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=192))]
     pub rank: u16,
+    /// Side of a large file's picture, pixels
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u16).range(64..=4096))]
+    pub file_size: u16,
     /// What the frozen blocks compute with; PyTorch's side under autocast
     #[arg(long, value_enum, default_value_t)]
     pub precision: BenchPrecision,
@@ -140,7 +146,7 @@ impl TrainerBenchOptions {
     }
 
     fn arguments(&self) -> Vec<String> {
-        let Self { size, image_size, batch, steps, rank, precision, threads } = self;
+        let Self { size, image_size, batch, steps, rank, precision, threads, .. } = self;
         let numbers = [
             ("--image-size", image_size),
             ("--batch", batch),
@@ -183,6 +189,19 @@ pub struct Samples {
     pub samples_s: Vec<f64>,
 }
 
+/// Training on files that are decoded at every step, seconds a step.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Files {
+    /// Wall time of each step that reads its own images.
+    pub inside_s: Vec<f64>,
+    /// Wall time of each step whose images were read while the one before was computed.
+    pub ahead_s: Vec<f64>,
+    /// Thread time of reading in a step, ahead of it.
+    pub reading_s: f64,
+    /// Wall time of a step that waited for its images to be read ahead.
+    pub waited_s: f64,
+}
+
 /// One process's measurement.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
@@ -191,6 +210,8 @@ pub enum Outcome {
     Training(Measured),
     /// Of gradients alone.
     Samples(Samples),
+    /// Of a training on files.
+    Files(Files),
 }
 
 /// Every turn of everything.
@@ -206,6 +227,8 @@ pub struct Turns {
     pub pytorch_last_blocks: Vec<Measured>,
     /// Gradients image by image beside plain ones.
     pub samples: Vec<Samples>,
+    /// Training on large files.
+    pub files: Vec<Files>,
 }
 
 /// Measures both sides, `turns` times each, in turns; `python` has PyTorch, transformers and peft.
@@ -220,6 +243,7 @@ pub fn measure(
     let ours = |work: Work| {
         let mut command = Command::new(&this);
         command.args(["ours", "--work", work.as_str()]).args(options.arguments());
+        command.args(["--file-size", &options.file_size.to_string()]);
         command
     };
     let theirs = |work: Work| {
@@ -240,6 +264,8 @@ pub fn measure(
         all.pytorch_last_blocks.push(process(&mut theirs(Work::LastBlocks))?);
         say("ours, image by image");
         all.samples.push(process(&mut ours(Work::Samples))?);
+        say("ours, large files");
+        all.files.push(process(&mut ours(Work::Files))?);
     }
     Ok(Report::new(options, all))
 }

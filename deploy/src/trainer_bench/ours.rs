@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use tributary_client::config::cache::Precision;
+use tributary_client::config::reading::Reading;
 use tributary_client::data::synth::{Modality, SynthSpec};
 use tributary_client::data::{DataSource, Dataset, InputSpec, synth};
 use tributary_client::model::{Backbone, Compute, Values, random_backbone, set_threads};
@@ -15,12 +16,16 @@ use tributary_shared::initial::{adapter_header, initial_adapter};
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::tensors::decode;
 
-use super::{Measured, Outcome, Samples, TrainerBenchOptions, Work};
+use super::{Files, Measured, Outcome, Samples, TrainerBenchOptions, Work};
 use crate::command::Failed;
 use crate::resources;
 
 /// Images held out, whose evaluation is the forward pass that is timed.
 const HOLDOUT: f64 = 0.5;
+/// Large files; half of them are trained on.
+const LARGE_FILES: usize = 24;
+/// Trainings of either kind on them.
+const FILES_TURNS: u16 = 2;
 /// Room for what is kept of all images at any size.
 const CACHE_BYTES_MAX: u64 = 1 << 30;
 
@@ -34,10 +39,11 @@ pub fn run(options: &TrainerBenchOptions, work: Work) -> Result<Outcome, Failed>
     let contract = manifest.contract().expect("a checked manifest has a contract");
     let header = adapter_header(&manifest.name, 0, &contract);
     let base = decode(&initial_adapter(&manifest), &header).expect("the initial adapter fits");
-    let (dataset, decoding_s) = images(options, folder.path())?;
+    let (dataset, decoding_s) = images(options, work, folder.path())?;
     let bench = Bench { backbone, manifest, base, dataset, decoding_s };
     match work {
         Work::Samples => bench.samples(options).map(Outcome::Samples),
+        Work::Files => bench.files(options).map(Outcome::Files),
         Work::Lora | Work::LastBlocks => {
             bench.train(options, work, folder.path()).map(Outcome::Training)
         }
@@ -65,41 +71,67 @@ impl Bench {
         work: Work,
         folder: &Path,
     ) -> Result<Measured, Failed> {
-        let split = self.dataset.split(HOLDOUT);
         let kept = PrefixCache::open(&folder.join("cache"), CACHE_BYTES_MAX, Precision::F32)
             .map_err(|e| Failed::io("the bench's cache", &e))?;
+        let train = self.dataset.split(HOLDOUT).train.len();
+        let warmup = match work.last_blocks() {
+            // The first epoch fills the cache.
+            Some(_) => train.div_ceil(options.batch.into()) + 1,
+            None => 1,
+        };
+        let cache = work.last_blocks().map(|_| &kept);
+        let clock = self.timed(options, warmup, &Compute::cpu(), cache)?;
+        let usage = resources::usage(std::process::id());
+        let peak_bytes = usage.map_or(0, |usage| usage.rss_peak);
+        Ok(Measured {
+            reading_s: Some(clock.a_step(|told| told.reading_s)),
+            step_s: clock.step_s,
+            forward_s: clock.forward_s,
+            peak_bytes,
+            decoding_s: Some(self.decoding_s),
+        })
+    }
+
+    /// Trains until enough steps were timed.
+    fn timed(
+        &self,
+        options: &TrainerBenchOptions,
+        warmup: usize,
+        compute: &Compute,
+        cache: Option<&PrefixCache>,
+    ) -> Result<StepClock, Failed> {
         let local = LocalTraining {
             backbone: &self.backbone,
             manifest: &self.manifest,
             base: &self.base,
             dataset: &self.dataset,
-            split: &split,
+            split: &self.dataset.split(HOLDOUT),
             round: 1,
             site: "bench",
-            compute: &Compute::cpu(),
-            cache: work.last_blocks().map(|_| &kept),
-        };
-        let warmup = match work.last_blocks() {
-            // The first epoch fills the cache.
-            Some(_) => split.train.len().div_ceil(options.batch.into()) + 1,
-            None => 1,
+            compute,
+            cache,
         };
         let mut clock = StepClock::new(options, warmup);
         let trained = train(&local, &clock.control.clone(), &mut |progress| clock.hear(&progress));
         // The clock stops the training once it has seen enough.
-        if let (Err(error), true) = (trained, clock.step_s.len() < clock.steps) {
-            return Err(failed("training", &error));
+        match trained {
+            Err(error) if clock.step_s.len() < clock.steps => Err(failed("training", &error)),
+            Ok(_) | Err(_) => Ok(clock),
         }
-        let usage = resources::usage(std::process::id());
-        let peak_bytes = usage.map_or(0, |usage| usage.rss_peak);
-        let reading_s = (clock.reading_s.1 - clock.reading_s.0) / clock.step_s.len() as f64;
-        Ok(Measured {
-            step_s: clock.step_s,
-            forward_s: clock.forward_s,
-            peak_bytes,
-            reading_s: Some(reading_s),
-            decoding_s: Some(self.decoding_s),
-        })
+    }
+
+    /// The same training, its files read inside the steps and ahead of them, by turns.
+    fn files(&self, options: &TrainerBenchOptions) -> Result<Files, Failed> {
+        let mut files = Files::default();
+        for _ in 0..FILES_TURNS {
+            let inside = Compute::cpu().reading_ahead(false);
+            files.inside_s.extend(self.timed(options, 1, &inside, None)?.step_s);
+            let clock = self.timed(options, 1, &Compute::cpu(), None)?;
+            files.reading_s += clock.a_step(|told| told.reading_s) / f64::from(FILES_TURNS);
+            files.waited_s += clock.a_step(|told| told.waited_s) / f64::from(FILES_TURNS);
+            files.ahead_s.extend(clock.step_s);
+        }
+        Ok(files)
     }
 
     /// The same batch's gradient, whole and image by image.
@@ -142,8 +174,8 @@ struct StepClock {
     last: Option<Instant>,
     step_s: Vec<f64>,
     forward_s: f64,
-    /// What was told of reading when the clock started, and last.
-    reading_s: (f64, f64),
+    /// What was told when the clock started, and last.
+    told: Option<(Progress, Progress)>,
 }
 
 impl StepClock {
@@ -156,8 +188,14 @@ impl StepClock {
             last: None,
             step_s: Vec::new(),
             forward_s: f64::NAN,
-            reading_s: (0.0, 0.0),
+            told: None,
         }
+    }
+
+    /// What a timed step added to a sum that is told.
+    fn a_step(&self, of: impl Fn(&Progress) -> f64) -> f64 {
+        let told = self.told.as_ref().map_or(0.0, |(first, last)| of(last) - of(first));
+        told / self.step_s.len() as f64
     }
 
     fn hear(&mut self, progress: &Progress) {
@@ -168,11 +206,11 @@ impl StepClock {
                     return;
                 }
                 let now = Instant::now();
-                match self.last.replace(now) {
-                    None => self.reading_s.0 = progress.reading_s,
-                    Some(last) => self.step_s.push((now - last).as_secs_f64()),
+                if let Some(last) = self.last.replace(now) {
+                    self.step_s.push((now - last).as_secs_f64());
                 }
-                self.reading_s.1 = progress.reading_s;
+                let first = self.told.map_or(*progress, |(first, _)| first);
+                self.told = Some((first, *progress));
                 if self.step_s.len() == self.steps {
                     self.control.stop();
                 }
@@ -183,15 +221,20 @@ impl StepClock {
 }
 
 /// Synthetic tissue as PNG files, opened, and the seconds that each took.
-fn images(options: &TrainerBenchOptions, folder: &Path) -> Result<(Dataset, f64), Failed> {
+fn images(
+    options: &TrainerBenchOptions,
+    work: Work,
+    folder: &Path,
+) -> Result<(Dataset, f64), Failed> {
     let failed = |e| failed("the bench's images", &e);
+    let large = work == Work::Files;
     let spec = SynthSpec {
         modality: Modality::Histology,
         sites: 1,
-        patients: 64,
+        patients: if large { LARGE_FILES } else { 64 },
         images_per_patient: 1,
         seed: 1,
-        size: options.image_size.into(),
+        size: if large { options.file_size } else { options.image_size }.into(),
         label_skew: 0.0,
         site_shift: 0.0,
     };
@@ -209,7 +252,13 @@ fn images(options: &TrainerBenchOptions, folder: &Path) -> Result<(Dataset, f64)
     };
     let began = Instant::now();
     let dataset = DataSource::detect(&site)
-        .and_then(|source| Dataset::open(&source, &Modality::Histology.task(), &input))
+        .and_then(|source| {
+            let mut reading = Reading::default();
+            if large {
+                reading.kept_bytes_max = 0;
+            }
+            Dataset::open_as(&source, &Modality::Histology.task(), &input, &reading)
+        })
         .map_err(failed)?;
     let decoding_s = began.elapsed().as_secs_f64() / dataset.len() as f64;
     Ok((dataset, decoding_s))

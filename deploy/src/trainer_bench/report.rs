@@ -5,7 +5,7 @@ use std::fmt;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use super::{BenchPrecision, Measured, Samples, Size, TrainerBenchOptions, Turns};
+use super::{BenchPrecision, Files, Measured, Samples, Size, TrainerBenchOptions, Turns};
 use crate::bench::median;
 use crate::resources::mb;
 
@@ -36,6 +36,10 @@ pub struct Report {
     pub samples_ratio: f64,
     /// Share of all threads' time in a step that went into images on their way into the model.
     pub reading_share: f64,
+    /// The median step on large files that were read ahead over the median one that reads its own.
+    pub ahead_ratio: f64,
+    /// Share of a step's wall time that waited for large files read ahead.
+    pub waited_share: f64,
 }
 
 /// One side, over its turns.
@@ -68,11 +72,21 @@ fn samples_s(turns: &[Samples]) -> (f64, f64) {
     (of(|turn| &turn.plain_s), of(|turn| &turn.samples_s))
 }
 
+/// Steps on large files, read inside and ahead, and the wait within the latter, seconds.
+fn files_s(turns: &[Files]) -> (f64, f64, f64) {
+    let of = |times: fn(&Files) -> &Vec<f64>| {
+        median_of(turns.iter().flat_map(|turn| times(turn).clone()).collect())
+    };
+    let waited = median_of(turns.iter().map(|turn| turn.waited_s).collect());
+    (of(|turn| &turn.inside_s), of(|turn| &turn.ahead_s), waited)
+}
+
 impl Report {
     pub(super) fn new(options: &TrainerBenchOptions, turns: Turns) -> Self {
         let (we, they) = (Side::of(&turns.ours), Side::of(&turns.pytorch));
         let last = Side::of(&turns.ours_last_blocks).step_s;
         let (plain, samples) = samples_s(&turns.samples);
+        let (inside, ahead, waited) = files_s(&turns.files);
         let reading = median_of(turns.ours.iter().filter_map(|turn| turn.reading_s).collect());
         Self {
             size: options.size,
@@ -86,6 +100,8 @@ impl Report {
             last_blocks_ratio: last / Side::of(&turns.pytorch_last_blocks).step_s,
             samples_ratio: samples / plain,
             reading_share: reading / (we.step_s * f64::from(options.threads)),
+            ahead_ratio: ahead / inside,
+            waited_share: waited / ahead,
             turns,
         }
     }
@@ -93,7 +109,8 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Turns { ours, pytorch, ours_last_blocks, pytorch_last_blocks, samples } = &self.turns;
+        let Turns { ours, pytorch, ours_last_blocks, pytorch_last_blocks, samples, files } =
+            &self.turns;
         let (we, they) = (Side::of(ours), Side::of(pytorch));
         let (our_last, their_last) = (Side::of(ours_last_blocks), Side::of(pytorch_last_blocks));
         let (plain_s, samples_s) = samples_s(samples);
@@ -139,10 +156,19 @@ impl fmt::Display for Report {
         writeln!(f, "gradients image by image {samples}, of the batch {plain}: {ratio:.2}")?;
         let decoding = median_of(ours.iter().filter_map(|turn| turn.decoding_s).collect());
         let (share, decoding) = (100.0 * self.reading_share, 1e3 * decoding);
-        write!(
+        writeln!(
             f,
             "images on their way into the model: {share:.2} % of a step's thread time; \
              decoding a PNG at the start {decoding:.1} ms"
+        )?;
+        let (inside, ahead, _) = files_s(files);
+        let waited = 100.0 * self.waited_share;
+        write!(
+            f,
+            "large files read ahead of a step {}, inside it {}: {:.2}; {waited:.0} % of a step waited",
+            ms(ahead),
+            ms(inside),
+            self.ahead_ratio
         )
     }
 }

@@ -9,7 +9,7 @@ use tributary_shared::architecture::Architecture;
 use tributary_shared::augment::Augment;
 use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::MANIFEST_BYTES_MAX;
-use tributary_shared::objective::{Dino, Mae, Objective, SimClr};
+use tributary_shared::objective::{BATCH_MAX, Dino, Mae, Objective, SimClr};
 use tributary_shared::outcome::{Failure, chain};
 
 use super::progress::Display;
@@ -133,7 +133,11 @@ fn plan(args: &PretrainArgs) -> Result<Pretraining, Failure> {
         if holds { Ok(()) } else { Err(Failure::invalid("arguments", problem)) }
     };
     require((1..=100_000).contains(&args.epochs), "--epochs must be between 1 and 100000")?;
-    require((1..=65_536).contains(&args.batch_size), "--batch-size must be between 1 and 65536")?;
+    let images = args.batch_size;
+    require(
+        (1..=BATCH_MAX).contains(&images),
+        &format!("--batch-size must be between 1 and {BATCH_MAX}"),
+    )?;
     require(
         args.learning_rate > 0.0 && args.learning_rate.is_finite(),
         "--learning-rate must be above 0",
@@ -145,7 +149,7 @@ fn plan(args: &PretrainArgs) -> Result<Pretraining, Failure> {
         objective,
         augment,
         epochs: args.epochs,
-        batch_size: args.batch_size,
+        batch_size: images,
         learning_rate: args.learning_rate,
         weight_decay: args.weight_decay,
         seed: args.seed,

@@ -88,7 +88,7 @@ impl SynthSpec {
             ("--sites", self.sites, 1, 1000),
             ("--patients", self.patients, 1, 100_000),
             ("--images-per-patient", self.images_per_patient, 1, 100),
-            ("--size", self.size, 16, 1024),
+            ("--size", self.size, 16, 4096),
         ];
         for (argument, value, low, high) in in_range {
             if !(low..=high).contains(&value) {

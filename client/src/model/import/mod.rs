@@ -18,6 +18,7 @@ use tributary_shared::architecture::{Architecture, InvalidArchitecture};
 use self::assemble::{Assembly, Part, Piece};
 pub(crate) use self::checkpoint::Checkpoint;
 use self::names::{Library, Place, place};
+pub(crate) use self::positions::bicubic_weights;
 use super::backbone::Backbone;
 
 /// A backbone, and what was done to get it.

@@ -85,6 +85,24 @@ pub(super) fn resample(
     resampled
 }
 
+/// What makes a square grid of `to` places a side of one of `from`, `[to * to, from * from]`: the
+/// bicubic interpolation that self-distillation was published with (PyTorch's, plain).
+pub(crate) fn bicubic_weights(from: usize, to: usize) -> Vec<f32> {
+    let taps = Bicubic::Plain.taps(from, to);
+    let mut weights = vec![0.0f64; to * to * from * from];
+    for (row, (vertical, horizontal)) in
+        taps.iter().flat_map(|v| taps.iter().map(move |h| (v, h))).enumerate()
+    {
+        for (y, by_y) in vertical {
+            for (x, by_x) in horizontal {
+                // Several taps fall on a place at the edge.
+                weights[row * from * from + y * from + x] += by_y * by_x;
+            }
+        }
+    }
+    weights.into_iter().map(|weight| weight as f32).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +119,19 @@ mod tests {
             let found = resample(&ramp, 1, 6, 4, bicubic);
             assert!(found[..4].is_sorted_by(|a, b| a < b), "{found:?}");
             assert_eq!(found[..4], found[12..]);
+        }
+    }
+
+    #[test]
+    fn weights_do_as_resampling_does() {
+        let rows: Vec<f32> = (0..50).map(|i| ((i * 37) % 11) as f32).collect();
+        let expected = resample(&rows, 2, 5, 3, Bicubic::Plain);
+        let weights = bicubic_weights(5, 3);
+        for (to, weights) in weights.chunks(25).enumerate() {
+            for at in 0..2 {
+                let found: f32 = weights.iter().zip(rows.chunks(2)).map(|(w, r)| w * r[at]).sum();
+                assert!((found - expected[to * 2 + at]).abs() < 1e-4, "{found} {expected:?}");
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::full_disk;
 
 const NUMBERS: usize = 10;
 
@@ -232,4 +233,31 @@ fn several_writers_and_readers_see_whole_records_within_the_cap() {
             });
         }
     });
+}
+
+#[test]
+fn a_full_disk_keeps_nothing_and_loses_nothing_until_there_is_room() {
+    if !full_disk::is_simulated() {
+        return full_disk::simulate_in_a_child(
+            "trainer::cache::tests::a_full_disk_keeps_nothing_and_loses_nothing_until_there_is_room",
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // More than a file may have.
+    let numbers = 1000;
+    let long = |n: u8| vec![f32::from(n); numbers];
+    let cache = PrefixCache::open(folder.path(), 1 << 20, Precision::F32).unwrap();
+    let shelf = cache.shelf("key", "a backbone", numbers, 1).unwrap();
+    for n in [1, 2] {
+        let mut rows = [long(n)];
+        shelf.put(&[image(n)], &mut rows);
+        assert_eq!(rows, [long(n)]);
+        assert_eq!(shelf.get(&image(n)), None);
+    }
+    assert!(cache.told_broken.load(Ordering::Relaxed));
+    let left: Vec<_> = fs::read_dir(&shelf.folder).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    full_disk::make_room();
+    shelf.put(&[image(1), image(2)], &mut [long(1), long(2)]);
+    assert_eq!([1, 2].map(|n| shelf.get(&image(n))), [1, 2].map(|n| Some(long(n))));
 }

@@ -1,18 +1,16 @@
 //! Self-distillation without labels (Caron et al. 2021, arXiv:2104.14294): the student's view of
 //! an image must be sorted as the teacher sorts another view of it. The teacher is the student's
 //! moving average; its outputs are centred and sharpened, so that one answer for everything does
-//! not pay. Small parts are stretched to the input's size rather than seen at a smaller one.
+//! not pay. Small parts are seen at a smaller size: the student knows them by fewer patches.
 
 use burn::tensor::Tensor;
 use tributary_shared::objective::Dino;
 
+use super::views::WHOLE_VIEWS as GLOBAL_VIEWS;
 use super::{Judged, Learner, Views, each_shard, sum};
 use crate::model::{Dropout, Gradient, HeadOf, Input, Leaves, Level, Values};
 use crate::trainer::Control;
 use crate::trainer::session::TrainError;
-
-/// Views of most of an image, which teacher and student see.
-const GLOBAL_VIEWS: usize = 2;
 
 /// The slowly following model.
 pub(super) struct Teacher {
@@ -71,29 +69,39 @@ pub(super) fn gradient(
         sorted(leaves, dino.prototypes, model.head(leaves, features))
     };
     let (head, level): (&HeadOf<'_>, _) = (&head, Level::Features);
-    let student_views = GLOBAL_VIEWS + dino.local_views;
-    let images = learner.images_of_shard(student_views);
+    let images = learner.images_of_shard(GLOBAL_VIEWS + dino.local_views);
     let (values, taught) = (&model.place(values), &model.place(&teacher.values));
     let outputs = each_shard(batch, images, control, |_, shard| {
-        let rows = views.rows(model, shard, 0..GLOBAL_VIEWS, None)?;
+        let rows = learner.whole_rows(views, shard)?;
         let input = Input::Patches { rows: &rows, images: shard.len() * GLOBAL_VIEWS };
         Ok(model.through(taught, input, level, &mut Dropout::off(), head))
     })?;
     let centre = teacher.centre(&outputs, dino.prototypes);
-    let local_area_max = views.augment.map_or(1.0, |augment| augment.crop_area_min);
-    let area = dino.local_area_min..=local_area_max;
+    let side = dino.local_side(model.architecture()) / model.architecture().patch_size;
     let parts = each_shard(batch, images, control, |number, shard| {
-        // The same views once more: a batch's pictures are many more numbers than a shard's.
-        let mut rows = views.rows(model, shard, 0..GLOBAL_VIEWS, None)?;
-        rows.extend(views.rows(model, shard, GLOBAL_VIEWS..student_views, Some(&area))?);
-        let input = Input::Patches { rows: &rows, images: shard.len() * student_views };
         let mut dropout = learner.dropout(views, batch, number);
         let share = shard.len() as f64 / batch.len() as f64;
-        let loss = |student: &[f32]| {
-            let Judged { loss, by_output } = dino_loss(dino, student, &outputs[number], &centre);
-            (share * loss, by_output.into_iter().map(|d| share as f32 * d).collect())
+        let targets = Targets::of(dino, &outputs[number], &centre);
+        // Views are judged one by one: those of one size pass together.
+        let mut pass = |input: Input<'_>, judge: &dyn Fn(&[f32]) -> Judged| {
+            let loss = |student: &[f32]| {
+                let Judged { loss, by_output } = judge(student);
+                (share * loss, by_output.into_iter().map(|d| share as f32 * d).collect())
+            };
+            model.gradient_through(values, input, level, &mut dropout, head, loss)
         };
-        Ok(model.gradient_through(values, input, level, &mut dropout, head, loss))
+        // Once more, unless they were read ahead: a batch's pictures are many more numbers than a
+        // shard's.
+        let rows = learner.whole_rows(views, shard)?;
+        let input = Input::Patches { rows: &rows, images: shard.len() * GLOBAL_VIEWS };
+        let mut passes = vec![pass(input, &|student| targets.judge_global(student))];
+        if dino.local_views > 0 {
+            let rows = learner.part_rows(views, shard)?;
+            let input =
+                Input::Smaller { rows: &rows, images: shard.len() * dino.local_views, side };
+            passes.push(pass(input, &|student| targets.judge_local(student)));
+        }
+        sum(passes)
     })?;
     sum(parts)
 }
@@ -118,40 +126,73 @@ fn unit<const D: usize>(rows: Tensor<D>) -> Tensor<D> {
 /// `teacher` is `[images, 2, prototypes]`; `student` is the same followed by
 /// `[images, local views, prototypes]`.
 pub fn dino_loss(dino: &Dino, student: &[f32], teacher: &[f32], centre: &[f64]) -> Judged {
-    let Dino { prototypes, local_views, student_temperature, teacher_temperature, .. } = *dino;
-    let images = teacher.len() / (GLOBAL_VIEWS * prototypes);
-    let targets: Vec<Vec<f64>> = teacher
-        .chunks(prototypes)
-        .map(|row| {
+    let targets = Targets::of(dino, teacher, centre);
+    let (global, local) = student.split_at(teacher.len());
+    let (mut judged, local) = (targets.judge_global(global), targets.judge_local(local));
+    judged.loss += local.loss;
+    judged.by_output.extend(local.by_output);
+    judged
+}
+
+/// What the teacher says of a shard's global views.
+struct Targets<'a> {
+    dino: &'a Dino,
+    /// One row a view, image after image.
+    rows: Vec<Vec<f64>>,
+    /// Pairs that the loss is the mean over.
+    pairs: f64,
+}
+
+impl<'a> Targets<'a> {
+    fn of(dino: &'a Dino, teacher: &[f32], centre: &[f64]) -> Self {
+        let target = |row: &[f32]| {
             let centred = row.iter().zip(centre).map(|(x, c)| f64::from(*x) - c);
-            softmax(centred, teacher_temperature).0
-        })
-        .collect();
-    let pairs = (GLOBAL_VIEWS * (GLOBAL_VIEWS - 1 + local_views) * images) as f64;
-    let mut loss = 0.0;
-    let mut by_output = Vec::with_capacity(student.len());
-    for (at, row) in student.chunks(prototypes).enumerate() {
-        let own = at < images * GLOBAL_VIEWS;
-        let image = match own {
-            true => at / GLOBAL_VIEWS,
-            false => (at - images * GLOBAL_VIEWS) / local_views,
+            softmax(centred, dino.teacher_temperature).0
         };
-        let (said, logarithms) = softmax(row.iter().map(|x| f64::from(*x)), student_temperature);
-        let mut by_row = vec![0.0; prototypes];
-        for view in 0..GLOBAL_VIEWS {
-            let from = image * GLOBAL_VIEWS + view;
-            // A view is not compared with the teacher's look at the very same picture.
-            if own && from == at {
-                continue;
-            }
-            for (k, target) in targets[from].iter().enumerate() {
-                loss -= target * logarithms[k] / pairs;
-                by_row[k] += (said[k] - target) / (student_temperature * pairs);
-            }
-        }
-        by_output.extend(by_row.into_iter().map(|d| d as f32));
+        let rows: Vec<Vec<f64>> = teacher.chunks(dino.prototypes).map(target).collect();
+        let pairs = (rows.len() * (GLOBAL_VIEWS - 1 + dino.local_views)) as f64;
+        Self { dino, rows, pairs }
     }
-    Judged { loss, by_output }
+
+    /// The part of the loss that the student's global views have; a view is not compared with the
+    /// teacher's look at the very same picture.
+    fn judge_global(&self, student: &[f32]) -> Judged {
+        self.judge(student, |at| {
+            let first = at - at % GLOBAL_VIEWS;
+            (first..first + GLOBAL_VIEWS).filter(move |from| *from != at)
+        })
+    }
+
+    /// The part of the loss that the student's local views have.
+    fn judge_local(&self, student: &[f32]) -> Judged {
+        self.judge(student, |at| {
+            let first = at / self.dino.local_views * GLOBAL_VIEWS;
+            first..first + GLOBAL_VIEWS
+        })
+    }
+
+    /// `against` names the teacher's rows that the student's row at a place is compared with.
+    fn judge<I: Iterator<Item = usize>>(
+        &self,
+        student: &[f32],
+        against: impl Fn(usize) -> I,
+    ) -> Judged {
+        let Dino { prototypes, student_temperature, .. } = *self.dino;
+        let mut judged = Judged { loss: 0.0, by_output: Vec::with_capacity(student.len()) };
+        for (at, row) in student.chunks(prototypes).enumerate() {
+            let (said, logarithms) =
+                softmax(row.iter().map(|x| f64::from(*x)), student_temperature);
+            let mut by_row = vec![0.0; prototypes];
+            for from in against(at) {
+                for (k, target) in self.rows[from].iter().enumerate() {
+                    judged.loss -= target * logarithms[k] / self.pairs;
+                    by_row[k] += (said[k] - target) / (student_temperature * self.pairs);
+                }
+            }
+            judged.by_output.extend(by_row.into_iter().map(|d| d as f32));
+        }
+        judged
+    }
 }
 
 /// Shares and their logarithms.

@@ -31,7 +31,7 @@ pub(super) fn gradient(
     // The encoder computes the seen patches alone, by default a quarter.
     let images = 2 * learner.shard_images;
     let parts = each_shard(batch, images, control, |number, shard| {
-        let masked = masked(architecture, mae.mask_ratio, views, shard)?;
+        let masked = masked(learner, mae.mask_ratio, views, shard)?;
         let seen = match number % 2 == 1 && architecture.class_token {
             true => Seen::ClassToken,
             false => Seen::All,

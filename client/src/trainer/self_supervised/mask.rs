@@ -3,14 +3,9 @@
 use std::ops::Range;
 
 use rand::seq::SliceRandom as _;
-use rand::{Rng as _, SeedableRng};
-use rand_chacha::ChaCha12Rng;
 
-use tributary_shared::architecture::Architecture;
-
-use super::Views;
-use crate::model::patchify;
-use crate::trainer::session::{TrainError, stream};
+use super::{Learner, Views};
+use crate::trainer::session::TrainError;
 
 /// A shard of images with most patches hidden.
 pub(super) struct Masked {
@@ -56,11 +51,12 @@ impl Masked {
 /// The images of `shard` under `views`, masked: a function of the views' name and epoch, and of the
 /// image.
 pub(super) fn masked(
-    architecture: &Architecture,
+    learner: &Learner<'_>,
     mask_ratio: f64,
     views: &Views<'_>,
     shard: &[usize],
 ) -> Result<Masked, TrainError> {
+    let architecture = learner.model.architecture();
     let all = architecture.patches();
     let hidden = ((all as f64 * mask_ratio).round() as usize).clamp(1, all - 1);
     let numbers = architecture.channels * architecture.patch_size.pow(2);
@@ -71,16 +67,9 @@ pub(super) fn masked(
         patches: Vec::new(),
         targets: Vec::new(),
     };
-    let mut image = vec![0.0; views.dataset.input().numbers()];
     for index in shard {
-        views.image(*index, 0, None, &mut image)?;
-        let name = views.stream_name(&format!("mask {} {index}", views.epoch));
-        let mut rng = ChaCha12Rng::from_seed(stream(&name));
-        if rng.next_u32() & 1 == 1 && views.mirrored {
-            image.chunks_mut(architecture.image_size).for_each(<[f32]>::reverse);
-        }
-        let mut rows = Vec::with_capacity(image.len());
-        patchify(architecture, &image, &mut rows);
+        let rows = learner.whole_rows(views, std::slice::from_ref(index))?;
+        let (_, mut rng) = views.mask(*index);
         let mut order: Vec<usize> = (0..all).collect();
         order.shuffle(&mut rng);
         for (rank, place) in order.iter().enumerate() {

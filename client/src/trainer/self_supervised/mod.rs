@@ -13,13 +13,17 @@ mod views;
 pub use dino::dino_loss;
 pub use simclr::nt_xent;
 
+use std::ops::ControlFlow;
+use std::time::Duration;
+
 use rayon::prelude::*;
 use tributary_shared::objective::Objective;
 
 use self::dino::Teacher;
 pub(super) use self::round::{mean_loss, train};
-pub(super) use self::views::Views;
+pub(super) use self::views::{Pictures, Views};
 use super::Control;
+use super::ahead::{Reader, each_step};
 use super::descent::Descent;
 use super::session::{TrainError, check_stop, shuffled};
 use crate::model::{AdaptedVit, Dropout, Gradient, Values};
@@ -40,6 +44,8 @@ pub(super) struct Learner<'a> {
     /// Images in one pass of the model.
     pub(super) shard_images: usize,
     pub(super) dropout: f64,
+    /// Threads that read ahead.
+    pub(super) readers: usize,
 }
 
 /// Passes over the images.
@@ -48,6 +54,29 @@ pub(super) struct Passes<'a> {
     pub(super) cases: &'a [usize],
     pub(super) epochs: u32,
     pub(super) batch_size: usize,
+}
+
+/// One step to come.
+struct Planned<'a> {
+    views: Views<'a>,
+    batch: Vec<usize>,
+    ends_epoch: bool,
+}
+
+impl<'a> Passes<'a> {
+    /// The steps over cases in `order`.
+    fn steps(
+        &self,
+        views: Views<'a>,
+        order: Vec<usize>,
+    ) -> impl Iterator<Item = Planned<'a>> + use<'a> {
+        let batches: Vec<Vec<usize>> =
+            order.chunks(self.batch_size).map(<[usize]>::to_vec).collect();
+        let last = batches.len().saturating_sub(1);
+        let planned =
+            move |(at, batch)| Planned { views: views.clone(), batch, ends_epoch: at == last };
+        batches.into_iter().enumerate().map(planned)
+    }
 }
 
 /// What the passes made.
@@ -59,38 +88,42 @@ pub(super) struct Learnt {
 }
 
 impl Learner<'_> {
-    /// Trains `values`, step after step; `tell` hears of each step's images and mean loss.
+    /// Trains `values`, step after step; `tell` hears of each step's images and mean loss and of how
+    /// long steps waited so far.
     pub(super) fn learn(
         &self,
         values: &mut Values,
         passes: &Passes<'_>,
         descent: &mut Descent,
         control: &Control,
-        tell: &mut dyn FnMut(usize, f64),
+        tell: &mut dyn FnMut(usize, f64, Duration),
     ) -> Result<Learnt, TrainError> {
-        let mut teacher = match self.objective {
-            Objective::Dino(dino) => Some(Teacher::new(dino, values)),
-            Objective::Mae(_) | Objective::SimClr(_) => None,
-        };
+        let mut teacher = self.teacher(values);
         let mut learnt = Learnt::default();
-        for epoch in 0..passes.epochs {
+        let mut sum = 0.0;
+        let in_order = (0..passes.epochs).flat_map(|epoch| {
             let views = passes.views.of_epoch(epoch);
-            let order = shuffled(passes.cases, &views.stream_name(&format!("shuffle {epoch}")));
-            let mut sum = 0.0;
-            for batch in order.chunks(passes.batch_size) {
-                check_stop(control)?;
-                let mut gradient =
-                    self.gradient(values, &views, batch, teacher.as_mut(), control)?;
-                descent.step(values, &mut gradient)?;
-                if let Some(teacher) = &mut teacher {
-                    teacher.follow(values);
-                }
-                learnt.steps += 1;
-                sum += gradient.loss * batch.len() as f64;
-                tell(batch.len(), gradient.loss);
+            passes.steps(
+                views.clone(),
+                shuffled(passes.cases, &views.stream_name(&format!("shuffle {epoch}"))),
+            )
+        });
+        each_step(in_order, &self.reader(control), |step, ahead, waited| {
+            let views = step.views.with(ahead);
+            let mut gradient =
+                self.gradient(values, &views, &step.batch, teacher.as_mut(), control)?;
+            descent.step(values, &mut gradient)?;
+            if let Some(teacher) = &mut teacher {
+                teacher.follow(values);
             }
-            learnt.losses.push(sum / passes.cases.len() as f64);
-        }
+            learnt.steps += 1;
+            sum += gradient.loss * step.batch.len() as f64;
+            tell(step.batch.len(), gradient.loss, waited);
+            if step.ends_epoch {
+                learnt.losses.push(std::mem::take(&mut sum) / passes.cases.len() as f64);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
         Ok(learnt)
     }
 
@@ -104,19 +137,33 @@ impl Learner<'_> {
         tell: &mut dyn FnMut(usize),
     ) -> Result<Option<f64>, TrainError> {
         let mut sum = 0.0;
-        for batch in passes.cases.chunks(passes.batch_size) {
-            check_stop(control)?;
-            let mut teacher = match self.objective {
-                Objective::Dino(dino) => Some(Teacher::new(dino, values)),
-                Objective::Mae(_) | Objective::SimClr(_) => None,
-            };
-            let gradient =
-                self.gradient(values, &passes.views, batch, teacher.as_mut(), control)?;
-            sum += gradient.loss * batch.len() as f64;
-            tell(batch.len());
-        }
+        let in_order = passes.steps(passes.views.clone(), passes.cases.to_vec());
+        each_step(in_order, &self.reader(control), |step, ahead, _| {
+            let (views, mut teacher) = (step.views.with(ahead), self.teacher(values));
+            let gradient = self.gradient(values, &views, &step.batch, teacher.as_mut(), control)?;
+            sum += gradient.loss * step.batch.len() as f64;
+            tell(step.batch.len());
+            Ok(ControlFlow::Continue(()))
+        })?;
         let count = passes.cases.len();
         Ok((count > 0).then(|| sum / count as f64))
+    }
+
+    fn teacher(&self, values: &Values) -> Option<Teacher> {
+        match self.objective {
+            Objective::Dino(dino) => Some(Teacher::new(dino, values)),
+            Objective::Mae(_) | Objective::SimClr(_) => None,
+        }
+    }
+
+    fn reader<'r>(&'r self, control: &'r Control) -> Reader<'r, Planned<'r>, Pictures> {
+        Reader {
+            cases: Box::new(|step: &Planned<'_>| step.batch.clone()),
+            read: Box::new(|step, case| self.pictures(&step.views, case)),
+            bytes: self.pictures_bytes(),
+            threads: self.readers,
+            control,
+        }
     }
 
     /// The mean loss of a batch and its gradient: shards in parallel, added in order.

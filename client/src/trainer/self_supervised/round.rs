@@ -1,23 +1,29 @@
 //! One round of learning without labels at one site, and what its adapter is worth there.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tributary_shared::objective::Objective;
 use tributary_shared::terms::SiteMetrics;
 
 use super::{Learner, Passes, Views};
+use crate::model::Compute;
 use crate::trainer::descent::Descent;
 use crate::trainer::local::path;
 use crate::trainer::optimizer::AdamW;
 use crate::trainer::session::{Session, TrainError};
 use crate::trainer::{Control, Inference, LocalTraining, LocalUpdate, Meter, Phase, Progress};
 
-fn learner<'a>(session: &'a Session<'_>, objective: &'a Objective) -> Learner<'a> {
+fn learner<'a>(
+    session: &'a Session<'_>,
+    objective: &'a Objective,
+    compute: &Compute,
+) -> Learner<'a> {
     Learner {
         model: &session.model,
         objective,
         shard_images: session.shard_images,
         dropout: session.dropout,
+        readers: compute.readers(),
     }
 }
 
@@ -51,6 +57,7 @@ pub(in crate::trainer) fn train(
         name: &name,
         mirrored: false,
         epoch: 0,
+        ahead: None,
     };
     let (epochs, batch_size) = (training.epochs, training.batch_size);
     let passes = Passes { views, cases, epochs, batch_size };
@@ -61,9 +68,12 @@ pub(in crate::trainer) fn train(
     let path = path(training, u64::from(work.round.max(1)), rounds, steps_of_epoch);
     let mut descent = Descent::new(optimizer, path, training.gradient_clip);
     let mut meter = Meter::new(Phase::Training, steps_of_epoch * u64::from(epochs));
-    let mut tell = |images, loss| progress(meter.advance(images, Some(loss)));
+    let mut tell = |images, loss, waited: Duration| {
+        let waited_s = waited.as_secs_f64();
+        progress(Progress { waited_s, ..meter.advance(images, Some(loss)) });
+    };
     let mut values = work.base.to_vec();
-    let learnt = learner(&session, objective).learn(
+    let learnt = learner(&session, objective, work.compute).learn(
         &mut values,
         &passes,
         &mut descent,
@@ -97,11 +107,12 @@ pub(in crate::trainer) fn mean_loss(
         name: &name,
         mirrored: false,
         epoch: 0,
+        ahead: None,
     };
     let batch_size = training.batch_size;
     let passes = Passes { views, cases: indices, epochs: 1, batch_size };
     let mut meter = Meter::new(Phase::Evaluating, indices.len().div_ceil(batch_size) as u64);
     let values = of.values.to_vec();
     let mut tell = |images| progress(meter.advance(images, None));
-    learner(session, objective).mean_loss(&values, &passes, control, &mut tell)
+    learner(session, objective, of.compute).mean_loss(&values, &passes, control, &mut tell)
 }
