@@ -15,6 +15,7 @@ use tributary_shared::manifest::Task;
 const LIBRARY: &str = "TRIBUTARY__DATA__READING__OPENSLIDE";
 
 /// The library, or none where nobody has it; where everything must be tested it must be there.
+#[expect(clippy::print_stderr, reason = "a skip is told")]
 fn library() -> Option<PathBuf> {
     let named = std::env::var_os(LIBRARY).map(PathBuf::from);
     if named.is_none() {
