@@ -130,8 +130,7 @@ fn place_folder(
     listing.report.strict()?;
     for entry in &listing.entries {
         if let Some(ending) = slide::several_files(&entry.place.path) {
-            let problem =
-                format!("{} is of several files, which a {ending} is not copied with", entry.file);
+            let problem = format!("{}: a {ending} is of several files; save it as one", entry.file);
             return Err(DataError::Argument { argument: "PATH", problem });
         }
     }
