@@ -227,8 +227,8 @@ pub struct Turns {
     pub pytorch_last_blocks: Vec<Measured>,
     /// Gradients image by image beside plain ones.
     pub samples: Vec<Samples>,
-    /// Training on large files.
-    pub files: Vec<Files>,
+    /// Training on large files, of all turns together.
+    pub files: Files,
 }
 
 /// Measures both sides, `turns` times each, in turns; `python` has PyTorch, transformers and peft.
@@ -264,9 +264,10 @@ pub fn measure(
         all.pytorch_last_blocks.push(process(&mut theirs(Work::LastBlocks))?);
         say("ours, image by image");
         all.samples.push(process(&mut ours(Work::Samples))?);
-        say("ours, large files");
-        all.files.push(process(&mut ours(Work::Files))?);
     }
+    // Takes turns by itself, and its files take long to draw.
+    say("ours, large files");
+    all.files = process(&mut ours(Work::Files))?;
     Ok(Report::new(options, all))
 }
 

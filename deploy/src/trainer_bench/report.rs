@@ -72,13 +72,9 @@ fn samples_s(turns: &[Samples]) -> (f64, f64) {
     (of(|turn| &turn.plain_s), of(|turn| &turn.samples_s))
 }
 
-/// Steps on large files, read inside and ahead, and the wait within the latter, seconds.
-fn files_s(turns: &[Files]) -> (f64, f64, f64) {
-    let of = |times: fn(&Files) -> &Vec<f64>| {
-        median_of(turns.iter().flat_map(|turn| times(turn).clone()).collect())
-    };
-    let waited = median_of(turns.iter().map(|turn| turn.waited_s).collect());
-    (of(|turn| &turn.inside_s), of(|turn| &turn.ahead_s), waited)
+/// The median step on large files, read inside and ahead, seconds.
+fn files_s(files: &Files) -> (f64, f64) {
+    (median_of(files.inside_s.clone()), median_of(files.ahead_s.clone()))
 }
 
 impl Report {
@@ -86,7 +82,7 @@ impl Report {
         let (we, they) = (Side::of(&turns.ours), Side::of(&turns.pytorch));
         let last = Side::of(&turns.ours_last_blocks).step_s;
         let (plain, samples) = samples_s(&turns.samples);
-        let (inside, ahead, waited) = files_s(&turns.files);
+        let (inside, ahead) = files_s(&turns.files);
         let reading = median_of(turns.ours.iter().filter_map(|turn| turn.reading_s).collect());
         Self {
             size: options.size,
@@ -101,7 +97,7 @@ impl Report {
             samples_ratio: samples / plain,
             reading_share: reading / (we.step_s * f64::from(options.threads)),
             ahead_ratio: ahead / inside,
-            waited_share: waited / ahead,
+            waited_share: turns.files.waited_s / ahead,
             turns,
         }
     }
@@ -161,7 +157,7 @@ impl fmt::Display for Report {
             "images on their way into the model: {share:.2} % of a step's thread time; \
              decoding a PNG at the start {decoding:.1} ms"
         )?;
-        let (inside, ahead, _) = files_s(files);
+        let (inside, ahead) = files_s(files);
         let waited = 100.0 * self.waited_share;
         write!(
             f,
