@@ -14,14 +14,7 @@ fn task() -> Task {
 }
 
 fn input(image_size: usize, channels: usize) -> InputSpec {
-    InputSpec {
-        image_size,
-        channels,
-        mean: vec![0.0; channels],
-        std: vec![1.0; channels],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    }
+    InputSpec::plain(image_size, channels, 0.0, 1.0)
 }
 
 fn folder(images: &[(&str, image::DynamicImage)], csv: &str) -> TempDir {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use tributary_client::config::reading::{Frames, Reading};
 use tributary_client::data::{DataSource, Dataset, InputSpec, Label, task_of};
-use tributary_shared::dataset::{DataContract, Interpolation, Plane};
+use tributary_shared::dataset::{DataContract, Plane};
 use tributary_shared::manifest::Task;
 
 fn fixture(name: &str) -> PathBuf {
@@ -27,14 +27,7 @@ fn export() -> TempDir {
 }
 
 fn input() -> InputSpec {
-    InputSpec {
-        image_size: 8,
-        channels: 1,
-        mean: vec![0.0],
-        std: vec![1.0],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    }
+    InputSpec::plain(8, 1, 0.0, 1.0)
 }
 
 fn task() -> Task {

@@ -7,7 +7,6 @@ use ndarray::{Array1, Array2, Array3, Array4, ShapeBuilder};
 use ndarray_npy::{NpzWriter, WriteNpyExt};
 use tempfile::TempDir;
 use tributary_client::data::{DataError, DataSource, Dataset, InputSpec, Label, task_of};
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
 use tributary_shared::outcome::{ExitCode, Failure};
 
@@ -17,14 +16,7 @@ fn fixture(name: &str) -> DataSource {
 }
 
 fn input(channels: usize) -> InputSpec {
-    InputSpec {
-        image_size: 4,
-        channels,
-        mean: vec![0.0; channels],
-        std: vec![1.0; channels],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    }
+    InputSpec::plain(4, channels, 0.0, 1.0)
 }
 
 fn three(many: bool) -> Task {

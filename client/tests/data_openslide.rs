@@ -9,7 +9,6 @@ use tempfile::TempDir;
 use tributary_client::config::reading::{Reading, Slides};
 use tributary_client::data::divide::{self, DivideSpec};
 use tributary_client::data::{DataSource, Dataset, InputSpec, census, task_of};
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
 
 const LIBRARY: &str = "TRIBUTARY__DATA__READING__OPENSLIDE";
@@ -46,14 +45,7 @@ fn reading(library: &Path, mpp: f64, tile: u32) -> Reading {
 
 /// Where the tiles are, and their pixels, 0 to 255.
 fn tiles(folder: &TempDir, reading: &Reading) -> (Vec<String>, Vec<Vec<u8>>) {
-    let input = InputSpec {
-        image_size: reading.slides.tile as usize,
-        channels: 3,
-        mean: vec![0.0; 3],
-        std: vec![1.0; 3],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input = InputSpec::plain(reading.slides.tile as usize, 3, 0.0, 1.0);
     let source = DataSource::detect(folder.path()).expect("a folder");
     let dataset = Dataset::open_as(&source, &task(), &input, reading).expect("opens");
     let place = |id: &str| id.rsplit('#').next().expect("a place").to_owned();

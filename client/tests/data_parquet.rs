@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use image::{GrayImage, Luma};
 use tempfile::TempDir;
 use tributary_client::data::{Case, DataError, DataSource, Dataset, InputSpec, task_of};
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
 
 fn fixture(name: &str) -> PathBuf {
@@ -25,14 +24,7 @@ fn folder() -> TempDir {
 }
 
 fn open(source: &DataSource, task: &Task) -> Result<Dataset, DataError> {
-    let input = InputSpec {
-        image_size: 4,
-        channels: 1,
-        mean: vec![0.0],
-        std: vec![1.0],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input = InputSpec::plain(4, 1, 0.0, 1.0);
     Dataset::open(source, task, &input)
 }
 

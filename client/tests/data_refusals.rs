@@ -7,7 +7,6 @@ use std::path::Path;
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage, RgbaImage};
 use tempfile::TempDir;
 use tributary_client::data::{DataSource, Dataset, InputSpec, task_of};
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
 use tributary_shared::outcome::{ExitCode, Failure};
 
@@ -16,14 +15,7 @@ fn task() -> Task {
 }
 
 fn input() -> InputSpec {
-    InputSpec {
-        image_size: 4,
-        channels: 1,
-        mean: vec![0.5],
-        std: vec![0.5],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    }
+    InputSpec::plain(4, 1, 0.5, 0.5)
 }
 
 fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use tributary_client::config::reading::{Reading, Slides};
 use tributary_client::data::{DataSource, Dataset, InputSpec, Label, census, task_of};
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
 
 fn fixture(name: &str) -> PathBuf {
@@ -34,14 +33,7 @@ fn reading(slides: Slides) -> Reading {
 }
 
 fn open(folder: &TempDir, side: usize, slides: Slides) -> Dataset {
-    let input = InputSpec {
-        image_size: side,
-        channels: 3,
-        mean: vec![0.0; 3],
-        std: vec![1.0; 3],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input = InputSpec::plain(side, 3, 0.0, 1.0);
     let source = DataSource::detect(folder.path()).expect("a folder");
     Dataset::open_as(&source, &task(), &input, &reading(slides)).expect("opens")
 }

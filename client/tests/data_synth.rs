@@ -11,7 +11,6 @@ use tributary_client::data::divide::{self, DivideSpec};
 use tributary_client::data::synth::{self, Card, Modality, SynthSpec};
 use tributary_client::data::{DataSource, Dataset, InputSpec, Label, census};
 use tributary_client::metrics::macro_auroc;
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::digest::Digest;
 
 fn spec(modality: Modality) -> SynthSpec {
@@ -124,14 +123,7 @@ fn the_card_states_the_oracle_that_the_truth_files_hold() {
 fn the_folders_open_and_hold_what_the_card_says() {
     for modality in [Modality::Fundus, Modality::ChestXray, Modality::Histology] {
         let (folder, card) = written(&spec(modality));
-        let input = InputSpec {
-            image_size: 16,
-            channels: 3,
-            mean: vec![0.5; 3],
-            std: vec![0.5; 3],
-            interpolation: Interpolation::Bilinear,
-            crop_pct: None,
-        };
+        let input = InputSpec::plain(16, 3, 0.5, 0.5);
         for site in &card.sites {
             let source = DataSource::detect(&folder.path().join("out").join(&site.site));
             let source = source.expect("a folder");
@@ -226,14 +218,7 @@ fn dividing_moves_whole_patients_and_loses_no_image() {
     let spec = DivideSpec { sites: 3, label_skew: 2.0, seed: 9 };
     let card = divide::write(&source, &task, &spec, &Reading::default(), &out).expect("divides");
     assert_eq!(card.sites.iter().map(|site| site.images).sum::<usize>(), 60);
-    let input = InputSpec {
-        image_size: 16,
-        channels: 3,
-        mean: vec![0.5; 3],
-        std: vec![0.5; 3],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input = InputSpec::plain(16, 3, 0.5, 0.5);
     let mut home = BTreeMap::new();
     for site in &card.sites {
         let source = DataSource::detect(&out.join(&site.site)).expect("a folder");

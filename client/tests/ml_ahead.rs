@@ -20,7 +20,6 @@ use tributary_client::trainer::{
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::augment::Augment;
 use tributary_shared::bags::Bags;
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::objective::{Dino, Mae, Objective, SimClr};
 use tributary_shared::task::Task;
@@ -61,14 +60,7 @@ impl Site {
     }
 
     fn open(&self) -> Dataset {
-        let input = InputSpec {
-            image_size: 16,
-            channels: 1,
-            mean: vec![0.5],
-            std: vec![0.5],
-            interpolation: Interpolation::Bilinear,
-            crop_pct: None,
-        };
+        let input = InputSpec::plain(16, 1, 0.5, 0.5);
         let source = DataSource::detect(self.folder.path()).unwrap();
         let reading = Reading { kept_bytes_max: 0, ..Reading::default() };
         Dataset::open_as(&source, &self.run.task, &input, &reading).unwrap()

@@ -19,7 +19,6 @@ use tributary_client::trainer::{
     Control, ExportError, Probed, Transformers, export_peft, linear_probe,
 };
 use tributary_shared::architecture::{Architecture, Pool};
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::initial::adapter_header;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::tensors::{decode, encode};
@@ -206,14 +205,7 @@ fn probes(backbone: &Backbone, spec: &SynthSpec) -> (f64, f64) {
     let out = folder.path().join("probe");
     write(spec, &out, &|| {}).unwrap();
     let channels = backbone.architecture().channels;
-    let input = InputSpec {
-        image_size: backbone.architecture().image_size,
-        channels,
-        mean: vec![0.5; channels],
-        std: vec![0.5; channels],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input = InputSpec::plain(backbone.architecture().image_size, channels, 0.5, 0.5);
     let task = spec.modality.task();
     let site = |number: usize| {
         let source = DataSource::detect(&out.join(format!("site-{number}"))).unwrap();

@@ -17,7 +17,6 @@ use tributary_client::trainer::{
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::augment::Augment;
 use tributary_shared::bags::Bags;
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::task::{Decoder, Task};
 
@@ -211,14 +210,7 @@ fn another_image_preprocessing_backbone_or_block_is_another_key() {
         last_block(run);
         run.backbone.as_mut().unwrap().mean = vec![0.25];
     });
-    let input = InputSpec {
-        image_size: 16,
-        channels: 1,
-        mean: vec![0.25],
-        std: vec![0.5],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input = InputSpec::plain(16, 1, 0.25, 0.5);
     let source = DataSource::Npz(mean.folder.path().join("data-3.npz"));
     mean.data = Dataset::open(&source, &mean.run.task, &input).unwrap();
     trains_anew(&mean, "another mean", 30);
@@ -290,14 +282,7 @@ fn a_segmentations_tokens_are_kept_too() {
             run.task = task.clone();
             run.adapter = Some(adaptation.clone());
         });
-        let input = InputSpec {
-            image_size: 16,
-            channels: 1,
-            mean: vec![0.5],
-            std: vec![0.5],
-            interpolation: Interpolation::Bilinear,
-            crop_pct: None,
-        };
+        let input = InputSpec::plain(16, 1, 0.5, 0.5);
         let source = DataSource::detect(folder.path()).unwrap();
         site.data = Dataset::open(&source, &task, &input).unwrap();
         site.split = site.data.split(0.25);

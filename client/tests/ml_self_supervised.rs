@@ -21,7 +21,6 @@ use tributary_client::trainer::{
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::Architecture;
 use tributary_shared::augment::Augment;
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::objective::{Dino, Mae, Objective, SimClr};
 
@@ -77,14 +76,7 @@ fn stripes(folder: &Path, cases: usize, seed: u64) -> Dataset {
     writer.add_array("train_images", &images).unwrap();
     writer.add_array("train_labels", &labels).unwrap();
     writer.finish().unwrap();
-    let input = InputSpec {
-        image_size: 16,
-        channels: 1,
-        mean: vec![0.5],
-        std: vec![0.5],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input = InputSpec::plain(16, 1, 0.5, 0.5);
     Dataset::open(&DataSource::Npz(path), &task(), &input).unwrap()
 }
 

@@ -18,7 +18,6 @@ use tributary_client::trainer::{
 };
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::architecture::Pool;
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::head::Head;
 use tributary_shared::manifest::{RunManifest, Task};
 
@@ -50,14 +49,7 @@ impl Site {
     }
 
     fn open(&self) -> Result<Dataset, tributary_client::data::DataError> {
-        let input = InputSpec {
-            image_size: 16,
-            channels: 1,
-            mean: vec![0.5],
-            std: vec![0.5],
-            interpolation: Interpolation::Bilinear,
-            crop_pct: None,
-        };
+        let input = InputSpec::plain(16, 1, 0.5, 0.5);
         Dataset::open(&DataSource::detect(self.folder.path())?, &self.run.task, &input)
     }
 
@@ -493,14 +485,7 @@ fn a_segmentation_has_its_own_head_over_patches_alone() {
 fn an_npz_holds_no_follow_ups() {
     let site = Site::new("[task]\nkind = \"survival\"\n", "");
     let npz = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data/plain.npz");
-    let input = InputSpec {
-        image_size: 16,
-        channels: 1,
-        mean: vec![0.5],
-        std: vec![0.5],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input = InputSpec::plain(16, 1, 0.5, 0.5);
     let refused = Dataset::open(&DataSource::Npz(npz), &site.run.task, &input).err().unwrap();
     assert!(
         refused

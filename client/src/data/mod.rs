@@ -85,6 +85,19 @@ impl InputSpec {
         }
     }
 
+    /// The whole image, stretched bilinearly; `mean` is subtracted from every channel, which is then
+    /// divided by `std`.
+    pub fn plain(image_size: usize, channels: usize, mean: f64, std: f64) -> Self {
+        Self {
+            image_size,
+            channels,
+            mean: vec![mean; channels],
+            std: vec![std; channels],
+            interpolation: Interpolation::Bilinear,
+            crop_pct: None,
+        }
+    }
+
     /// Numbers in one image's input, `channels * image_size * image_size`.
     pub fn numbers(&self) -> usize {
         self.channels * self.image_size * self.image_size
@@ -384,14 +397,7 @@ mod tests {
         let ramp = GrayImage::from_fn(9, 7, |x, y| Luma([(20 * x + y) as u8]));
         ramp.save(folder.path().join("a.png")).expect("saved");
         std::fs::write(folder.path().join("labels.csv"), "file,patient\na.png,p\n").expect("saved");
-        let input = InputSpec {
-            image_size: 4,
-            channels: 3,
-            mean: vec![0.1; 3],
-            std: vec![0.3; 3],
-            interpolation: Interpolation::Bilinear,
-            crop_pct: None,
-        };
+        let input = InputSpec::plain(4, 3, 0.1, 0.3);
         let source = DataSource::detect(folder.path()).expect("a folder");
         let open = |kept_bytes_max| {
             let reading = Reading { kept_bytes_max, ..Reading::default() };

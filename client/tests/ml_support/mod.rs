@@ -9,7 +9,6 @@ use rand_chacha::ChaCha8Rng;
 use tributary_client::data::{DataSource, Dataset, InputSpec};
 use tributary_client::model::{Backbone, Values, random_backbone};
 use tributary_shared::architecture::Architecture;
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::initial::{adapter_header, initial_adapter};
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::tensors::decode;
@@ -104,14 +103,7 @@ pub(crate) fn dataset(folder: &Path, cases: usize, seed: u64) -> Dataset {
     writer.add_array("train_images", &images).unwrap();
     writer.add_array("train_labels", &labels).unwrap();
     writer.finish().unwrap();
-    let input = InputSpec {
-        image_size: 16,
-        channels: 1,
-        mean: vec![0.5],
-        std: vec![0.5],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input = InputSpec::plain(16, 1, 0.5, 0.5);
     Dataset::open(&DataSource::Npz(path), &manifest(&backbone(&architecture()), 0).task, &input)
         .unwrap()
 }

@@ -11,7 +11,6 @@ use tributary_client::model::{Backbone, Compute, Values, random_backbone, set_th
 use tributary_client::trainer::{
     Control, Inference, LocalTraining, Phase, PrefixCache, Progress, TrainError, train,
 };
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::initial::{adapter_header, initial_adapter};
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::tensors::decode;
@@ -242,14 +241,7 @@ fn images(
     let card = synth::write(&spec, &out, &|| {}).map_err(failed)?;
     let site = card.sites.first().map_or(out.clone(), |site| out.join(&site.site));
     let image_size = options.image_size.into();
-    let input = InputSpec {
-        image_size,
-        channels: 3,
-        mean: vec![0.5; 3],
-        std: vec![0.5; 3],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input = InputSpec::plain(image_size, 3, 0.5, 0.5);
     let began = Instant::now();
     let dataset = DataSource::detect(&site)
         .and_then(|source| {

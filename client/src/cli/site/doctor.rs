@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tributary_proto::channel::{Identity, certified};
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::digest::{Digest, Hasher};
 use tributary_shared::outcome::{Failure, chain};
 
@@ -221,14 +220,7 @@ fn data(config: &SiteConfig) -> Found {
         return Ok("none configured; enough for rehearsals".to_owned());
     };
     // The smallest input: what matters is that every image decodes.
-    let input = InputSpec {
-        image_size: 8,
-        channels: 3,
-        mean: vec![0.0; 3],
-        std: vec![1.0; 3],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input = InputSpec::plain(8, 3, 0.0, 1.0);
     let dataset = source(place)
         .and_then(|source| Dataset::open_unlabelled_as(&source, &input, &place.reading))
         .map_err(|e| {

@@ -65,20 +65,11 @@ fn ramp(warmth: f32) -> [f32; 3] {
 
 #[cfg(test)]
 mod tests {
-    use tributary_shared::dataset::Interpolation;
-
     use super::*;
 
     #[test]
     fn heat_colours_what_is_hot_and_a_mark_has_a_border() {
-        let input = InputSpec {
-            image_size: 16,
-            channels: 1,
-            mean: vec![0.5],
-            std: vec![0.5],
-            interpolation: Interpolation::Bilinear,
-            crop_pct: None,
-        };
+        let input = InputSpec::plain(16, 1, 0.5, 0.5);
         let image = vec![0.0; 256];
         // The upper left of four patches is hot.
         let picture = overlay(&input, &image, &[1.0, 0.0, 0.0, 0.0], None);

@@ -7,7 +7,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tributary_shared::architecture::Architecture;
 use tributary_shared::augment::Augment;
-use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::MANIFEST_BYTES_MAX;
 use tributary_shared::objective::{BATCH_MAX, Dino, Mae, Objective, SimClr};
 use tributary_shared::outcome::{Failure, chain};
@@ -97,14 +96,8 @@ pub(super) fn run(args: &PretrainArgs, format: Format) -> Result<(), Failure> {
     args.threads.set()?;
     let plan = plan(args)?;
     let channels = plan.architecture.channels;
-    let input = InputSpec {
-        image_size: plan.architecture.image_size,
-        channels,
-        mean: vec![PIXEL_CENTRE; channels],
-        std: vec![PIXEL_CENTRE; channels],
-        interpolation: Interpolation::Bilinear,
-        crop_pct: None,
-    };
+    let input =
+        InputSpec::plain(plan.architecture.image_size, channels, PIXEL_CENTRE, PIXEL_CENTRE);
     let dataset =
         args.images.open(|source, reading| Dataset::open_unlabelled_as(source, &input, reading))?;
     let began = Instant::now();
