@@ -40,7 +40,7 @@ fn objectives() -> [Objective; 3] {
             projection: 32,
             teacher_momentum: 0.98,
             local_views: 1,
-            // Four patches of eight pixels would not show a stripe.
+            // Parts stretched to the whole size; docs/objectives.md has other sizes and seeds.
             local_size: Some(16),
             ..Dino::default()
         }),
