@@ -86,7 +86,7 @@ pub struct ThreadsError(#[source] rayon::ThreadPoolBuildError);
 
 /// Sets how many threads compute, once per process and before the first tensor.
 /// Results do not depend on the number. In a program built with `--features tch` LibTorch's kernels
-/// take as many, until [`spread_over`] gives them what shards leave.
+/// take as many, until a training gives them what its shards leave.
 pub fn set_threads(threads: usize) -> Result<(), ThreadsError> {
     #[cfg(feature = "tch")]
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
