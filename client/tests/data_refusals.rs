@@ -307,7 +307,7 @@ fn no_manifest_and_no_source() {
     let folder = folder();
     assert_eq!(
         refusal(folder.path(), folder.path(), &task()),
-        "DIR/labels.csv cannot be read: No such file or directory (os error 2)"
+        "DIR/labels.csv is not there; pictures with labels need a manifest, labels.csv or labels.parquet, that names each file, its patient and its label (docs/data.md)"
     );
     let nowhere = folder.path().join("nowhere");
     assert_eq!(

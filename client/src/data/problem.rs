@@ -34,6 +34,14 @@ pub enum DataError {
         /// The file.
         path: String,
     },
+    /// Labels are asked for and nothing says them.
+    #[error(
+        "{path} is not there; pictures with labels need a manifest, labels.csv or labels.parquet, that names each file, its patient and its label (docs/data.md)"
+    )]
+    NoManifest {
+        /// The manifest that was looked for.
+        path: String,
+    },
     /// Two manifests and no word which.
     #[error("{path} holds labels.csv and labels.parquet; name one of them")]
     TwoManifests {
@@ -533,7 +541,9 @@ impl DataError {
             Self::UnknownSource { .. } => "unknown_source",
             Self::Empty { .. } => "no_cases",
             Self::Image { .. } => "bad_image",
-            Self::Manifest { .. } | Self::TwoManifests { .. } => "bad_labels",
+            Self::Manifest { .. } | Self::TwoManifests { .. } | Self::NoManifest { .. } => {
+                "bad_labels"
+            }
             Self::Row { .. } => "bad_row",
             Self::Dicom { .. } => "bad_dicom",
             Self::Volume { .. } => "bad_volume",

@@ -274,7 +274,10 @@ impl Job {
         let update = match trained {
             Ok(update) => update,
             Err(unfinished) => {
-                writer.abandon().map_err(Unfinished::Disk)?;
+                // What ended the training is what counts; a sweep takes what stays behind.
+                if let Err(error) = writer.abandon() {
+                    tracing::warn!("the room kept for the delta cannot be given back: {error}");
+                }
                 return Err(unfinished);
             }
         };

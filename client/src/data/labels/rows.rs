@@ -1,7 +1,7 @@
 //! Where a manifest's rows come from: CSV or Parquet. Behind it, both are text in named columns.
 
 use std::fs::File;
-use std::io::{Read, Take};
+use std::io::{ErrorKind, Read, Take};
 use std::path::Path;
 
 use csv::ByteRecord;
@@ -26,7 +26,12 @@ impl Rows {
     /// What the file is, its first bytes tell; one that bears Parquet's ending must be Parquet.
     pub(super) fn open(path: &Path) -> Result<Self, DataError> {
         let refused = |problem| DataError::Manifest { path: path.display().to_string(), problem };
-        let mut file = File::open(path).map_err(unreadable(path))?;
+        let mut file = File::open(path).map_err(|error| {
+            if error.kind() == ErrorKind::NotFound {
+                return DataError::NoManifest { path: path.display().to_string() };
+            }
+            unreadable(path)(error)
+        })?;
         let bytes = file.metadata().map_err(unreadable(path))?.len();
         if bytes > MANIFEST_BYTES_MAX {
             return Err(refused(ManifestProblem::TooLarge { bytes, max: MANIFEST_BYTES_MAX }));
