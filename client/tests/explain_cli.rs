@@ -97,7 +97,8 @@ fn every_case_has_two_pictures_that_its_owner_alone_reads() {
 fn what_cannot_be_explained_is_one_clear_line() {
     let site = Site::new(|_| {});
     assert!(site.refusal(&["--case", "9.png"]).contains("the images have no case `9.png`"));
-    assert!(site.refusal(&["--most", "0"]).contains("no case is named"));
+    assert!(site.refusal(&["--most", "0"]).contains("--most 0: must be at least 1"));
+    assert!(site.refusal(&["--bag", "p0"]).contains("the run has no bags; name images by --case"));
     assert!(site.refusal(&["--class", "red"]).contains("the run has dark, bright"));
     assert!(site.refusal(&["--top", "0"]).contains("--top 0: must be above 0"));
     fs::create_dir(site.path("there")).unwrap();
@@ -113,4 +114,37 @@ fn what_cannot_be_explained_is_one_clear_line() {
     let survival =
         Site::new(|run| run.task = serde_json::from_str(r#"{ "kind": "survival" }"#).unwrap());
     assert!(survival.refusal(&["--class", "dark"]).contains("says one number of an image"));
+}
+
+#[test]
+fn of_a_bag_those_images_are_explained_that_count_the_most() {
+    let site = Site::new(|run| run.bags = Some(serde_json::from_str("{}").unwrap()));
+    let labels =
+        "file,patient,label,bag\n0.png,p,dark,s\n1.png,p,dark,s\n2.png,p,dark,s\n3.png,q,dark,t\n";
+    fs::write(site.path("data/labels.csv"), labels).unwrap();
+    let explained = |out: &str, more: &[&str]| -> Vec<(String, f64)> {
+        let done = site.explain(out, &[&["--format", "json"], more].concat());
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let said: Value = serde_json::from_slice(&done.stdout).unwrap();
+        let of = |case: &Value| {
+            let bag = if case["case"] == "3.png" { "t" } else { "s" };
+            assert_eq!(case["bag"], bag);
+            (case["case"].as_str().unwrap().to_owned(), case["bag_share"].as_f64().unwrap())
+        };
+        said["data"]["cases"].as_array().unwrap().iter().map(of).collect()
+    };
+    let both = explained("both", &["--bag", "s", "t"]);
+    assert_eq!(both.len(), 4);
+    let shares: Vec<f64> = both[..3].iter().map(|(_, share)| *share).collect();
+    assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-6, "{shares:?}");
+    assert!(shares[0] > shares[1] && shares[1] > shares[2], "{shares:?}");
+    assert_eq!(both[3], ("3.png".to_owned(), 1.0), "alone in its bag");
+    assert_eq!(explained("two", &["--bag", "s", "--most", "2"]), both[..2]);
+    assert_eq!(explained("named", &["--case", &both[2].0]), both[2..3]);
+
+    let table = site.explain("table", &["--bag", "t"]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.contains("BAG") && table.contains("IN BAG"), "{table}");
+    assert!(table.contains("100.0 %"), "{table}");
+    assert!(site.refusal(&["--bag", "none"]).contains("the images have no bag `none`"));
 }

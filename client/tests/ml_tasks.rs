@@ -11,7 +11,7 @@ use image::GrayImage;
 use ml_support::{architecture, backbone, dataset, initial, manifest, moved, unit};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use tributary_client::data::{DataSource, Dataset, InputSpec, Split};
+use tributary_client::data::{DataSource, Dataset, InputSpec, Label, Split};
 use tributary_client::model::{Backbone, Compute, Values};
 use tributary_client::trainer::{
     Control, Evaluation, Inference, LocalTraining, LocalUpdate, TrainError, train, trainable,
@@ -82,6 +82,13 @@ impl Site {
         let (backbone, manifest) = (&self.backbone, &self.run);
         let inference = Inference { backbone, manifest, values, dataset: data, compute: &compute };
         inference.evaluate(indices, &Control::default(), &mut |_| {}).unwrap()
+    }
+
+    fn bag_shares(&self, data: &Dataset, values: &Values, indices: &[usize]) -> Vec<(usize, f32)> {
+        let compute = Compute::cpu();
+        let (backbone, manifest) = (&self.backbone, &self.run);
+        let inference = Inference { backbone, manifest, values, dataset: data, compute: &compute };
+        inference.bag_shares(indices, &Control::default(), &mut |_| {}).unwrap()
     }
 
     /// What the held-out cases say before and after one round.
@@ -240,7 +247,7 @@ fn draw_bags(site: &Site, bags: u64) {
     let mut table = "file,patient,label,bag\n".to_owned();
     for bag in 0..bags {
         for image in 0..6 {
-            let found = bag % 2 == 1 && image % 3 == bag % 3;
+            let found = squared_in_bag(bag, image);
             let name = format!("{bag}-{image}.png");
             site.picture(&name, squared(bag * 6 + image, if found { 120 } else { 0 }));
             writeln!(table, "{name},p{bag},{},slide-{bag}", ["no", "yes"][(bag % 2) as usize])
@@ -257,9 +264,35 @@ fn bags_are_learned_from_the_few_images_that_matter() {
     draw_bags(&site, 60);
     let data = site.open().unwrap();
     assert_eq!(trainable(&site.run, &data, &(0..data.len()).collect::<Vec<_>>()).unwrap(), 60);
-    let [before, after] = site.before_and_after(&data);
+    let split = data.split(0.25);
+    let base = initial(&site.run);
+    let update = site.train(&data, &base).unwrap();
+    let [before, after] =
+        [&base, &update.values].map(|values| site.evaluate(&data, values, &split.holdout));
+    assert!(after.loss < before.loss, "{:?} {:?}", before.loss, after.loss);
     assert!(after.auroc > Some(0.9), "{:?} {:?}", before.auroc, after.auroc);
-    assert_eq!(after.cases, data.split(0.25).holdout.len() as u64 / 6);
+    assert_eq!(after.cases, split.holdout.len() as u64 / 6);
+    // Two of six would have a third if the attention did not tell them apart.
+    let squares = |values: &Values| -> f32 {
+        let positive = |case: &usize| data.cases()[*case].label == Label::Class(1);
+        let seen: Vec<usize> = split.holdout.iter().copied().filter(positive).collect();
+        let shares = site.bag_shares(&data, values, &seen);
+        assert_eq!(shares.len(), seen.len());
+        let bags = seen.len() as f32 / 6.0;
+        shares.iter().filter(|(case, _)| has_square(&data, *case)).map(|(_, s)| s / bags).sum()
+    };
+    let [before, after] = [&base, &update.values].map(squares);
+    assert!(after > 0.5 && after > before, "{before} {after}");
+}
+
+fn has_square(data: &Dataset, case: usize) -> bool {
+    let number = |text: &str| text.parse::<u64>().unwrap();
+    let (bag, image) = data.cases()[case].id.strip_suffix(".png").unwrap().split_once('-').unwrap();
+    squared_in_bag(number(bag), number(image))
+}
+
+fn squared_in_bag(bag: u64, image: u64) -> bool {
+    bag % 2 == 1 && image % 3 == bag % 3
 }
 
 #[test]

@@ -1,18 +1,31 @@
 //! Heads of tasks whose outputs are more than a linear map of one image's features.
 
-use burn::tensor::activation::{gelu, sigmoid, softmax};
+use burn::tensor::Tensor;
+use burn::tensor::activation::{gelu, sigmoid, softmax, tanh};
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Tensor, activation};
 use tributary_shared::architecture::Architecture;
 use tributary_shared::bags::Bags;
 use tributary_shared::task::Decoder;
 
 use crate::model::{Leaves, linear_of};
 
-/// Gated attention over each bag's features (Ilse et al. 2018, arXiv:1802.04712), one row a bag:
-/// from `[instances, 1, width]`, bag after bag of `sizes`, to `[bags, 1, width]`. With
-/// a_k proportional to exp(w . (tanh(V h_k) * sigmoid(U h_k))), a bag's row is the sum of a_k h_k.
+/// The scores of gated attention over a bag's features (Ilse et al. 2018, arXiv:1802.04712):
+/// w . (tanh(V h_k) * sigmoid(U h_k)) of each row h_k, `[instances, 1]` from
+/// `[instances, 1, width]`. An image counts in its bag as the softmax of the bag's scores says.
+pub(super) fn bag_scores(leaves: &Leaves<'_>, bags: &Bags, features: Tensor<3>) -> Tensor<2> {
+    let [instances, _, width] = features.dims();
+    let features = features.reshape([instances, width]);
+    let map = |name: &str, outputs| {
+        linear_of(&mut |n| leaves.take(n), &format!("head.attention.{name}"), outputs)
+    };
+    let content = tanh(map("content", bags.attention_width).forward(features.clone()));
+    let gate = sigmoid(map("gate", bags.attention_width).forward(features));
+    map("score", 1).forward(content * gate)
+}
+
+/// One row a bag, the mean of its images' features as [`bag_scores`] weigh them: from
+/// `[instances, 1, width]`, bag after bag of `sizes`, to `[bags, 1, width]`.
 pub(super) fn pool_bags(
     leaves: &Leaves<'_>,
     bags: &Bags,
@@ -20,13 +33,8 @@ pub(super) fn pool_bags(
     features: Tensor<3>,
 ) -> Tensor<3> {
     let [instances, _, width] = features.dims();
+    let scores = bag_scores(leaves, bags, features.clone());
     let features = features.reshape([instances, width]);
-    let map = |name: &str, outputs| {
-        linear_of(&mut |n| leaves.take(n), &format!("head.attention.{name}"), outputs)
-    };
-    let content = activation::tanh(map("content", bags.attention_width).forward(features.clone()));
-    let gate = sigmoid(map("gate", bags.attention_width).forward(features.clone()));
-    let scores = map("score", 1).forward(content * gate);
     let mut start = 0;
     let mut rows = Vec::with_capacity(sizes.len());
     for &size in sizes {

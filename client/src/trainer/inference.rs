@@ -6,7 +6,7 @@ use super::batch::{Source, Step};
 use super::loss::{Weighing, probabilities};
 use super::self_supervised;
 use super::session::{Session, TrainError};
-use super::units::{Unit, units};
+use super::units::{Unit, units, whole_bags};
 use super::{Control, Progress};
 use crate::data::{Dataset, Label};
 use crate::metrics::{
@@ -89,6 +89,21 @@ impl Inference<'_> {
         };
         let outputs = session.outputs(self.values, self.dataset, &asked, (control, progress))?;
         Ok(outputs.iter().map(|outputs| said(&session, outputs)).collect())
+    }
+
+    /// How much each image counts in its bag, as the run's attention weighs them: each case of the
+    /// bags that hold any of `indices`, labelled or not, with its share; a bag's shares sum to 1.
+    /// None without bags.
+    pub fn bag_shares(
+        &self,
+        indices: &[usize],
+        control: &Control,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<(usize, f32)>, TrainError> {
+        let session = self.session()?;
+        let bags = whole_bags(self.dataset, indices);
+        let shares = session.bag_shares(self.values, self.dataset, &bags, (control, progress))?;
+        Ok(bags.into_iter().flat_map(|bag| bag.cases).zip(shares.concat()).collect())
     }
 
     /// Loss and metrics over the labelled cases, or bags of them, of `indices`.

@@ -1,5 +1,6 @@
 //! A model with a run's task: batches cut into shards, computed in parallel, added in order.
 
+mod gathered;
 mod reading;
 
 use std::sync::atomic::AtomicU64;
@@ -13,20 +14,19 @@ use tributary_shared::bags::Bags;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::{RunManifest, Task, Training};
 
-use self::reading::rows_of;
 use super::batch::{Source, Step, Truth, image_rows, truths};
 use super::cache::{PrefixCache, Shelf};
-use super::heads::{pool_bags, segment};
+use super::heads::segment;
 use super::loss::Weighing;
 use super::segmentation::{Stretch, segmentation_loss};
-use super::shards::{add, cut, map_shards, shard_images, sum};
+use super::shards::{cut, map_shards, shard_images, sum};
 use super::survival::{FollowUp, cox_loss};
 use super::units::Unit;
 use super::{Control, Phase, Progress};
 use crate::data::{DataError, Dataset, InputSpec, Label};
 use crate::model::{
     AdaptedVit, Backbone, Compute, Dropout, Gradient, HeadOf, Input, Leaves, Level,
-    NoSampleGradients, Placed, Prefix, SampleGradients, spread_over,
+    NoSampleGradients, Prefix, SampleGradients, spread_over,
 };
 
 /// Why a training or an evaluation gave no result.
@@ -235,81 +235,6 @@ impl<'a> Session<'a> {
         shards.into_par_iter().map(of_shard).collect()
     }
 
-    /// Whether a loss needs the features of several images at once.
-    fn gathers(&self) -> bool {
-        self.bags.is_some() || matches!(self.task, Task::Survival {})
-    }
-
-    /// As [`Self::gradient`] of a loss over many images at once, in the memory of a few: all
-    /// features first, without a graph; the loss's derivative by each of them; then each shard's
-    /// own pass with that derivative (Gao et al. 2021, arXiv:2101.06983). The same numbers as one
-    /// graph over everything would give.
-    fn gathered_gradient(
-        &self,
-        values: &[Vec<f32>],
-        step: &Step<'_>,
-        batch: &[Unit],
-        control: &Control,
-    ) -> Result<Gradient, TrainError> {
-        let drawn = self.drawn(batch, &step.draws);
-        let sizes: Vec<usize> = drawn.iter().map(Vec::len).collect();
-        let cases: Vec<usize> = drawn.into_iter().flatten().collect();
-        let shards: Vec<&[usize]> = cases.chunks(self.shard_images).collect();
-        let values = &self.model.place(values);
-        let features = match step.source {
-            Source::Prefix(_, features) => rows_of(features, &cases),
-            Source::Images(_) => {
-                let of_shard = |(number, shard): (usize, &&[usize])| {
-                    check_stop(control)?;
-                    let rows = self.rows(step, shard)?;
-                    let (input, mut dropout) =
-                        (rows.input(shard.len()), step.draws.dropout(number));
-                    Ok(self.model.through(values, input, Level::Features, &mut dropout, &as_it_is))
-                };
-                let parts: Result<Vec<Vec<f32>>, TrainError> =
-                    shards.par_iter().enumerate().map(of_shard).collect();
-                parts?.concat()
-            }
-        };
-        let truths = step.truths(batch)?;
-        let share = 1.0 / batch.len() as f64;
-        let loss = |outputs: &[f32]| self.loss(step.weighing, outputs, &truths, share);
-        let width = features.len() / cases.len();
-        let dims = [cases.len(), 1, width];
-        let head = self.gathered_head(&sizes);
-        let (mut whole, by_feature) =
-            self.model.head_gradient(values, &features, dims, &*head, loss);
-        if let Source::Prefix(..) = step.source {
-            return Ok(whole);
-        }
-        let derivatives: Vec<&[f32]> = by_feature.chunks(self.shard_images * width).collect();
-        let of_shard = |(number, (shard, by_feature)): (usize, (&&[usize], &&[f32]))| {
-            check_stop(control)?;
-            let rows = self.rows(step, shard)?;
-            let (input, mut dropout) = (rows.input(shard.len()), step.draws.dropout(number));
-            let known = |_: &[f32]| (0.0, by_feature.to_vec());
-            let level = Level::Features;
-            Ok(self.model.gradient_through(values, input, level, &mut dropout, &as_it_is, known))
-        };
-        let parts: Result<Vec<Gradient>, TrainError> =
-            shards.par_iter().zip(&derivatives).enumerate().map(of_shard).collect();
-        for part in parts? {
-            add(&mut whole.values, &part.values);
-        }
-        Ok(whole)
-    }
-
-    /// From features to the outputs of each bag of `sizes` or, without bags, of each image.
-    fn gathered_head<'s>(&'s self, sizes: &'s [usize]) -> Box<HeadOf<'s>> {
-        Box::new(move |leaves: &Leaves<'_>, features| {
-            let pooled = match self.bags {
-                Some(bags) => pool_bags(leaves, bags, sizes, features),
-                None => features,
-            };
-            self.model.head(leaves, pooled)
-        })
-    }
-
     fn segmentation_head(&self) -> Box<HeadOf<'_>> {
         Box::new(|leaves: &Leaves<'_>, tokens| {
             let Task::Segmentation { decoder, .. } = self.task else { return tokens };
@@ -380,40 +305,19 @@ impl<'a> Session<'a> {
         units: &[Unit],
         watch: (&Control, &mut dyn FnMut(Progress)),
     ) -> Result<Vec<Vec<f32>>, TrainError> {
-        let cases: Vec<usize> = units.iter().flat_map(|unit| unit.cases.clone()).collect();
         let values = &self.model.place(values);
-        let as_it_is: &HeadOf<'_> = &as_it_is;
-        let of_shard = |input: Input<'_>| {
-            let segments = self.stretch.is_some().then(|| self.segmentation_head());
-            let head = match &segments {
-                Some(head) => &**head,
-                None if self.gathers() => as_it_is,
-                None => return self.model.placed_logits(values, input),
-            };
-            self.model.through(values, input, self.level(), &mut Dropout::off(), head)
-        };
-        let found = self.map_cases(dataset, &cases, Phase::Evaluating, watch, &of_shard)?;
-        if self.gathers() { Ok(self.gathered_outputs(values, units, &found)) } else { Ok(found) }
-    }
-
-    /// The outputs of each unit given its cases' features.
-    fn gathered_outputs(
-        &self,
-        values: &Placed,
-        units: &[Unit],
-        features: &[Vec<f32>],
-    ) -> Vec<Vec<f32>> {
-        let mut features = features;
-        let mut outputs = Vec::with_capacity(units.len());
-        for unit in units {
-            let (own, rest) = features.split_at(unit.cases.len());
-            features = rest;
-            let sizes = [own.len()];
-            let dims = [own.len(), 1, own[0].len()];
-            let head = self.gathered_head(&sizes);
-            outputs.push(self.model.head_outputs_of(values, &own.concat(), dims, &*head));
+        if self.gathers() {
+            return self.gathered_outputs(values, dataset, units, watch);
         }
-        outputs
+        let cases: Vec<usize> = units.iter().map(Unit::first).collect();
+        let of_shard = |input: Input<'_>| {
+            if self.stretch.is_none() {
+                return self.model.placed_logits(values, input);
+            }
+            let (level, head) = (Level::Tokens, self.segmentation_head());
+            self.model.through(values, input, level, &mut Dropout::off(), &*head)
+        };
+        self.map_cases(dataset, &cases, Phase::Evaluating, watch, &of_shard)
     }
 
     /// The pooled features of `cases`, whatever is trained above them.

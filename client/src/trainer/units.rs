@@ -68,6 +68,19 @@ pub(super) fn units(
     Ok(units)
 }
 
+/// All cases of each bag that holds any of `indices`, whatever their labels.
+pub(super) fn whole_bags(dataset: &Dataset, indices: &[usize]) -> Vec<Unit> {
+    let cases = dataset.cases();
+    let mut of_bag: BTreeMap<&str, Vec<usize>> =
+        indices.iter().map(|&index| (cases[index].bag.as_str(), Vec::new())).collect();
+    for (index, case) in cases.iter().enumerate() {
+        if let Some(bag) = of_bag.get_mut(case.bag.as_str()) {
+            bag.push(index);
+        }
+    }
+    of_bag.into_values().map(|cases| Unit { cases }).collect()
+}
+
 fn labelled(task: &Task, dataset: &Dataset, indices: &[usize]) -> Result<Vec<usize>, TrainError> {
     let zeros = vec![0.0; task.head_outputs()];
     let mut labelled = Vec::with_capacity(indices.len());
