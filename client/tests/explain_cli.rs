@@ -101,6 +101,8 @@ fn what_cannot_be_explained_is_one_clear_line() {
     assert!(site.refusal(&["--bag", "p0"]).contains("the run has no bags; name images by --case"));
     assert!(site.refusal(&["--class", "red"]).contains("the run has dark, bright"));
     assert!(site.refusal(&["--top", "0"]).contains("--top 0: must be above 0"));
+    let all_seen = Site::new(|run| run.training.as_mut().unwrap().holdout = 0.0);
+    assert!(all_seen.refusal(&[]).contains("training sees every patient, and no case is named"));
     fs::create_dir(site.path("there")).unwrap();
     let taken = site.explain("there", &["--case", "0.png"]);
     assert!(String::from_utf8(taken.stderr).unwrap().contains("a directory that does not exist"));

@@ -93,6 +93,11 @@ impl Site {
 
     /// What the held-out cases say before and after one round.
     fn before_and_after(&self, data: &Dataset) -> [Evaluation; 2] {
+        self.round(data).1
+    }
+
+    /// The adapter before and after one round, and what the held-out cases say of each.
+    fn round(&self, data: &Dataset) -> ([Values; 2], [Evaluation; 2]) {
         let base = initial(&self.run);
         let split = data.split(0.25);
         let update = self.train(data, &base).unwrap();
@@ -103,7 +108,7 @@ impl Site {
             [&base, &update.values].map(|values| self.evaluate(data, values, &split.holdout));
         assert!(after.loss < before.loss, "{:?} {:?}", before.loss, after.loss);
         assert_eq!(update.metrics.holdout_loss, before.loss);
-        [before, after]
+        ([base, update.values], [before, after])
     }
 }
 
@@ -264,24 +269,20 @@ fn bags_are_learned_from_the_few_images_that_matter() {
     draw_bags(&site, 60);
     let data = site.open().unwrap();
     assert_eq!(trainable(&site.run, &data, &(0..data.len()).collect::<Vec<_>>()).unwrap(), 60);
-    let split = data.split(0.25);
-    let base = initial(&site.run);
-    let update = site.train(&data, &base).unwrap();
-    let [before, after] =
-        [&base, &update.values].map(|values| site.evaluate(&data, values, &split.holdout));
-    assert!(after.loss < before.loss, "{:?} {:?}", before.loss, after.loss);
+    let (values, [before, after]) = site.round(&data);
     assert!(after.auroc > Some(0.9), "{:?} {:?}", before.auroc, after.auroc);
-    assert_eq!(after.cases, split.holdout.len() as u64 / 6);
+    let held = data.split(0.25).holdout;
+    assert_eq!(after.cases, held.len() as u64 / 6);
     // Two of six would have a third if the attention did not tell them apart.
-    let squares = |values: &Values| -> f32 {
+    let squares = |values: Values| -> f32 {
         let positive = |case: &usize| data.cases()[*case].label == Label::Class(1);
-        let seen: Vec<usize> = split.holdout.iter().copied().filter(positive).collect();
-        let shares = site.bag_shares(&data, values, &seen);
+        let seen: Vec<usize> = held.iter().copied().filter(positive).collect();
+        let shares = site.bag_shares(&data, &values, &seen);
         assert_eq!(shares.len(), seen.len());
         let bags = seen.len() as f32 / 6.0;
         shares.iter().filter(|(case, _)| has_square(&data, *case)).map(|(_, s)| s / bags).sum()
     };
-    let [before, after] = [&base, &update.values].map(squares);
+    let [before, after] = values.map(squares);
     assert!(after > 0.5 && after > before, "{before} {after}");
 }
 
