@@ -77,18 +77,29 @@ impl Site {
         train(&work, &Control::default(), &mut |_| {})
     }
 
-    fn evaluate(&self, data: &Dataset, values: &Values, indices: &[usize]) -> Evaluation {
+    /// What `of` makes of an adapter with images to look at.
+    fn infer<T>(
+        &self,
+        data: &Dataset,
+        values: &Values,
+        of: impl FnOnce(&Inference<'_>) -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
         let compute = Compute::cpu();
         let (backbone, manifest) = (&self.backbone, &self.run);
-        let inference = Inference { backbone, manifest, values, dataset: data, compute: &compute };
-        inference.evaluate(indices, &Control::default(), &mut |_| {}).unwrap()
+        of(&Inference { backbone, manifest, values, dataset: data, compute: &compute })
     }
 
-    fn bag_shares(&self, data: &Dataset, values: &Values, indices: &[usize]) -> Vec<(usize, f32)> {
-        let compute = Compute::cpu();
-        let (backbone, manifest) = (&self.backbone, &self.run);
-        let inference = Inference { backbone, manifest, values, dataset: data, compute: &compute };
-        inference.bag_shares(indices, &Control::default(), &mut |_| {}).unwrap()
+    fn evaluate(&self, data: &Dataset, values: &Values, indices: &[usize]) -> Evaluation {
+        self.infer(data, values, |i| i.evaluate(indices, &Control::default(), &mut |_| {})).unwrap()
+    }
+
+    fn bag_shares(
+        &self,
+        data: &Dataset,
+        values: &Values,
+        indices: &[usize],
+    ) -> Result<Vec<(usize, f32)>, TrainError> {
+        self.infer(data, values, |i| i.bag_shares(indices, &Control::default(), &mut |_| {}))
     }
 
     /// What the held-out cases say before and after one round.
@@ -277,13 +288,43 @@ fn bags_are_learned_from_the_few_images_that_matter() {
     let squares = |values: Values| -> f32 {
         let positive = |case: &usize| data.cases()[*case].label == Label::Class(1);
         let seen: Vec<usize> = held.iter().copied().filter(positive).collect();
-        let shares = site.bag_shares(&data, &values, &seen);
+        let shares = site.bag_shares(&data, &values, &seen).unwrap();
         assert_eq!(shares.len(), seen.len());
         let bags = seen.len() as f32 / 6.0;
         shares.iter().filter(|(case, _)| has_square(&data, *case)).map(|(_, s)| s / bags).sum()
     };
     let [before, after] = values.map(squares);
     assert!(after > 0.5 && after > before, "{before} {after}");
+}
+
+/// A linear head says of a weighed mean the weighed mean of what it says of each image alone.
+#[test]
+fn shares_are_those_that_a_bags_outputs_are_made_of() {
+    let site = Site::new(BINARY, "[bags]\nattention_width = 8\n");
+    draw_bags(&site, 3);
+    let data = site.open().unwrap();
+    let mut values = moved(&site.run, 4);
+    // The attention as decided as a trained one is.
+    values.iter_mut().flatten().for_each(|v| *v *= 3.0);
+    let logit = |indices: &[usize]| {
+        let said =
+            site.infer(&data, &values, |i| i.predict(indices, &Control::default(), &mut |_| {}));
+        let p = f64::from(said.unwrap()[0][0]);
+        (p / (1.0 - p)).ln()
+    };
+    // Each image by itself names its whole bag.
+    let shares = site.bag_shares(&data, &values, &[0, 7, 17]).unwrap();
+    assert_eq!(
+        shares.iter().map(|(case, _)| *case).collect::<Vec<_>>(),
+        (0..18).collect::<Vec<_>>()
+    );
+    for bag in shares.chunks(6) {
+        let cases: Vec<usize> = bag.iter().map(|(case, _)| *case).collect();
+        let weighed: f64 = bag.iter().map(|(case, s)| f64::from(*s) * logit(&[*case])).sum();
+        assert!((logit(&cases) - weighed).abs() < 1e-4, "{} {weighed}", logit(&cases));
+        let apart = bag.iter().any(|(_, share)| (share - 1.0 / 6.0).abs() > 0.01);
+        assert!(apart, "all alike shows nothing: {bag:?}");
+    }
 }
 
 fn has_square(data: &Dataset, case: usize) -> bool {
@@ -309,6 +350,9 @@ fn a_bag_has_one_label_and_one_patient() {
         assert!(
             error.to_string().starts_with(&format!("bag `s`: its images have different {what}"))
         );
+        // A bag's shares ask for no label, yet for one patient.
+        let shares = site.bag_shares(&site.open().unwrap(), &initial(&site.run), &[0]);
+        assert_eq!(shares.is_err(), what == "patients", "{shares:?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where an adapted model looked, as a map over an image's patches.
 
 use tributary_shared::architecture::{Architecture, Pool};
+use tributary_shared::contract::AdapterContract;
 use tributary_shared::manifest::{RunManifest, Task};
 
 use super::loss::probabilities;
@@ -57,6 +58,24 @@ pub struct Explainer<'a> {
     values: &'a [Vec<f32>],
 }
 
+impl NotExplained {
+    /// Refuses a run that no map explains; what is explained has this contract.
+    pub fn check(manifest: &RunManifest) -> Result<AdapterContract, Self> {
+        match manifest.task {
+            Task::Segmentation { .. } => return Err(Self::Segmentation),
+            Task::SelfSupervised { .. } => return Err(Self::SelfSupervised),
+            Task::Binary { .. }
+            | Task::MultiClass { .. }
+            | Task::MultiLabel { .. }
+            | Task::Ordinal { .. }
+            | Task::Survival {}
+            | Task::Rehearsal { .. } => {}
+        }
+        let contract = manifest.contract().filter(|contract| contract.adaptation.is_some());
+        contract.ok_or(Self::Rehearsal)
+    }
+}
+
 impl<'a> Explainer<'a> {
     /// Puts the run's model on the device.
     pub fn new(
@@ -65,14 +84,7 @@ impl<'a> Explainer<'a> {
         values: &'a Values,
         compute: &Compute,
     ) -> Result<Self, NotExplained> {
-        if let Task::Segmentation { .. } = manifest.task {
-            return Err(NotExplained::Segmentation);
-        }
-        if let Task::SelfSupervised { .. } = manifest.task {
-            return Err(NotExplained::SelfSupervised);
-        }
-        let contract = manifest.contract().filter(|contract| contract.adaptation.is_some());
-        let contract = contract.ok_or(NotExplained::Rehearsal)?;
+        let contract = NotExplained::check(manifest)?;
         Ok(Self { model: AdaptedVit::new(backbone, &contract, compute), manifest, values })
     }
 

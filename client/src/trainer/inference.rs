@@ -93,16 +93,18 @@ impl Inference<'_> {
 
     /// How much each image counts in its bag, as the run's attention weighs them: each case of the
     /// bags that hold any of `indices`, labelled or not, with its share; a bag's shares sum to 1.
-    /// None without bags.
+    /// None of a run without bags.
     pub fn bag_shares(
         &self,
         indices: &[usize],
         control: &Control,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<(usize, f32)>, TrainError> {
+        let Some(attention) = &self.manifest.bags else { return Ok(Vec::new()) };
+        let bags = whole_bags(self.dataset, indices)?;
+        let watch = (control, progress);
         let session = self.session()?;
-        let bags = whole_bags(self.dataset, indices);
-        let shares = session.bag_shares(self.values, self.dataset, &bags, (control, progress))?;
+        let shares = session.bag_shares(self.values, attention, self.dataset, &bags, watch)?;
         Ok(bags.into_iter().flat_map(|bag| bag.cases).zip(shares.concat()).collect())
     }
 

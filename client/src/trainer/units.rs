@@ -1,6 +1,6 @@
 //! What a step counts: single cases, or bags of them under one label.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tributary_shared::manifest::{RunManifest, Task};
 
@@ -45,40 +45,43 @@ pub(super) fn units(
     if manifest.bags.is_none() {
         return Ok(cases.into_iter().map(|case| Unit { cases: vec![case] }).collect());
     }
-    let mut units: Vec<Unit> = Vec::new();
-    let mut of_bag = BTreeMap::new();
-    for index in cases {
-        let case = &dataset.cases()[index];
-        let Some(at) = of_bag.get(case.bag.as_str()).copied() else {
-            of_bag.insert(case.bag.as_str(), units.len());
-            units.push(Unit { cases: vec![index] });
-            continue;
-        };
-        let unit: &mut Unit = &mut units[at];
-        let first = &dataset.cases()[unit.first()];
-        let differs = |what| Err(DataError::Bag { bag: case.bag.clone(), what }.into());
-        if first.label != case.label {
-            return differs("labels");
-        }
-        if first.patient != case.patient {
-            return differs("patients");
-        }
-        unit.cases.push(index);
+    let bags = gathered(dataset, &cases)?;
+    let label = |index: &usize| &dataset.cases()[*index].label;
+    match bags.iter().find(|bag| bag.cases.iter().any(|case| label(case) != label(&bag.first()))) {
+        Some(bag) => Err(unfit_bag(dataset, bag.first(), "labels")),
+        None => Ok(bags),
     }
-    Ok(units)
 }
 
 /// All cases of each bag that holds any of `indices`, whatever their labels.
-pub(super) fn whole_bags(dataset: &Dataset, indices: &[usize]) -> Vec<Unit> {
-    let cases = dataset.cases();
-    let mut of_bag: BTreeMap<&str, Vec<usize>> =
-        indices.iter().map(|&index| (cases[index].bag.as_str(), Vec::new())).collect();
-    for (index, case) in cases.iter().enumerate() {
-        if let Some(bag) = of_bag.get_mut(case.bag.as_str()) {
-            bag.push(index);
+pub(super) fn whole_bags(dataset: &Dataset, indices: &[usize]) -> Result<Vec<Unit>, TrainError> {
+    let bag = |index: usize| dataset.cases()[index].bag.as_str();
+    let asked: BTreeSet<&str> = indices.iter().map(|index| bag(*index)).collect();
+    let cases: Vec<usize> = (0..dataset.len()).filter(|&case| asked.contains(bag(case))).collect();
+    gathered(dataset, &cases)
+}
+
+/// The bags of `cases`, in the order of their first cases; each has one patient.
+fn gathered(dataset: &Dataset, cases: &[usize]) -> Result<Vec<Unit>, TrainError> {
+    let mut bags: Vec<Unit> = Vec::new();
+    let mut of_bag = BTreeMap::new();
+    for &index in cases {
+        let case = &dataset.cases()[index];
+        let at = *of_bag.entry(case.bag.as_str()).or_insert(bags.len());
+        let Some(bag) = bags.get_mut(at) else {
+            bags.push(Unit { cases: vec![index] });
+            continue;
+        };
+        if dataset.cases()[bag.first()].patient != case.patient {
+            return Err(unfit_bag(dataset, index, "patients"));
         }
+        bag.cases.push(index);
     }
-    of_bag.into_values().map(|cases| Unit { cases }).collect()
+    Ok(bags)
+}
+
+fn unfit_bag(dataset: &Dataset, case: usize, what: &'static str) -> TrainError {
+    DataError::Bag { bag: dataset.cases()[case].bag.clone(), what }.into()
 }
 
 fn labelled(task: &Task, dataset: &Dataset, indices: &[usize]) -> Result<Vec<usize>, TrainError> {

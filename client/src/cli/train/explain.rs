@@ -18,7 +18,7 @@ use crate::cli::{Format, print};
 use crate::data::{Dataset, marked};
 use crate::metrics::Pointing;
 use crate::model::Compute;
-use crate::trainer::{Control, Explained, Explainer, Inference, stretched};
+use crate::trainer::{Control, Explained, Explainer, Inference, NotExplained, stretched};
 
 /// Cases explained when none is named.
 const CASES_DEFAULT: usize = 16;
@@ -86,11 +86,11 @@ pub(super) fn run(args: &ExplainArgs, format: Format) -> Result<(), Failure> {
         let line = "--bag: the run has no bags; name images by --case";
         return Err(Failure::invalid("arguments", line));
     }
+    let unfit = |e: NotExplained| Failure::invalid("task", e.to_string());
+    NotExplained::check(&manifest).map_err(unfit)?;
     let backbone = read_backbone(&args.adapted.backbone, &manifest)?;
     let values = read_adapter(&args.adapted.adapter, &manifest)?;
     let compute = Compute::cpu();
-    let explainer = Explainer::new(&backbone, &manifest, &values, &compute)
-        .map_err(|e| Failure::invalid("task", e.to_string()))?;
     let dataset = args.images.of_run(&manifest)?;
     let mut cases = chosen(args, &manifest, &dataset)?;
     let inference = Inference {
@@ -104,6 +104,8 @@ pub(super) fn run(args: &ExplainArgs, format: Format) -> Result<(), Failure> {
     if !args.bags.is_empty() {
         cases = heaviest(&dataset, cases, &shares, args.most);
     }
+    // After the shares, whose own copy of the frozen weights is gone by now.
+    let explainer = Explainer::new(&backbone, &manifest, &values, &compute).map_err(unfit)?;
     make_private(&args.out)?;
     let (task, dataset) = (&manifest.task, &dataset);
     let explaining = Explaining { args, task, explainer, dataset, class, shares };
@@ -122,9 +124,6 @@ fn shares_in_bags(
     inference: &Inference<'_>,
     cases: &[usize],
 ) -> Result<BTreeMap<usize, f32>, Failure> {
-    if inference.manifest.bags.is_none() {
-        return Ok(BTreeMap::new());
-    }
     let mut display = Display::new();
     let shares = inference
         .bag_shares(cases, &Control::default(), &mut |progress| display.show(progress))
@@ -257,7 +256,7 @@ fn chosen(
     manifest: &RunManifest,
     dataset: &Dataset,
 ) -> Result<Vec<usize>, Failure> {
-    if let [_, ..] = args.bags[..] {
+    if !args.bags.is_empty() {
         return in_bags(args, dataset);
     }
     if args.cases.is_empty() {

@@ -2,6 +2,7 @@
 
 use burn::tensor::activation::softmax;
 use rayon::prelude::*;
+use tributary_shared::bags::Bags;
 use tributary_shared::manifest::Task;
 
 use super::reading::rows_of;
@@ -103,15 +104,15 @@ impl Session<'_> {
         })
     }
 
-    /// How much each case of each unit, a bag, counts in it; each bag's sum to 1. None without bags.
+    /// How much each case of each unit, a bag, counts in it; each bag's sum to 1.
     pub(in crate::trainer) fn bag_shares(
         &self,
         values: &[Vec<f32>],
+        bags: &Bags,
         dataset: &Dataset,
         units: &[Unit],
         watch: (&Control, &mut dyn FnMut(Progress)),
     ) -> Result<Vec<Vec<f32>>, TrainError> {
-        let Some(bags) = self.bags else { return Ok(Vec::new()) };
         let values = &self.model.place(values);
         self.of_each_unit(values, dataset, units, watch, &|leaves, features| {
             let scores = bag_scores(leaves, bags, features);
