@@ -274,10 +274,7 @@ impl Job {
         let update = match trained {
             Ok(update) => update,
             Err(unfinished) => {
-                // What ended the training is what counts; a sweep takes what stays behind.
-                if let Err(error) = writer.abandon() {
-                    tracing::warn!("the room kept for the delta cannot be given back: {error}");
-                }
+                writer.abandon();
                 return Err(unfinished);
             }
         };
