@@ -34,12 +34,12 @@ use self::directory::SiteDirectory;
 use self::outbox::Outbox;
 use self::progress::Display;
 use self::status::Reporter;
-use self::witness::Keeper;
+use self::witness::{Keeper, Unfollowed};
 use self::work::Work;
 use crate::clock;
 use crate::config::site::SiteConfig;
 use crate::ledger::{Entry, Event, Ledger, LedgerError, Standing};
-use crate::transport::{Backoff, CallError, Coordinator};
+use crate::transport::{Backoff, CERTIFICATE_NOT_ACCEPTED, CallError, Coordinator};
 
 pub use work::source;
 
@@ -59,8 +59,8 @@ enum Halt {
     Call(CallError),
     /// The site's own machine said no; it may be mended while the program waits.
     Local(Failure),
-    /// Going on would be wrong.
-    Stop(Failure),
+    /// Going on would be wrong until a person has mended or explained it.
+    Wrong(Failure),
 }
 
 impl From<CallError> for Halt {
@@ -75,7 +75,8 @@ impl From<LedgerError> for Halt {
     }
 }
 
-/// Takes part until `shutdown`, or until going on is no use or would be wrong.
+/// Takes part until `shutdown`. Ends before that for a configuration that can't work alone: every
+/// trouble of the coordinator and of the network is waited out.
 pub async fn run(
     config: SiteConfig,
     display: Display,
@@ -109,6 +110,8 @@ struct Site {
     coordinator: Option<Coordinator>,
     /// Whether the coordinator knows us since the last trouble.
     greeted: bool,
+    /// Whether a connection ever came about: from then on the configuration is known to work.
+    connected: bool,
     /// Images and backbone of the run that was last worked on, by its manifest.
     prepared: Option<(Digest, Arc<Work>)>,
     idle_polls: u32,
@@ -154,6 +157,7 @@ impl Site {
             activity: watch::Sender::new(Activity::default()),
             coordinator: None,
             greeted: false,
+            connected: false,
             prepared: None,
             idle_polls: 0,
         })
@@ -170,21 +174,32 @@ impl Site {
         let _ = SystemRandom::new().fill(&mut seed);
         let mut backoff = Backoff::new(seed);
         loop {
-            let trouble = match self.step().await {
+            let (failure, for_people) = match self.step().await {
                 Ok(()) => {
                     backoff.reset();
                     continue;
                 }
-                Err(Halt::Stop(failure) | Halt::Call(CallError::Fatal(failure))) => {
+                Err(Halt::Call(CallError::Fatal(failure))) if !self.connected => {
                     return Err(failure);
+                }
+                Err(Halt::Wrong(failure) | Halt::Call(CallError::Fatal(failure))) => {
+                    (failure, true)
+                }
+                Err(Halt::Call(CallError::Rejected(failure)))
+                    if failure.code == CERTIFICATE_NOT_ACCEPTED =>
+                {
+                    self.read_identity_again();
+                    (failure, true)
                 }
                 Err(
                     Halt::Local(failure)
                     | Halt::Call(CallError::Unreachable(failure) | CallError::Rejected(failure)),
-                ) => failure.to_string(),
+                ) => (failure, false),
             };
+            let trouble = failure.to_string();
             self.greeted = false;
-            let wait = backoff.next_wait();
+            let wait =
+                if for_people { backoff.next_wait_for_people() } else { backoff.next_wait() };
             let known = self.activity.borrow().trouble == trouble;
             if known {
                 tracing::debug!("{trouble}; trying again in {:.1} s", wait.as_secs_f64());
@@ -203,8 +218,9 @@ impl Site {
         if !self.greeted {
             self.greet().await?;
         }
-        self.deliver_owed().await?;
+        // Nothing leaves the building under a history that was rewritten.
         self.witness().await?;
+        self.deliver_owed().await?;
         self.activity.send_if_modified(|a| {
             let changed = a.phase != Phase::Waiting;
             a.rest();
@@ -232,11 +248,12 @@ impl Site {
             let proxy = self.config.proxy.as_deref();
             let connected = Coordinator::connect(&address, &self.identity, proxy).await?;
             self.coordinator = Some(connected);
+            self.connected = true;
         }
         let reply = self.coordinator()?.hello().await?;
         if reply.log_verifier_key != self.identity.log_verifier_key {
             let message = "the coordinator's log has another key than at enrolment";
-            return Err(Halt::Stop(Failure::refused("log_key", message).hint(
+            return Err(Halt::Wrong(Failure::refused("log_key", message).hint(
                 "its history was begun anew or it is another coordinator: call the consortium",
             )));
         }
@@ -256,10 +273,29 @@ impl Site {
         Ok(())
     }
 
-    /// Follows the coordinator's history, or stops before one that was rewritten.
+    /// Takes up a certificate that `enroll --renew` has put in place of the refused one.
+    fn read_identity_again(&mut self) {
+        self.coordinator = None;
+        let folder = directory::identity_of(&self.config.directory);
+        let same = |found: &Identity| {
+            found.member == self.identity.member
+                && found.consortium == self.identity.consortium
+                && found.log_verifier_key == self.identity.log_verifier_key
+        };
+        match Identity::load(&folder) {
+            Ok(found) if same(&found) => self.identity = found,
+            Ok(found) => tracing::warn!("{} holds another identity: {found:?}", folder.display()),
+            Err(error) => tracing::warn!("the identity: {}", chain(&error)),
+        }
+    }
+
+    /// Follows the coordinator's history, and halts before one that was rewritten.
     async fn witness(&mut self) -> Result<(), Halt> {
         let reply = self.coordinator()?.checkpoint(self.keeper.size()).await?;
-        tokio::task::block_in_place(|| self.keeper.follow(&reply)).map_err(Halt::Stop)
+        tokio::task::block_in_place(|| self.keeper.follow(&reply)).map_err(|e| match e {
+            Unfollowed::Disk(error) => Halt::disk("the witness file", &error),
+            Unfollowed::Broken(failure) => Halt::Wrong(failure),
+        })
     }
 
     fn coordinator(&self) -> Result<&Coordinator, Halt> {

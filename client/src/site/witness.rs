@@ -15,6 +15,15 @@ const NOTE_BYTES_MAX: usize = 16 * 1024;
 /// Most hashes of a consistency proof: a log of 2^64 leaves needs no more.
 const PROOF_HASHES_MAX: usize = 130;
 
+/// Why the log was not followed.
+#[derive(Debug)]
+pub(super) enum Unfollowed {
+    /// The site's own disk said no.
+    Disk(io::Error),
+    /// The log does not continue the head that is held.
+    Broken(Failure),
+}
+
 /// The witness and its file.
 #[derive(Debug)]
 pub(super) struct Keeper {
@@ -49,9 +58,9 @@ impl Keeper {
         self.witness.size()
     }
 
-    /// Follows the log to the head in `reply`, durably. A failure is the end: the head held and
-    /// the head offered are both in it, and the file keeps the former as evidence.
-    pub(super) fn follow(&mut self, reply: &v1::CheckpointReply) -> Result<(), Failure> {
+    /// Follows the log to the head in `reply`, durably. A log that does not continue the head held
+    /// is named with both heads, and the file keeps the former as evidence.
+    pub(super) fn follow(&mut self, reply: &v1::CheckpointReply) -> Result<(), Unfollowed> {
         if reply.note.len() > NOTE_BYTES_MAX || reply.consistency.len() > PROOF_HASHES_MAX {
             return Err(broken("the coordinator's checkpoint is of excessive length".to_owned()));
         }
@@ -63,12 +72,12 @@ impl Keeper {
         match self.witness.advance(&reply.note, &proof) {
             Ok(head) if head.size == before => Ok(()),
             Ok(_) => write_durably(&self.path, self.witness.to_json().as_bytes(), 0o600)
-                .map_err(|e| Failure::invalid("witness", format!("{}: {e}", self.path.display()))),
+                .map_err(Unfollowed::Disk),
             Err(refusal) => Err(self.refused(&refusal, &reply.note)),
         }
     }
 
-    fn refused(&self, refusal: &WitnessRefusal, offered: &str) -> Failure {
+    fn refused(&self, refusal: &WitnessRefusal, offered: &str) -> Unfollowed {
         let held = self.witness.checkpoint().map_or_else(
             || "none".to_owned(),
             |head| format!("size {} root {}", head.size, head.root),
@@ -81,8 +90,8 @@ impl Keeper {
     }
 }
 
-fn broken(message: String) -> Failure {
-    Failure::refused("history_not_continued", message).hint(
+fn broken(message: String) -> Unfollowed {
+    Unfollowed::Broken(Failure::refused("history_not_continued", message).hint(
         "this site takes no part until it is explained: keep its directory, call the consortium",
-    )
+    ))
 }

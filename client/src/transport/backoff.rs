@@ -7,8 +7,10 @@ use rand_chacha::ChaCha12Rng;
 
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
+/// Longest wait for what a person must mend.
+const LONGEST_FOR_PEOPLE: Duration = Duration::from_secs(120);
 
-/// Doubling waits up to half a minute, each shortened at random by up to a half, so that sites cut
+/// Doubling waits up to half a minute (two minutes where a person must act), each shortened at random by up to a half, so that sites cut
 /// off together do not come back together.
 #[derive(Debug)]
 pub struct Backoff {
@@ -24,7 +26,16 @@ impl Backoff {
 
     /// The wait after one more failure.
     pub fn next_wait(&mut self) -> Duration {
-        let longest = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        self.wait_up_to(LONGEST)
+    }
+
+    /// The wait after one more failure that only a person can mend.
+    pub fn next_wait_for_people(&mut self) -> Duration {
+        self.wait_up_to(LONGEST_FOR_PEOPLE)
+    }
+
+    fn wait_up_to(&mut self, most: Duration) -> Duration {
+        let longest = FIRST.saturating_mul(1 << self.failures.min(16)).min(most);
         self.failures += 1;
         longest.mul_f64(self.rng.random_range(0.5..1.0))
     }
@@ -47,6 +58,8 @@ mod tests {
             let wait = backoff.next_wait();
             assert!(wait >= longest / 2 && wait <= longest, "{failures}: {wait:?}");
         }
+        let patient = backoff.next_wait_for_people();
+        assert!(patient >= LONGEST_FOR_PEOPLE / 2 && patient <= LONGEST_FOR_PEOPLE, "{patient:?}");
         backoff.reset();
         assert!(backoff.next_wait() <= FIRST);
     }

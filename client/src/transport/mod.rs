@@ -22,6 +22,9 @@ pub use transfer::{Download, Upload};
 /// Longest wait for the answer to one small call.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The failure code of a coordinator that does not take our certificate.
+pub const CERTIFICATE_NOT_ACCEPTED: &str = "certificate_not_accepted";
+
 /// Why a call gave no answer.
 #[derive(Debug)]
 pub enum CallError {
@@ -29,7 +32,7 @@ pub enum CallError {
     Unreachable(Failure),
     /// The coordinator answered and would not have it: try again later, for a person may mend it.
     Rejected(Failure),
-    /// Our certificate is not accepted, or our configuration can't work: trying again is no use.
+    /// Our configuration can't work: trying again is no use.
     Fatal(Failure),
 }
 
@@ -45,8 +48,9 @@ impl CallError {
         match error {
             ConnectError::Address { .. }
             | ConnectError::ProxyAddress { .. }
-            | ConnectError::Certificate { .. }
             | ConnectError::Identity(_) => Self::Fatal(failure),
+            // A coordinator restored from a backup may lack this site's enrolment for a while.
+            ConnectError::Certificate { .. } => Self::Rejected(failure),
             ConnectError::Unreachable { .. }
             | ConnectError::Proxy { .. }
             | ConnectError::Server { .. }
@@ -57,11 +61,13 @@ impl CallError {
 
     fn from_status(address: &str, status: &Status) -> Self {
         let failure = status_failure(address, status);
-        if failure.code == "certificate_not_accepted" {
-            return Self::Fatal(failure);
+        if failure.code == CERTIFICATE_NOT_ACCEPTED {
+            return Self::Rejected(failure);
         }
         match status.code() {
-            Code::Unauthenticated => Self::Fatal(failure),
+            Code::Unauthenticated => {
+                Self::Rejected(Failure { code: CERTIFICATE_NOT_ACCEPTED, ..failure })
+            }
             Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
@@ -193,5 +199,27 @@ impl Coordinator {
             Ok(Err(status)) => Err(CallError::from_status(&self.address, &status)),
             Err(_) => Err(CallError::timeout(&self.address)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Failed before: both ended the program, and a coordinator restored from an older backup
+    /// lost every site that had enrolled since.
+    #[test]
+    fn a_certificate_that_is_not_accepted_is_waited_out() {
+        let unknown = Status::unauthenticated("the certificate of site/a is revoked");
+        let refused = ConnectError::Certificate {
+            address: "a:1".to_owned(),
+            source: std::io::Error::other("bad certificate"),
+        };
+        for error in [CallError::from_status("a:1", &unknown), CallError::from_connect(&refused)] {
+            let CallError::Rejected(failure) = error else { panic!("{error:?}") };
+            assert_eq!(failure.code, CERTIFICATE_NOT_ACCEPTED);
+        }
+        let address = ConnectError::Address { address: "nonsense".to_owned() };
+        assert!(matches!(CallError::from_connect(&address), CallError::Fatal(_)));
     }
 }
