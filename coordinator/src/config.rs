@@ -19,6 +19,9 @@ const OVERRIDE_PREFIX: &str = "TRIBUTARY__";
 /// Where every key is explained.
 const SAMPLE: &str = "deploy/coordinator.toml";
 
+/// Largest reserve that can be asked for, mebibytes: one tebibyte.
+const RESERVE_MIB_MAX: u32 = 1 << 20;
+
 /// Where the coordinator listens unless told: this machine alone can reach it.
 const LISTEN_DEFAULT: &str = "127.0.0.1:8443";
 
@@ -35,6 +38,8 @@ pub struct CoordinatorConfig {
     pub directory: PathBuf,
     /// The SQLite file.
     pub database: PathBuf,
+    /// Bytes of disk that uploads may not take; reckoned from the open runs when absent.
+    pub reserve_bytes: Option<u64>,
     /// HTTP/2 receive windows.
     pub windows: Windows,
     /// How the log is written.
@@ -91,6 +96,8 @@ struct File {
     #[serde(default)]
     database: Database,
     #[serde(default)]
+    disk: Disk,
+    #[serde(default)]
     transport: Transport,
     #[serde(default)]
     log: Log,
@@ -100,6 +107,12 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Database {
     url: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Disk {
+    reserve_mib: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -146,6 +159,7 @@ impl CoordinatorConfig {
             address: written.address,
             directory,
             database,
+            reserve_bytes: reserve_bytes(file, &written.disk)?,
             windows: windows(file, &written.transport)?,
             log: written.log,
         })
@@ -174,6 +188,17 @@ fn sqlite_path<'u>(file: &Path, url: &'u str) -> Result<&'u str, Failure> {
     url.strip_prefix("sqlite://")
         .filter(|path| !path.is_empty() && !path.contains(['?', '\0']))
         .ok_or_else(|| invalid(file, "database.url", "not the URL of a SQLite file", mend))
+}
+
+fn reserve_bytes(file: &Path, disk: &Disk) -> Result<Option<u64>, Failure> {
+    match disk.reserve_mib {
+        None => Ok(None),
+        Some(mib) if (1..=RESERVE_MIB_MAX).contains(&mib) => Ok(Some(u64::from(mib) << 20)),
+        Some(mib) => {
+            let problem = format!("{mib} is not between 1 and {RESERVE_MIB_MAX}");
+            Err(invalid(file, "disk.reserve_mib", &problem, "write mebibytes, or leave it out"))
+        }
+    }
 }
 
 fn windows(file: &Path, transport: &Transport) -> Result<Windows, Failure> {
@@ -312,6 +337,7 @@ mod tests {
         assert_eq!(config.address, None);
         assert_eq!(config.database, Path::new("/srv/t/./tributary.db"));
         assert_eq!(config.windows, Windows::default());
+        assert_eq!(config.reserve_bytes, None);
         assert_eq!(config.log, Log { format: LogFormat::Text, level: Level::Info });
     }
 
@@ -367,6 +393,7 @@ mod tests {
             ("[database]\nurl = \"mysql://h\"", "database.url", "sqlite://"),
             ("[transport]\nstream_window_mib = 0", "transport.stream_window_mib", "mebibytes"),
             ("[transport]\nconnection_window_mib = 1", "connection_window_mib", "at least"),
+            ("[disk]\nreserve_mib = 0", "disk.reserve_mib", "mebibytes"),
             ("[log]\nlevel = \"loud\"", "coordinator.toml:3: level", SAMPLE),
             ("[log]\ncolour = true", "coordinator.toml:3: colour", SAMPLE),
             ("log = [", "coordinator.toml:2", SAMPLE),

@@ -16,5 +16,6 @@ pub mod membership;
 pub mod round;
 pub mod rpc;
 pub mod serve;
+pub mod space;
 pub mod store;
 pub mod unbroken;

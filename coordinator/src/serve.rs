@@ -1,7 +1,7 @@
 //! The composition root: opens what the service stands on, recovers, serves, and stops in order.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::membership::{Authority, FOUNDER, server_identity};
 use crate::round::event::RegistryEvent;
 use crate::round::record::{Event, Stream};
 use crate::rpc::Services;
+use crate::space::Space;
 use crate::store::{Certificate, CommitError, Store, StoreError};
 
 /// How long calls in progress may take to end once the coordinator is told to stop.
@@ -56,7 +57,9 @@ pub async fn serve(
         Acceptor::new(&identity).map_err(|e| Failure::invalid("server_certificate", chain(&e)))?;
     let signals = Signals::listen()?;
     let stop = CancellationToken::new();
-    let driver = Driver::start(store.clone(), blobs, acceptor.connections(), stop.clone())
+    let space = Space::of(&[&config.directory, database_folder(config)], config.reserve_bytes);
+    let connections = acceptor.connections();
+    let driver = Driver::start(store.clone(), blobs, connections, space, stop.clone())
         .await
         .map_err(|e| driver_failure(&e))?;
     let listener = TcpListener::bind(config.listen).await.map_err(|e| bind_failure(config, &e))?;
@@ -99,6 +102,14 @@ async fn drained(stop: &CancellationToken) {
 /// Opens the database, creating it or bringing its schema up to date.
 pub async fn open_store(config: &CoordinatorConfig) -> Result<Store, Failure> {
     Store::open(&config.database).await.map_err(|e| store_failure(&e))
+}
+
+/// The folder that the database's journal needs room in.
+fn database_folder(config: &CoordinatorConfig) -> &Path {
+    match config.database.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        Some(_) | None => Path::new("."),
+    }
 }
 
 fn open_blobs(config: &CoordinatorConfig) -> Result<Blobs, Failure> {
@@ -221,7 +232,7 @@ impl Signals {
 }
 
 /// A certificate that cannot be used leaves the present one in place.
-fn reload(acceptor: &Acceptor, directory: &std::path::Path) {
+fn reload(acceptor: &Acceptor, directory: &Path) {
     let reloaded = server_identity(directory)
         .map_err(|e| chain(&e))
         .and_then(|identity| acceptor.reload(&identity).map_err(|e| chain(&e)));

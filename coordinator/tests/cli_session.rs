@@ -150,6 +150,17 @@ fn a_run_is_started_watched_pulled_and_stopped() {
     refused(coordinator.failure(&["run", "show", "nope"]), 1, "no run `nope`");
     let shown = coordinator.data(&["run", "show", "rehearsal"]);
     assert_eq!(shown["state"], "waiting");
+    let status = coordinator.data(&["status"]);
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        (&status["disk"]["short"], &status["disk"]["short_since"]),
+        (&false.into(), &Value::Null)
+    );
+    assert_eq!(status["disk"]["reserve_bytes"], 64 << 20);
+    assert_eq!(
+        (&status["runs"][0]["name"], &status["runs"][0]["state"]),
+        (&"rehearsal".into(), &"waiting".into())
+    );
     assert_eq!(shown["manifest_digest"], started["manifest_digest"]);
     assert_eq!(coordinator.data(&["run", "ls"])[0]["rounds_asked"], 2);
     refused(coordinator.failure(&["run", "wait", "rehearsal", "--timeout", "1s"]), 3, "within 1s");

@@ -14,6 +14,7 @@ mod runs;
 mod service;
 mod session;
 mod show;
+mod status;
 
 pub use operator::operator;
 pub use service::service;

@@ -11,7 +11,7 @@ use tributary_shared::outcome::{ExitCode, Failure};
 use super::audit::{AuditCommand, audit};
 use super::members::{PersonCommand, SiteCommand, person, site};
 use super::session::Globals;
-use super::{Answer, Format, Program, enroll, log, pull, run, runs, show};
+use super::{Answer, Format, Program, enroll, log, pull, run, runs, show, status};
 
 /// The operator's and the auditor's command line.
 ///
@@ -29,6 +29,8 @@ struct Tributary {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the coordinator: its version, its disk, its runs
+    Status,
     /// Invite, list, suspend and revoke sites
     #[command(subcommand)]
     Site(SiteCommand),
@@ -135,6 +137,7 @@ impl Program for Tributary {
 
 async fn dispatch(command: Command, mut globals: Globals) -> Result<Answer, Failure> {
     match command {
+        Command::Status => status::status(&globals).await,
         Command::Site(command) => site(command, &globals).await,
         Command::Operator(command) => person(Role::Operator, command, &globals).await,
         Command::Auditor(command) => person(Role::Auditor, command, &globals).await,

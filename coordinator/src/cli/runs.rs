@@ -102,9 +102,17 @@ pub(super) async fn list(globals: &Globals) -> Result<Answer, Failure> {
     let reply = session.ask(session.client.clone().list_runs(ListRunsRequest {})).await?;
     let data: Vec<RunLine<'_>> = reply.runs.iter().map(RunLine::from).collect();
     if data.is_empty() {
-        let text = "No runs yet; start one with `tributary run start run.toml`.";
-        return Ok(Answer::new(data, text));
+        return Ok(Answer::new(data, NO_RUNS));
     }
+    let text = run_table(&reply.runs);
+    Ok(Answer::new(data, text))
+}
+
+/// What is said where no run was started yet.
+pub(super) const NO_RUNS: &str = "No runs yet; start one with `tributary run start run.toml`.";
+
+/// One line a run.
+pub(super) fn run_table(runs: &[RunRow]) -> String {
     let row = |run: &RunRow| {
         vec![
             run.name.clone(),
@@ -116,8 +124,7 @@ pub(super) async fn list(globals: &Globals) -> Result<Answer, Failure> {
         ]
     };
     let headings = ["RUN", "STATE", "ROUNDS", "STARTED", "ENDED", "DETAIL"];
-    let text = table(&headings, &[2], reply.runs.iter().map(row).collect());
-    Ok(Answer::new(data, text))
+    table(&headings, &[2], runs.iter().map(row).collect())
 }
 
 /// Whether a run in `state` is over.

@@ -4,6 +4,7 @@
 mod live;
 mod members;
 mod publish;
+mod room;
 #[cfg(test)]
 mod tests;
 mod ticker;
@@ -21,6 +22,7 @@ use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
 use tributary_shared::tensors::Header;
 use tributary_shared::terms::{SiteMetrics, Terms};
+use tributary_shared::timestamp::Timestamp;
 
 pub use live::{LiveRun, Snapshot};
 pub use members::{Members, Standing};
@@ -34,6 +36,7 @@ use crate::round::lease::Progress;
 use crate::round::record::Event;
 use crate::round::seat::Accepted;
 use crate::round::{Command, CorruptHistory, Run};
+use crate::space::Space;
 use crate::store::{CommitError, MemberState, StartError, StateError, Store, StoreError};
 use crate::unbroken::{Interrupted, to_the_end};
 
@@ -124,6 +127,8 @@ struct Inner {
     store: Store,
     blobs: Blobs,
     members: Members,
+    space: Space,
+    started: Timestamp,
     runs: RwLock<BTreeMap<RunName, Arc<LiveRun>>>,
     uploads: uploads::Uploads,
     /// Bumped whenever somebody waiting (a site, the ticker) should look again.
@@ -139,6 +144,7 @@ impl Driver {
         store: Store,
         blobs: Blobs,
         connections: Connections,
+        space: Space,
         stop: CancellationToken,
     ) -> Result<Self, DriverError> {
         let members = Members::load(&store, connections).await?;
@@ -146,6 +152,8 @@ impl Driver {
             store,
             blobs,
             members,
+            space,
+            started: clock::now(),
             runs: RwLock::default(),
             uploads: uploads::Uploads::default(),
             changed: watch::Sender::new(0),
@@ -180,6 +188,11 @@ impl Driver {
     /// Uploads under way.
     pub fn uploads(&self) -> &uploads::Uploads {
         &self.0.uploads
+    }
+
+    /// When this process began.
+    pub fn started(&self) -> Timestamp {
+        self.0.started
     }
 
     /// Changes whenever a waiting site should look again.

@@ -9,7 +9,9 @@ use super::*;
 async fn driver(directory: &Path) -> Driver {
     let store = Store::open(&directory.join("tributary.db")).await.unwrap();
     let blobs = Blobs::at(directory).unwrap();
-    Driver::start(store, blobs, Connections::default(), CancellationToken::new()).await.unwrap()
+    let (connections, stop) = (Connections::default(), CancellationToken::new());
+    let space = Space::of(&[directory], Some(1 << 20));
+    Driver::start(store, blobs, connections, space, stop).await.unwrap()
 }
 
 fn rehearsal(name: &str) -> RunManifest {

@@ -28,6 +28,16 @@ impl OperatorService {
         Self(services)
     }
 
+    /// Every run, the newest first.
+    async fn run_rows(&self) -> Vec<v1::RunRow> {
+        let mut runs = Vec::new();
+        for run in self.0.driver.runs().await {
+            runs.push(run.read(rows::run).await);
+        }
+        runs.sort_by_key(|row| std::cmp::Reverse(row.started_ms));
+        runs
+    }
+
     async fn change_state(
         &self,
         by: &Member,
@@ -50,6 +60,19 @@ type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Operator for OperatorService {
+    async fn status(
+        &self,
+        _: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusReply>, Status> {
+        let driver = &self.0.driver;
+        Ok(Response::new(v1::StatusReply {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_ms: driver.started().as_millis(),
+            disk: Some(rows::disk(&driver.room().await)),
+            runs: self.run_rows().await,
+        }))
+    }
+
     async fn invite(
         &self,
         request: Request<v1::InviteRequest>,
@@ -133,12 +156,7 @@ impl Operator for OperatorService {
         &self,
         _: Request<v1::ListRunsRequest>,
     ) -> Result<Response<v1::ListRunsReply>, Status> {
-        let mut runs = Vec::new();
-        for run in self.0.driver.runs().await {
-            runs.push(run.read(rows::run).await);
-        }
-        runs.sort_by_key(|row| std::cmp::Reverse(row.started_ms));
-        Ok(Response::new(v1::ListRunsReply { runs }))
+        Ok(Response::new(v1::ListRunsReply { runs: self.run_rows().await }))
     }
 
     async fn show_run(

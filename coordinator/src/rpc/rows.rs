@@ -10,6 +10,7 @@ use tributary_shared::timestamp::Timestamp;
 use crate::driver::Snapshot;
 use crate::round::seat::Seat;
 use crate::round::{PastRound, Phase, Run};
+use crate::space::Room;
 use crate::store::{Invitation, MemberRow};
 
 /// How often each site was accepted, refused and lost, over all runs.
@@ -68,6 +69,17 @@ pub(super) fn sites(
     }
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     rows
+}
+
+/// The disk.
+pub(super) fn disk(room: &Room) -> v1::Disk {
+    v1::Disk {
+        free_bytes: room.free_bytes,
+        reserve_bytes: room.reserve_bytes,
+        short: room.short_since.is_some(),
+        short_since_ms: room.short_since.map_or(0, Timestamp::as_millis),
+        arriving_bytes: room.arriving_bytes,
+    }
 }
 
 /// A run as one line.
