@@ -201,7 +201,7 @@ fn the_history_is_exported_and_proven_and_a_flipped_byte_is_found() {
     let bytes = usize::try_from(std::fs::metadata(&history).unwrap().len()).unwrap();
     flip(&history, &coordinator.path("flipped"), bytes / 2);
     let flipped = ["audit", "verify", "--file", "flipped", "--key", "state/log.vkey"];
-    refused(coordinator.failure(&flipped), 1, "NOT verified");
+    refused(coordinator.failure(&flipped), 1, "NOT VERIFIED");
     let missing = ["audit", "verify", "--file", "none", "--key", "state/log.vkey"];
     refused(coordinator.failure(&missing), 4, "none");
 }

@@ -6,6 +6,9 @@ use crate::augment::Augment;
 use crate::manifest::{InvalidManifest, require};
 use crate::task::Task;
 
+/// The words with which a site says that its loss or gradient left the finite numbers.
+pub const DIVERGED: &str = "training diverged";
+
 /// How a site trains in one round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -164,11 +164,22 @@ fn an_export_proves_itself_offline_and_an_altered_one_is_named() {
     scratch.federation.operator(audit).unwrap();
     let key = scratch.federation.coordinator_directory().join("log.vkey");
     let key = key.to_str().unwrap();
-    // Nothing of the federation is needed any more but the file and the key.
+    let without = scratch.folder.path().join("bare.export");
+    let without = without.to_str().unwrap();
+    scratch.federation.operator(["audit", "export", "--out", without]).unwrap();
+    let bare = ["audit", "verify", "--file", without, "--key", key, "--require-tensors"];
+    // Nothing of the federation is needed any more but the files and the key.
     scratch.federation.kill_all();
     let verify = ["audit", "verify", "--file", path, "--key", key];
     let report = scratch.federation.operator(verify).unwrap().data;
     assert_eq!(report["verified"], true, "{report}");
+    let all = [&verify[..], &["--require-tensors"]].concat();
+    assert_eq!(scratch.federation.operator(all.iter().copied()).unwrap().data["verified"], true);
+    let bare = scratch.federation.operator(bare.iter().copied()).unwrap_err();
+    assert_eq!((bare.exit, bare.code.as_deref()), (Some(1), Some("not_recomputed")));
+    let problem =
+        "NOT VERIFIED: 2 of 2 published adapters were not recomputed, first run proof round 1";
+    assert!(bare.problem.starts_with(problem), "{bare:?}");
     let mut bytes = fs::read(&export).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

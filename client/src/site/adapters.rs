@@ -23,13 +23,16 @@ use crate::transport::{CallError, Coordinator};
 const BLOCK_BYTES: usize = 64 * 1024;
 
 /// Why there is no base adapter.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
     /// The call broke off; what came is kept.
+    #[error("{}", .0.failure())]
     Call(CallError),
     /// What came is not the adapter that the terms name.
+    #[error("it is not the adapter that the terms name: {0}")]
     Refused(Refusal),
     /// The disk said no.
+    #[error("the adapters' folder: {0}")]
     Disk(io::Error),
 }
 

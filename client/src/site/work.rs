@@ -351,7 +351,8 @@ fn delta_unfinished(error: DeltaError) -> Unfinished {
 }
 
 fn base_unfinished(error: &FetchError) -> Unfinished {
-    let trouble = Trouble::new("the base adapter cannot be read", format!("{error:?}"));
+    let trouble =
+        Trouble::new("the base adapter cannot be read", format!("the base adapter: {error}"));
     Unfinished::Failed(trouble)
 }
 

@@ -13,6 +13,7 @@ use tributary_shared::architecture::Architecture;
 use tributary_shared::bags::Bags;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::{RunManifest, Task, Training};
+use tributary_shared::training::DIVERGED;
 
 use super::batch::{Source, Step, Truth, image_rows, truths};
 use super::cache::{PrefixCache, Shelf};
@@ -70,7 +71,7 @@ pub enum TrainError {
         case: String,
     },
     /// The loss or a weight left the finite numbers.
-    #[error("training diverged at step {step}: {what} is not finite; lower training.learning_rate")]
+    #[error("{DIVERGED} at step {step}: {what} is not finite; lower training.learning_rate")]
     Diverged {
         /// The step, from 1.
         step: u64,

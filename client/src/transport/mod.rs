@@ -120,7 +120,8 @@ impl Coordinator {
 
     /// Says hello; the answer tells who we are to the coordinator.
     pub async fn hello(&self) -> Result<v1::HelloReply, CallError> {
-        let request = v1::HelloRequest { client_version: env!("CARGO_PKG_VERSION").to_owned() };
+        let client_version = env!("CARGO_PKG_VERSION").to_owned();
+        let request = v1::HelloRequest { client_version, ..Default::default() };
         let mut site = self.site.clone();
         self.answer(ANSWER_TIMEOUT, site.hello(request)).await
     }

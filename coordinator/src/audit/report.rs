@@ -207,8 +207,9 @@ fn count_seats(past: &PastRound, sites: &mut BTreeMap<SiteName, SiteReport>) {
 }
 
 impl fmt::Display for Report {
-    /// For people: what was proven, then a table a run.
+    /// For people: the verdict, what was proven, then a table a run.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}\n", self.verdict())?;
         writeln!(f, "log          {}", self.log)?;
         writeln!(f, "leaves       {} under the signed root {}", self.leaves, self.root.short())?;
         if let (Some(first), Some(last)) = (self.first_at, self.last_at) {
@@ -226,6 +227,33 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// One line: what is proven, and what this export could not prove.
+    pub fn verdict(&self) -> String {
+        let (leaves, runs) = (self.leaves, self.runs.len());
+        let (done, left) = (self.adapters_recomputed, self.adapters_not_recomputed);
+        let proven = format!("VERIFIED: {leaves} leaves and {runs} runs follow the rules");
+        match (done, left) {
+            (0, 0) => format!("{proven}; no adapter is published"),
+            (done, 0) => format!("{proven}; all {done} published adapters recomputed bit for bit"),
+            (done, left) => format!(
+                "{proven}; {done} of {} published adapters recomputed bit for bit, {left} NOT recomputed",
+                done + left
+            ),
+        }
+    }
+
+    /// The published adapters that were not recomputed, in words.
+    pub fn not_recomputed(&self) -> Vec<String> {
+        let of_run = |run: &RunReport| {
+            let rounds = run.rounds.iter().filter_map(|round| {
+                let reason = round.not_recomputed_because.as_ref()?;
+                Some(format!("run {} round {}: {}", run.run, round.round, printable(reason)))
+            });
+            rounds.collect::<Vec<_>>()
+        };
+        self.runs.iter().flat_map(of_run).collect()
+    }
+
     fn members_in_words(&self) -> String {
         let states = [
             (MemberState::Active, "active"),

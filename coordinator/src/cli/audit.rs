@@ -56,6 +56,9 @@ pub(super) struct Verify {
     /// A site's witness.json: the history must continue what that site saw; may be repeated
     #[arg(long, value_name = "FILE")]
     witness: Vec<PathBuf>,
+    /// Fail unless every published adapter was recomputed from the deltas that were counted
+    #[arg(long)]
+    require_tensors: bool,
 }
 
 /// Does an `audit` command.
@@ -64,10 +67,17 @@ pub(super) async fn audit(command: AuditCommand, globals: &Globals) -> Result<An
         AuditCommand::Export(Export { out, with_tensors }) => {
             export(&out, with_tensors, globals).await
         }
-        AuditCommand::Verify(Verify { file, key, witness }) => match file {
-            Some(file) => offline(&file, key.as_deref(), &witness, globals),
-            None => online(key.as_deref(), &witness, globals).await,
-        },
+        AuditCommand::Verify(arguments) => {
+            let Verify { file, key, witness, require_tensors } = arguments;
+            let report = match &file {
+                Some(file) => offline(file, key.as_deref(), &witness, globals)?,
+                None => online(key.as_deref(), &witness, globals).await?,
+            };
+            if require_tensors {
+                recomputed(&report)?;
+            }
+            Ok(Answer::new(&report, report.to_string()))
+        }
     }
 }
 
@@ -127,7 +137,7 @@ async fn online(
     key: Option<&Path>,
     witnesses: &[PathBuf],
     globals: &Globals,
-) -> Result<Answer, Failure> {
+) -> Result<Report, Failure> {
     let session = Session::open(globals).await?;
     let key = match key {
         Some(file) => load_key(file)?,
@@ -143,7 +153,7 @@ fn offline(
     key: Option<&Path>,
     witnesses: &[PathBuf],
     globals: &Globals,
-) -> Result<Answer, Failure> {
+) -> Result<Report, Failure> {
     let key = match key {
         Some(key) => load_key(key)?,
         None => own_key(&globals.load_identity()?.log_verifier_key)?,
@@ -183,7 +193,7 @@ fn own_key(text: &str) -> Result<VerifierKey, Failure> {
     })
 }
 
-fn verify(file: &Path, key: &VerifierKey, known: &[Checkpoint]) -> Result<Answer, Failure> {
+fn verify(file: &Path, key: &VerifierKey, known: &[Checkpoint]) -> Result<Report, Failure> {
     let bar = bar("verifying", None);
     let mut progress = |progress: Progress| match progress {
         Progress::Leaves { done, total } => bar.set_message(format!("leaf {done} of {total}")),
@@ -192,19 +202,26 @@ fn verify(file: &Path, key: &VerifierKey, known: &[Checkpoint]) -> Result<Answer
     };
     let report = verify_file(file, key, known, &mut progress);
     bar.finish_and_clear();
-    match report {
-        Ok(report) => Ok(proven(&report)),
-        Err(finding) => Err(failure(file, &finding)),
-    }
+    report.map_err(|finding| failure(file, &finding))
 }
 
-fn proven(report: &Report) -> Answer {
-    Answer::new(report, report.to_string())
+/// Refuses a history of which some published adapter was not recomputed.
+fn recomputed(report: &Report) -> Result<(), Failure> {
+    let missing = report.not_recomputed();
+    let Some(first) = missing.first() else { return Ok(()) };
+    let asked = report.adapters_recomputed + missing.len();
+    let message = format!(
+        "NOT VERIFIED: {} of {asked} published adapters were not recomputed, first {first}",
+        missing.len()
+    );
+    Err(Failure::refused("not_recomputed", message)
+        .hint("verify an export made with --with-tensors; all else in this one holds")
+        .details(missing))
 }
 
 /// A history that does not hold is refused; a file that cannot be read is bad input.
 fn failure(file: &Path, finding: &Finding) -> Failure {
-    let message = format!("NOT verified: {}: {}", file.display(), chain(finding));
+    let message = format!("NOT VERIFIED: {}: {}", file.display(), chain(finding));
     if matches!(finding, Finding::Unreadable(_)) {
         return Failure::invalid(finding.code(), message);
     }

@@ -182,6 +182,7 @@ struct Site<'r> {
     accepted: u32,
     refused: u32,
     lost: u32,
+    declined: u32,
 }
 
 async fn list(globals: &Globals) -> Result<Answer, Failure> {
@@ -194,9 +195,17 @@ async fn list(globals: &Globals) -> Result<Answer, Failure> {
             "No sites yet; invite one with `tributary site invite NAME`.",
         ));
     }
-    let headings =
-        ["SITE", "STATE", "LAST SEEN", "CERTIFICATE EXPIRES", "ACCEPTED", "REFUSED", "LOST"];
-    let text = table(&headings, &[4, 5, 6], reply.sites.iter().map(row).collect());
+    let headings = [
+        "SITE",
+        "STATE",
+        "LAST SEEN",
+        "CERTIFICATE EXPIRES",
+        "ACCEPTED",
+        "DECLINED",
+        "REFUSED",
+        "LOST",
+    ];
+    let text = table(&headings, &[4, 5, 6, 7], reply.sites.iter().map(row).collect());
     Ok(Answer::new(data, text))
 }
 
@@ -210,6 +219,7 @@ fn machine(site: &SiteRow) -> Site<'_> {
         accepted: site.accepted,
         refused: site.refused,
         lost: site.lost,
+        declined: site.declined,
     }
 }
 
@@ -220,6 +230,7 @@ fn row(site: &SiteRow) -> Vec<String> {
         ago(site.last_seen_ms),
         time(site.certificate_expires_ms),
         site.accepted.to_string(),
+        site.declined.to_string(),
         site.refused.to_string(),
         site.lost.to_string(),
     ]

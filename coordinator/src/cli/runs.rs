@@ -80,6 +80,7 @@ pub(super) struct RunLine<'r> {
     started: Option<String>,
     ended: Option<String>,
     detail: &'r str,
+    warnings: &'r [String],
 }
 
 impl<'r> From<&'r RunRow> for RunLine<'r> {
@@ -92,8 +93,14 @@ impl<'r> From<&'r RunRow> for RunLine<'r> {
             started: time_or_none(run.started_ms),
             ended: time_or_none(run.ended_ms),
             detail: &run.detail,
+            warnings: &run.warnings,
         }
     }
+}
+
+/// A run's warnings for people, one line each.
+pub(super) fn warnings(run: &RunRow) -> Vec<String> {
+    run.warnings.iter().map(|warning| format!("warning: {}: {warning}", run.name)).collect()
 }
 
 /// Every run.
@@ -124,7 +131,12 @@ pub(super) fn run_table(runs: &[RunRow]) -> String {
         ]
     };
     let headings = ["RUN", "STATE", "ROUNDS", "STARTED", "ENDED", "DETAIL"];
-    table(&headings, &[2], runs.iter().map(row).collect())
+    let mut text = table(&headings, &[2], runs.iter().map(row).collect());
+    for warning in runs.iter().flat_map(warnings) {
+        text.push_str(&format!("
+{}", clean(&warning)));
+    }
+    text
 }
 
 /// Whether a run in `state` is over.
@@ -198,16 +210,21 @@ fn verdict(reply: &ShowRunReply, accept_partial: bool) -> Result<Answer, Failure
     if !row.detail.is_empty() {
         line = format!("{line}: {}", row.detail);
     }
+    let warned: Vec<String> = warnings(row).iter().map(|warning| clean(warning)).collect();
     let line = clean(&line);
+    let success = |line: &str| {
+        let lines: Vec<&str> =
+            [line].into_iter().chain(warned.iter().map(String::as_str)).collect();
+        Ok(Answer::new(RunLine::from(row), lines.join("\n")))
+    };
     let code = match row.state.as_str() {
-        "completed" => return Ok(Answer::new(RunLine::from(row), line)),
-        "completed_partial" if accept_partial => {
-            return Ok(Answer::new(RunLine::from(row), line));
-        }
+        "completed" => return success(&line),
+        "completed_partial" if accept_partial => return success(&line),
         "completed_partial" => "completed_partial",
         "stopped" => "stopped",
         _ => "failed",
     };
+    let line = [line].into_iter().chain(warned).collect::<Vec<_>>().join("; ");
     let failure = Failure::refused(code, line);
     Err(match (code, reply.rounds.iter().rfind(|r| r.published_ms > 0)) {
         ("completed_partial", Some(last)) => failure.hint(format!(

@@ -13,9 +13,13 @@ use tributary_shared::terms::SiteMetrics;
 use super::present::{
     NOTHING, between, bytes, clean, digest_or_none, short, table, time, time_or_none, until,
 };
-use super::runs::{LOOK_AGAIN, RunLine, is_over, look, look_again};
+use super::runs::{LOOK_AGAIN, RunLine, is_over, look, look_again, warnings};
 use super::session::{Globals, Session};
 use super::{Answer, Format, emit};
+
+/// What AUROC and LOSS are of.
+const EVALUATED: &str = "AUROC and LOSS are of the adapter version under OF, on held-out cases before the \
+     round trained it further; ADAPTER is what the round published.";
 
 /// Shows a run as it stands.
 pub(super) async fn show(run: &RunName, globals: &Globals) -> Result<Answer, Failure> {
@@ -66,10 +70,21 @@ fn people(reply: &ShowRunReply) -> String {
         parts.push(format!("Round {}{deadline}\n{seats}", reply.round));
     }
     if !reply.rounds.is_empty() {
-        let headings =
-            ["ROUND", "PUBLISHED", "TOOK", "SITES", "CASES", "AUROC", "LOSS", "UPLOAD", "ADAPTER"];
+        let headings = [
+            "ROUND",
+            "PUBLISHED",
+            "TOOK",
+            "SITES",
+            "CASES",
+            "OF",
+            "AUROC",
+            "LOSS",
+            "UPLOAD",
+            "ADAPTER",
+        ];
         let rows = reply.rounds.iter().map(round).collect();
-        parts.push(table(&headings, &[0, 3, 4, 5, 6, 7], rows));
+        let rounds = table(&headings, &[0, 3, 4, 6, 7, 8], rows);
+        parts.push(format!("{rounds}\n{EVALUATED}"));
         parts.extend(absences(&reply.rounds));
     }
     parts.join("\n\n")
@@ -86,6 +101,7 @@ fn head(reply: &ShowRunReply) -> String {
     if !run.detail.is_empty() {
         lines.push(run.detail.clone());
     }
+    lines.extend(warnings(run));
     let ended = if run.ended_ms > 0 { time(run.ended_ms) } else { "not yet".to_owned() };
     lines.push(format!("started {}, ended {ended}", time(run.started_ms)));
     if let Ok(manifest) = RunManifest::from_json(&reply.manifest_json) {
@@ -132,11 +148,20 @@ fn round(round: &RoundRow) -> Vec<String> {
         took,
         format!("{}/{}", accepted.count(), round.contributions.len()),
         cases.to_string(),
+        format!("v{}", round.base_version),
         number(mean(round, |metrics| metrics.holdout_auroc)),
         number(mean(round, |metrics| metrics.holdout_loss)),
         bytes(round.upload_bytes),
-        short(&round.adapter_digest),
+        published(round),
     ]
+}
+
+/// The round's adapter, with its version.
+fn published(round: &RoundRow) -> String {
+    match round.published_ms {
+        ..=0 => NOTHING.to_owned(),
+        _ => format!("v{} {}", round.base_version + 1, short(&round.adapter_digest)),
+    }
 }
 
 fn number(value: Option<f64>) -> String {
@@ -229,6 +254,7 @@ fn machine_round(round: &RoundRow) -> Value {
         "opened": time_or_none(round.opened_ms),
         "published": time_or_none(round.published_ms),
         "upload_bytes": round.upload_bytes,
+        "evaluated_version": round.base_version,
         "holdout_auroc": mean(round, |m| m.holdout_auroc),
         "holdout_loss": mean(round, |m| m.holdout_loss),
         "contributions": contributions,
@@ -250,6 +276,41 @@ mod tests {
             metrics_json: serde_json::to_string(&metrics).unwrap(),
             ..Default::default()
         }
+    }
+
+    /// Before, nothing said that the numbers are of the adapter that the round began with.
+    #[test]
+    fn held_out_numbers_stand_beside_the_version_they_are_of() {
+        let round = |round, base_version| RoundRow {
+            round,
+            base_version,
+            published_ms: 1,
+            adapter_digest: vec![7; 32].into(),
+            contributions: vec![contribution("a", "accepted", 30, 0.5)],
+            ..Default::default()
+        };
+        // Round 2 was void: round 3 begins with the same adapter.
+        let void = RoundRow { published_ms: 0, ..round(2, 1) };
+        let rounds = vec![round(1, 0), void, round(3, 1)];
+        let reply = ShowRunReply { rounds, ..Default::default() };
+        let text = people(&reply);
+        let headings: Vec<usize> = ["OF", "ADAPTER"]
+            .map(|word| text.lines().find(|l| l.starts_with("ROUND")).unwrap().find(word).unwrap())
+            .to_vec();
+        let table: Vec<&str> = text.lines().skip_while(|l| !l.starts_with("ROUND")).collect();
+        assert!(table[1][headings[0]..].starts_with("v0"), "{text}");
+        assert!(table[1][headings[1]..].starts_with("v1 "), "{text}");
+        assert!(table[2][headings[0]..].starts_with("v1"), "{text}");
+        assert!(table[2][headings[1]..].starts_with(NOTHING), "{text}");
+        assert!(table[3][headings[1]..].starts_with("v2 "), "{text}");
+        assert!(text.contains("AUROC and LOSS are of the adapter version under OF"), "{text}");
+        let versions: Vec<Value> = machine(&reply)["rounds"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|round| round["evaluated_version"].clone())
+            .collect();
+        assert_eq!(versions, [0, 1, 1]);
     }
 
     #[test]

@@ -353,9 +353,9 @@ impl Driver {
     }
 
     /// Takes a site out of every open round, after its standing changed.
-    async fn withdraw(&self, site: &SiteName) -> Result<(), DriverError> {
+    async fn withdraw(&self, site: &SiteName, cause: LossCause) -> Result<(), DriverError> {
         for run in self.runs().await {
-            let command = Command::Lose { site: site.clone(), cause: LossCause::Suspended };
+            let command = Command::Lose { site: site.clone(), cause: cause.clone() };
             run.command(self, command).await?;
         }
         Ok(())
@@ -373,10 +373,13 @@ impl Driver {
         to_the_end(async move {
             driver.0.store.set_member_state(clock::now(), &member, state, event).await?;
             driver.members_changed().await?;
-            if state != MemberState::Active {
-                driver.withdraw(&member.name).await?;
-                driver.0.members.cut(&member);
-            }
+            let cause = match state {
+                MemberState::Active => return Ok(()),
+                MemberState::Suspended => LossCause::Suspended,
+                MemberState::Revoked => LossCause::Revoked,
+            };
+            driver.withdraw(&member.name, cause).await?;
+            driver.0.members.cut(&member);
             Ok(())
         })
         .await?

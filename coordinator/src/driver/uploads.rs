@@ -33,14 +33,18 @@ struct Table {
 struct Lane {
     turn: Arc<tokio::sync::Mutex<()>>,
     superseded: CancellationToken,
+    /// The round that the last stream was for, and how much of it came.
+    round: u32,
     received: Arc<AtomicU64>,
 }
 
 impl Uploads {
-    /// Bytes of the current or last upload of `site` to `run`.
-    pub fn received(&self, site: &SiteName, run: &RunName) -> u64 {
+    /// Bytes of the current or last upload of `site` for `round` of `run`.
+    pub fn received(&self, site: &SiteName, run: &RunName, round: u32) -> u64 {
         let key = (site.clone(), run.clone());
-        self.lock().lanes.get(&key).map_or(0, |lane| lane.received.load(Ordering::Relaxed))
+        let table = self.lock();
+        let lane = table.lanes.get(&key).filter(|lane| lane.round == round);
+        lane.map_or(0, |lane| lane.received.load(Ordering::Relaxed))
     }
 
     /// Bytes of a delta that are durable here.
@@ -65,11 +69,15 @@ impl Uploads {
     }
 
     /// Cuts an older stream of the same site and run off and takes its place.
-    fn enter(&self, site: &SiteName, run: &RunName) -> Lane {
+    fn enter(&self, site: &SiteName, run: &RunName, round: u32) -> Lane {
         let mut table = self.lock();
         let lane = table.lanes.entry((site.clone(), run.clone())).or_default();
         lane.superseded.cancel();
         lane.superseded = CancellationToken::new();
+        if lane.round != round {
+            lane.round = round;
+            lane.received = Arc::default();
+        }
         lane.clone()
     }
 
@@ -106,7 +114,7 @@ impl Upload {
         header: Header,
         bytes: u64,
     ) -> Result<Self, DriverError> {
-        let lane = driver.uploads().enter(site, run);
+        let lane = driver.uploads().enter(site, run, round);
         let turn = lane.turn.clone().lock_owned().await;
         let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
         let blobs = driver.blobs().clone();

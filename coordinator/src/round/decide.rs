@@ -86,7 +86,7 @@ impl Run {
             Seat::Asked | Seat::Training { .. } => {
                 Ok(vec![RunEvent::TermsAccepted { round, site, cases }])
             }
-            Seat::Lost { cause: LossCause::Suspended, .. } => Err(Refusal::Suspended),
+            seat if seat.is_withdrawn() => Err(Refusal::Suspended),
             Seat::Lost { .. } => Ok(vec![RunEvent::TermsAccepted { round, site, cases }]),
             // Settled already; the site lost our answer and hears of it when it submits.
             Seat::Accepted(_) => Ok(Vec::new()),
@@ -115,10 +115,9 @@ impl Run {
     fn lose(&self, now: Timestamp, site: SiteName, cause: LossCause) -> Vec<RunEvent> {
         let Phase::Collecting(collecting) = &self.phase else { return Vec::new() };
         let Some(seat) = collecting.seats.get(&site) else { return Vec::new() };
-        let suspends = cause == LossCause::Suspended;
         let lost = match seat {
             Seat::Asked | Seat::Training { .. } => true,
-            Seat::Lost { cause: earlier, .. } => suspends && *earlier != LossCause::Suspended,
+            Seat::Lost { cause: earlier, .. } => supersedes(&cause, earlier),
             Seat::Accepted(_) | Seat::Refused { .. } | Seat::Declined { .. } => false,
         };
         if !lost {
@@ -134,7 +133,7 @@ impl Run {
     fn hear(&self, site: SiteName, moving: bool) -> Vec<RunEvent> {
         let Phase::Collecting(collecting) = &self.phase else { return Vec::new() };
         match collecting.seats.get(&site) {
-            Some(Seat::Lost { cause: LossCause::Suspended, .. }) => Vec::new(),
+            Some(seat) if seat.is_withdrawn() => Vec::new(),
             // Its heartbeats never ceased; only work brings it back.
             Some(Seat::Lost { cause: LossCause::Stalled { .. }, .. }) if !moving => Vec::new(),
             // Without declared cases it has not agreed yet: it returns by accepting the terms.
@@ -156,7 +155,7 @@ impl Run {
             return verdict.map(|()| Vec::new());
         }
         let (_, seat) = self.open_seat(&site, round)?;
-        if seat.is_suspended() {
+        if seat.is_withdrawn() {
             return Err(Refusal::Suspended);
         }
         if let Some(reason) = cases_differ(seat, delta.cases, self.manifest.limits.cases_max) {
@@ -261,10 +260,9 @@ impl Run {
         let quorum_met = self.quorum_met(seats);
         seats.values().any(|seat| match seat {
             Seat::Asked | Seat::Training { .. } => true,
-            // Not back in this round, even if it is reinstated.
-            Seat::Lost { cause: LossCause::Suspended, .. } => false,
-            // A lost site may return, which matters as long as the quorum needs it.
-            Seat::Lost { .. } => !quorum_met,
+            // One that the operator withdrew is not back in this round, even if it is reinstated;
+            // any other may return, which matters as long as the quorum needs it.
+            Seat::Lost { cause, .. } => !cause.is_withdrawal() && !quorum_met,
             Seat::Accepted(_) | Seat::Refused { .. } | Seat::Declined { .. } => false,
         })
     }
@@ -300,6 +298,16 @@ impl Run {
             })
             .collect();
         (EndState::CompletedPartial, shorten(&words.join("; "), DETAIL_CHARS))
+    }
+}
+
+/// Says whether a site that was lost for `earlier` is lost anew for `cause`: the operator's word
+/// outranks silence, and a revocation a suspension.
+fn supersedes(cause: &LossCause, earlier: &LossCause) -> bool {
+    match cause {
+        LossCause::Suspended => !earlier.is_withdrawal(),
+        LossCause::Revoked => *earlier != LossCause::Revoked,
+        LossCause::NoAnswer { .. } | LossCause::Silent { .. } | LossCause::Stalled { .. } => false,
     }
 }
 

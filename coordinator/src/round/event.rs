@@ -55,7 +55,7 @@ pub enum RunEvent {
         /// Its reason.
         reason: Refusal,
     },
-    /// A site fell silent, stalled or was suspended.
+    /// A site fell silent, stalled, was suspended or was revoked.
     SiteLost {
         /// The round.
         round: u32,
@@ -154,9 +154,22 @@ pub enum LossCause {
         /// The step.
         step: u64,
     },
-    /// The operator suspended or revoked it.
+    /// The operator suspended it; in histories of earlier versions also one that was revoked.
     #[error("suspended by the operator")]
     Suspended,
+    /// The operator revoked it.
+    #[error("revoked by the operator")]
+    Revoked,
+}
+
+impl LossCause {
+    /// Says whether the operator took the site out of the round: it is not back in that round.
+    pub fn is_withdrawal(&self) -> bool {
+        match self {
+            Self::Suspended | Self::Revoked => true,
+            Self::NoAnswer { .. } | Self::Silent { .. } | Self::Stalled { .. } => false,
+        }
+    }
 }
 
 /// A site that did not contribute to a round.

@@ -1,7 +1,7 @@
 //! Events to state. Believes nothing: a history that the rules do not allow is named as such,
 //! which is what an audit relies on.
 
-use super::event::{EndState, LossCause, RunEvent};
+use super::event::{EndState, RunEvent};
 use super::seat::{Accepted, Seat, Seats};
 use super::*;
 
@@ -44,7 +44,7 @@ impl Run {
             }
             RunEvent::TermsAccepted { round, site, cases } => {
                 let seat = self.seat_mut(*round, site)?;
-                require(!seat.is_final() && !seat.is_suspended(), || {
+                require(!seat.is_final() && !seat.is_withdrawn(), || {
                     format!("{site} accepted terms after it was settled or suspended")
                 })?;
                 *seat = Seat::Training { cases: *cases };
@@ -117,7 +117,7 @@ impl Run {
         let Seat::Lost { cases: Some(cases), cause } = seat else {
             return Err(CorruptHistory(format!("{site} returned without having been lost")));
         };
-        require(*cause != LossCause::Suspended, || format!("{site} returned while suspended"))?;
+        require(!cause.is_withdrawal(), || format!("{site} returned: {cause}"))?;
         *seat = Seat::Training { cases: *cases };
         Ok(())
     }
@@ -133,10 +133,11 @@ impl Run {
             format!("{site}: norm {} above {norm_max}", delta.norm)
         })?;
         let seat = self.seat_mut(round, site)?;
-        require(!seat.is_suspended(), || format!("{site} was counted while suspended"))?;
+        require(!seat.is_withdrawn(), || format!("{site} was counted while suspended"))?;
         let declared = seat.cases();
         require(declared == Some(delta.cases), || {
-            format!("{site}: {} cases counted, {declared:?} declared", delta.cases)
+            let declared = declared.map_or_else(|| "none".to_owned(), |cases| cases.to_string());
+            format!("{site}: {} cases counted, {declared} declared", delta.cases)
         })?;
         self.settle(round, site, Seat::Accepted(delta))
     }

@@ -4,6 +4,7 @@
 //! run, a restarted one and an audited one are the same fold.
 
 mod decide;
+pub mod divergence;
 pub mod event;
 mod evolve;
 pub mod lease;
@@ -258,7 +259,7 @@ impl Run {
     pub fn assignment(&self, site: &SiteName) -> Option<Terms> {
         let Phase::Collecting(collecting) = &self.phase else { return None };
         let seat = collecting.seats.get(site)?;
-        if seat.is_final() || seat.is_suspended() {
+        if seat.is_final() || seat.is_withdrawn() {
             return None;
         }
         Some(Terms {
@@ -289,7 +290,7 @@ impl Run {
         cases: u64,
     ) -> Result<Header, Refusal> {
         let (collecting, seat) = self.open_seat(site, round)?;
-        if seat.is_suspended() {
+        if seat.is_withdrawn() {
             return Err(Refusal::Suspended);
         }
         if let Some(reason) = decide::cases_differ(seat, cases, self.manifest.limits.cases_max) {

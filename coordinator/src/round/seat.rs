@@ -102,8 +102,8 @@ impl Seat {
     }
 
     /// Whether the operator has taken it out of the round.
-    pub fn is_suspended(&self) -> bool {
-        matches!(self, Self::Lost { cause: LossCause::Suspended, .. })
+    pub fn is_withdrawn(&self) -> bool {
+        matches!(self, Self::Lost { cause, .. } if cause.is_withdrawal())
     }
 
     /// The verdict on submission `digest`, once there is one.

@@ -166,7 +166,8 @@ impl Operator for OperatorService {
         let name: RunName = parse("run", &request.into_inner().run)?;
         let driver = &self.0.driver;
         let snapshot = driver.run(&name).await.map_err(status)?.snapshot().await;
-        let received = |site: &SiteName| driver.uploads().received(site, &name);
+        let round = snapshot.run.round();
+        let received = |site: &SiteName| driver.uploads().received(site, &name, round);
         Ok(Response::new(rows::show(&snapshot, received)))
     }
 

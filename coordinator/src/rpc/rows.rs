@@ -8,25 +8,37 @@ use tributary_shared::name::SiteName;
 use tributary_shared::timestamp::Timestamp;
 
 use crate::driver::Snapshot;
+use crate::round::divergence::{self, base_versions};
 use crate::round::seat::Seat;
 use crate::round::{PastRound, Phase, Run};
 use crate::space::Room;
 use crate::store::{Invitation, MemberRow};
 
-/// How often each site was accepted, refused and lost, over all runs.
+/// How often each site's deltas were accepted and refused, and how often it was lost and said no,
+/// over all runs.
 #[derive(Default)]
-pub(super) struct Tally(BTreeMap<SiteName, [u32; 3]>);
+pub(super) struct Tally(BTreeMap<SiteName, Counts>);
+
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    accepted: u32,
+    refused: u32,
+    lost: u32,
+    declined: u32,
+}
 
 impl Tally {
     /// Adds a run's closed rounds.
     pub(super) fn count(&mut self, run: &Run) {
         for (site, seat) in run.past().values().flat_map(|past| &past.seats) {
-            let column = match seat {
-                Seat::Accepted(_) => 0,
-                Seat::Refused { .. } | Seat::Declined { .. } => 1,
-                Seat::Asked | Seat::Training { .. } | Seat::Lost { .. } => 2,
+            let counts = self.0.entry(site.clone()).or_default();
+            let counted = match seat {
+                Seat::Accepted(_) => &mut counts.accepted,
+                Seat::Refused { .. } => &mut counts.refused,
+                Seat::Declined { .. } => &mut counts.declined,
+                Seat::Asked | Seat::Training { .. } | Seat::Lost { .. } => &mut counts.lost,
             };
-            self.0.entry(site.clone()).or_default()[column] += 1;
+            *counted += 1;
         }
     }
 }
@@ -41,17 +53,18 @@ pub(super) fn sites(
         .iter()
         .filter(|row| row.member.role == Role::Site)
         .map(|row| {
-            let [accepted, refused, lost] =
-                tally.0.get(&row.member.name).copied().unwrap_or_default();
+            let counts = tally.0.get(&row.member.name).copied().unwrap_or_default();
             v1::SiteRow {
                 name: row.member.name.to_string(),
                 state: row.state.as_str().to_owned(),
                 last_seen_ms: row.last_seen.map_or(0, Timestamp::as_millis),
                 certificate_serial: row.serial_hex.clone(),
                 certificate_expires_ms: row.expires.as_millis(),
-                accepted,
-                refused,
-                lost,
+                accepted: counts.accepted,
+                refused: counts.refused,
+                lost: counts.lost,
+                declined: counts.declined,
+                ..v1::SiteRow::default()
             }
         })
         .collect();
@@ -98,6 +111,8 @@ pub(super) fn run(run: &Run) -> v1::RunRow {
         started_ms: run.started().as_millis(),
         ended_ms,
         detail,
+        warnings: divergence::warnings(run),
+        ..v1::RunRow::default()
     }
 }
 
@@ -115,12 +130,16 @@ pub(super) fn show(snapshot: &Snapshot, received: impl Fn(&SiteName) -> u64) -> 
         round: run.round(),
         deadline_ms: 0,
         seats: Vec::new(),
-        rounds: run.past().iter().map(|(round, past)| past_round(*round, past)).collect(),
+        rounds: base_versions(run)
+            .map(|(round, base, past)| past_round(round, base, past))
+            .collect(),
     };
     if let Phase::Collecting(collecting) = run.phase() {
         reply.deadline_ms = collecting.deadline.as_millis();
         for (site, seat) in &collecting.seats {
-            let progress = leases.progress(site).cloned().unwrap_or_default();
+            // A settled site's last heartbeat says nothing any more.
+            let progress = leases.progress(site).filter(|_| !seat.is_final());
+            let progress = progress.cloned().unwrap_or_default();
             reply.seats.push(v1::SeatRow {
                 site: site.to_string(),
                 state: seat.as_str().to_owned(),
@@ -130,24 +149,28 @@ pub(super) fn show(snapshot: &Snapshot, received: impl Fn(&SiteName) -> u64) -> 
                 steps: progress.steps,
                 eta_s: progress.eta_s,
                 cases: seat.cases().unwrap_or(0),
-                uploaded_bytes: received(site),
+                uploaded_bytes: sent(seat).unwrap_or_else(|| received(site)),
             });
         }
     }
     reply
 }
 
-fn past_round(round: u32, past: &PastRound) -> v1::RoundRow {
-    let contributions: Vec<_> =
-        past.seats.iter().map(|(site, seat)| contribution(past, site, seat)).collect();
-    let accepted_bytes = |seat: &Seat| match seat {
-        Seat::Accepted(accepted) => accepted.bytes,
+/// Bytes of a site's counted delta.
+fn sent(seat: &Seat) -> Option<u64> {
+    match seat {
+        Seat::Accepted(accepted) => Some(accepted.bytes),
         Seat::Asked
         | Seat::Training { .. }
         | Seat::Refused { .. }
         | Seat::Declined { .. }
-        | Seat::Lost { .. } => 0,
-    };
+        | Seat::Lost { .. } => None,
+    }
+}
+
+fn past_round(round: u32, base_version: u32, past: &PastRound) -> v1::RoundRow {
+    let contributions: Vec<_> =
+        past.seats.iter().map(|(site, seat)| contribution(past, site, seat)).collect();
     v1::RoundRow {
         round,
         adapter_digest: past
@@ -158,7 +181,8 @@ fn past_round(round: u32, past: &PastRound) -> v1::RoundRow {
         opened_ms: past.opened.as_millis(),
         published_ms: past.published.map_or(0, |(_, at)| at.as_millis()),
         contributions,
-        upload_bytes: past.seats.values().map(accepted_bytes).sum(),
+        upload_bytes: past.seats.values().filter_map(sent).sum(),
+        base_version,
     }
 }
 
@@ -178,3 +202,6 @@ fn contribution(past: &PastRound, site: &SiteName, seat: &Seat) -> v1::Contribut
     }
     row
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,6 +69,7 @@ impl Site for SiteService {
             now_ms: clock::now().as_millis(),
             suspended: self.0.driver.members().standing(&peer) == Standing::Suspended,
             log_verifier_key: self.0.signer.verifier_key().to_string(),
+            ..v1::HelloReply::default()
         }))
     }
 

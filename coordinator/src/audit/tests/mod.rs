@@ -71,6 +71,10 @@ fn a_true_history_is_verified_and_told() {
     assert_eq!(counts, [(0, 0), (0, 0), (0, 0)]);
 
     let text = report.to_string();
+    let verdict = text.lines().next().unwrap();
+    assert!(verdict.starts_with("VERIFIED: "), "{text}");
+    assert!(verdict.ends_with("all 2 published adapters recomputed bit for bit"), "{text}");
+    assert_eq!(report.not_recomputed(), [""; 0]);
     for part in ["2 of 2 recomputed bit for bit", "run demo: completed_partial", "b, c", "3 active"]
     {
         assert!(text.contains(part), "{part} is not in\n{text}");
@@ -86,6 +90,12 @@ fn without_tensor_files_the_report_says_what_was_not_recomputed() {
     let report = check(&export(&coordinator.leaves(), &BTreeMap::new())).unwrap();
     assert_eq!((report.adapters_recomputed, report.adapters_not_recomputed), (0, 2));
     assert!(report.to_string().contains("not recomputed: the export does not hold"));
+    assert!(
+        report
+            .verdict()
+            .ends_with("0 of 2 published adapters recomputed bit for bit, 2 NOT recomputed")
+    );
+    assert_eq!(report.not_recomputed().len(), 2);
 
     let mut files = coordinator.files.clone();
     let run = &coordinator.runs[&"demo".parse::<RunName>().unwrap()];

@@ -64,7 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (site(), round(), cases(), proptest::bool::weighted(0.9))
             .prop_map(|(site, round, cases, base)| Op::Accept { site, round, cases, base }),
         1 => (site(), round()).prop_map(|(site, round)| Op::Decline { site, round }),
-        3 => (site(), 0..4u8).prop_map(|(site, cause)| Op::Lose { site, cause }),
+        3 => (site(), 0..5u8).prop_map(|(site, cause)| Op::Lose { site, cause }),
         3 => (site(), any::<bool>()).prop_map(|(site, moving)| Op::Hear { site, moving }),
         8 => (site(), round(), 0..3u8, cases(), prop_oneof![9 => Just(1.0), 1 => Just(11.0)])
             .prop_map(|(site, round, content, cases, norm)| {
@@ -118,7 +118,8 @@ impl Op {
                     0 => LossCause::NoAnswer { waited_s: 30 },
                     1 => LossCause::Silent { silent_s: 10 },
                     2 => LossCause::Stalled { stalled_s: 30, step: 3 },
-                    _ => LossCause::Suspended,
+                    3 => LossCause::Suspended,
+                    _ => LossCause::Revoked,
                 },
             },
             Self::Hear { site, moving } => Command::Hear { site: named(site), moving: *moving },

@@ -271,6 +271,42 @@ fn suspending_a_site_takes_nothing_back_that_is_counted() {
     assert_eq!(trial.run.seat(&site("a"), 1).map(Seat::as_str), Some("accepted"));
 }
 
+/// Before, a revocation was recorded as a suspension.
+#[test]
+fn a_revoked_site_is_recorded_as_revoked_even_when_it_was_suspended_before() {
+    let mut trial = Trial::collecting("sites = 1", "a b c");
+    trial.lose("b", LossCause::Revoked);
+    trial.lose("c", LossCause::Suspended);
+    trial.lose("c", LossCause::Revoked);
+    assert_eq!(trial.lose("b", LossCause::Suspended), [], "a revocation is final");
+    assert_eq!(trial.lose("b", LossCause::Revoked), []);
+    assert_eq!(trial.yes(Command::Hear { site: site("b"), moving: true }), []);
+    assert_eq!(trial.run.assignment(&site("b")), None);
+    assert_eq!(closed(&trial.contribute("a")), Some(true));
+    let run = trial.refold();
+    let missing = &run.past()[&1].missing;
+    let reasons: Vec<&str> = missing.iter().map(|m| m.reason.as_str()).collect();
+    assert_eq!(reasons, ["revoked by the operator"; 2]);
+}
+
+/// Before, the problem said `Some(100) declared`.
+#[test]
+fn counted_cases_that_were_not_declared_are_named_in_words() {
+    let problem = |declared: Option<u64>| {
+        let mut trial = Trial::collecting("sites = 1", "a b");
+        if let Some(cases) = declared {
+            trial.accept("a", cases).unwrap();
+        }
+        let Accepted { digest, norm, bytes, metrics, .. } = delta(1, 51);
+        let (round, site) = (1, site("a"));
+        let event =
+            RunEvent::DeltaAccepted { round, site, digest, cases: 51, norm, bytes, metrics };
+        trial.run.clone().evolve(trial.now, &event).unwrap_err().0
+    };
+    assert_eq!(problem(Some(CASES)), "a: 51 cases counted, 100 declared");
+    assert_eq!(problem(None), "a: 51 cases counted, none declared");
+}
+
 #[test]
 fn a_stalled_site_comes_back_by_moving_not_by_being_heard() {
     let mut trial = Trial::collecting("sites = 2", "a b");
