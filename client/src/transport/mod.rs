@@ -53,7 +53,9 @@ impl CallError {
             ConnectError::Certificate { .. } => Self::Rejected(failure),
             ConnectError::Unreachable { .. }
             | ConnectError::Proxy { .. }
+            | ConnectError::ProxyUnreachable { .. }
             | ConnectError::Server { .. }
+            | ConnectError::ServerUntimely { .. }
             | ConnectError::Handshake { .. }
             | ConnectError::Timeout { .. } => Self::Unreachable(failure),
         }
@@ -212,10 +214,7 @@ mod tests {
     #[test]
     fn a_certificate_that_is_not_accepted_is_waited_out() {
         let unknown = Status::unauthenticated("the certificate of site/a is revoked");
-        let refused = ConnectError::Certificate {
-            address: "a:1".to_owned(),
-            source: std::io::Error::other("bad certificate"),
-        };
+        let refused = ConnectError::Certificate { address: "a:1".to_owned(), untimely: None };
         for error in [CallError::from_status("a:1", &unknown), CallError::from_connect(&refused)] {
             let CallError::Rejected(failure) = error else { panic!("{error:?}") };
             assert_eq!(failure.code, CERTIFICATE_NOT_ACCEPTED);

@@ -9,7 +9,7 @@ use hyper_util::client::proxy::matcher::Intercept;
 use hyper_util::rt::TokioIo;
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{AlertDescription, ClientConfig};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
@@ -21,7 +21,8 @@ use tower::service_fn;
 use super::failure::ConnectError;
 use super::identity::Identity;
 use super::proxy;
-use super::verify::{PinnedRoot, only_root, reason};
+use super::verify::{PinnedRoot, only_root};
+use super::words::{Broken, Untimely, now, of_tls};
 
 /// How to connect.
 #[derive(Clone, Debug)]
@@ -60,7 +61,7 @@ pub async fn connect(
         .with_root_certificates(only_root(&identity.root).map_err(ConnectError::Identity)?)
         .with_client_auth_cert(vec![identity.certificate.clone()], key)
         .map_err(ConnectError::Identity)?;
-    open(address, config, options).await
+    open(address, config, Some(identity.certificate.clone()), options).await
 }
 
 /// Connects without a certificate to a server under the root with the pinned fingerprint.
@@ -72,7 +73,7 @@ pub(super) async fn connect_pinned(
     let verifier: Arc<dyn ServerCertVerifier> = Arc::new(pinned);
     let config =
         tls13().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-    open(address, config, options).await
+    open(address, config, None, options).await
 }
 
 fn tls13() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
@@ -84,6 +85,7 @@ fn tls13() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
 async fn open(
     address: &str,
     mut config: ClientConfig,
+    certificate: Option<CertificateDer<'static>>,
     options: &ConnectOptions,
 ) -> Result<Channel, ConnectError> {
     config.alpn_protocols = vec![super::ALPN.to_vec()];
@@ -93,6 +95,7 @@ async fn open(
         name: server_name(address)?,
         proxy: proxy::choose(options.proxy.as_deref(), address)?,
         tls: TlsConnector::from(Arc::new(config)),
+        certificate,
         timeout: options.connect_timeout,
     });
     // The first connection is made here, where its error still has a type; the channel makes
@@ -120,7 +123,7 @@ async fn open(
         .await
         .map_err(|e| ConnectError::Handshake {
             address: address.to_owned(),
-            source: io::Error::other(e),
+            source: Broken::of(&e),
         })
 }
 
@@ -130,6 +133,8 @@ struct Target {
     name: ServerName<'static>,
     proxy: Option<Intercept>,
     tls: TlsConnector,
+    /// Ours, to say why it is refused.
+    certificate: Option<CertificateDer<'static>>,
     timeout: Duration,
 }
 
@@ -138,49 +143,75 @@ type Connection = BufReader<TlsStream<TcpStream>>;
 
 impl Target {
     async fn dial(&self) -> Result<Connection, ConnectError> {
-        match tokio::time::timeout(self.timeout, self.dial_patiently()).await {
+        // Whom the time limit would blame.
+        let waiting_for = Mutex::new(String::new());
+        match tokio::time::timeout(self.timeout, self.dial_patiently(&waiting_for)).await {
             Ok(result) => result,
             Err(_) => Err(ConnectError::Timeout {
-                address: self.address.clone(),
+                target: waiting_for.into_inner().unwrap_or_else(PoisonError::into_inner),
                 seconds: self.timeout.as_secs(),
             }),
         }
     }
 
-    async fn dial_patiently(&self) -> Result<Connection, ConnectError> {
-        let target = match &self.proxy {
-            Some(proxy) => proxy::display(proxy),
-            None => self.address.clone(),
+    async fn dial_patiently(
+        &self,
+        waiting_for: &Mutex<String>,
+    ) -> Result<Connection, ConnectError> {
+        let wait_for = |whom: String| {
+            *waiting_for.lock().unwrap_or_else(PoisonError::into_inner) = whom;
         };
-        let unreachable = |source| ConnectError::Unreachable { target: target.clone(), source };
-        let mut socket = TcpStream::connect(&target).await.map_err(unreachable)?;
-        socket.set_nodelay(true).map_err(unreachable)?;
-        if let Some(proxy) = &self.proxy {
-            proxy::tunnel(&mut socket, proxy, &self.address).await?;
-        }
+        let address = &self.address;
+        let socket = if let Some(proxy) = &self.proxy {
+            let name = proxy::display(proxy);
+            wait_for(format!("the proxy {name}"));
+            let mut socket = open_socket(&name).await.map_err(|e| {
+                let (proxy, address) = (name.clone(), address.clone());
+                ConnectError::ProxyUnreachable { proxy, address, source: Broken::of_io(&e) }
+            })?;
+            proxy::tunnel(&mut socket, proxy, address).await?;
+            wait_for(format!("{address} through the proxy {name}"));
+            socket
+        } else {
+            wait_for(address.clone());
+            open_socket(address).await.map_err(|e| {
+                let address = address.clone();
+                ConnectError::Unreachable { address, source: Broken::of_io(&e) }
+            })?
+        };
         let tls = self.tls.connect(self.name.clone(), socket).await;
-        let mut connection = BufReader::new(tls.map_err(|e| self.handshake_failed(e))?);
+        let mut connection = BufReader::new(tls.map_err(|e| self.handshake_failed(&e))?);
         // In TLS 1.3 our handshake ends before the server has judged our certificate. Its
         // HTTP/2 settings come first when it accepts; when it refuses, an alert does.
         match connection.fill_buf().await {
-            Ok([]) => Err(self.handshake_failed(io::ErrorKind::UnexpectedEof.into())),
+            Ok([]) => Err(self.handshake_failed(&io::ErrorKind::UnexpectedEof.into())),
             Ok(_) => Ok(connection),
-            Err(e) => Err(self.handshake_failed(e)),
+            Err(e) => Err(self.handshake_failed(&e)),
         }
     }
 
-    fn handshake_failed(&self, source: io::Error) -> ConnectError {
+    fn handshake_failed(&self, error: &io::Error) -> ConnectError {
         let address = self.address.clone();
-        match source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(e @ rustls::Error::InvalidCertificate(_)) => {
-                ConnectError::Server { address, detail: reason(e) }
-            }
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(e @ rustls::Error::InvalidCertificate(_)) => match Untimely::of_judgement(e) {
+                Some(untimely) => ConnectError::ServerUntimely { address, untimely },
+                None => ConnectError::Server { address, detail: of_tls(e) },
+            },
             Some(rustls::Error::AlertReceived(alert)) if about_our_certificate(*alert) => {
-                ConnectError::Certificate { address, source }
+                let timely = *alert == AlertDescription::CertificateExpired;
+                let ours = self.certificate.as_ref().filter(|_| timely);
+                let untimely = ours.and_then(|der| Untimely::of_refused(der, now()));
+                ConnectError::Certificate { address, untimely }
             }
-            Some(_) | None => ConnectError::Handshake { address, source },
+            Some(_) | None => ConnectError::Handshake { address, source: Broken::of_io(error) },
         }
     }
+}
+
+async fn open_socket(address: &str) -> io::Result<TcpStream> {
+    let socket = TcpStream::connect(address).await?;
+    socket.set_nodelay(true)?;
+    Ok(socket)
 }
 
 fn about_our_certificate(alert: AlertDescription) -> bool {

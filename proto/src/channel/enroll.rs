@@ -17,6 +17,7 @@ use super::identity::{self, Identity, IdentityError};
 use super::kit::StartupKit;
 use super::member::{InvalidCertificate, Member, authority_consortium, certified};
 use super::verify::{PinnedRoot, only_root};
+use super::words::of_tls;
 use crate::v1;
 use crate::v1::enrolment_client::EnrolmentClient;
 
@@ -71,9 +72,8 @@ impl EnrollError {
             Self::Identity(_) => Failure::invalid("identity", chain(self)),
             Self::Connect(error) => connect_failure(error),
             Self::Refused { address, status } => status_failure(address, status),
-            Self::Answer(_) => {
-                Failure::connection(self.to_string()).hint("ask the operator for a new startup kit")
-            }
+            Self::Answer(_) => Failure::connection(self.to_string())
+                .hint("ask the operator for a new startup kit; is this machine's clock right?"),
             Self::Key(_) => Failure::invalid("key", chain(self)),
         }
     }
@@ -167,7 +167,7 @@ fn check(
     .map_err(|e| answer(e.to_string()))?;
     chained
         .verify_client_cert(&certificate, &[], UnixTime::now())
-        .map_err(|e| answer(e.to_string()))?;
+        .map_err(|e| answer(of_tls(&e)))?;
     if reply.log_verifier_key.len() > 1024 || reply.log_verifier_key.contains(['\n', '\r']) {
         return Err(answer("its log key is not one line".to_owned()));
     }

@@ -1,10 +1,11 @@
 //! Why there is no channel, in one line that says what to do about it.
 
 use std::error::Error;
-use std::io;
 
 use tonic::{Code, Status};
 use tributary_shared::outcome::{ExitCode, Failure, chain};
+
+use super::words::{Broken, Untimely};
 
 /// Why a connection to the coordinator did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -21,14 +22,25 @@ pub enum ConnectError {
         /// As given, without credentials where it could be read.
         proxy: String,
     },
-    /// The name does not resolve, the port is closed, no route.
-    #[error("cannot reach {target}")]
+    /// The coordinator's name does not resolve, its port is closed, no route.
+    #[error("cannot reach the coordinator at {address}")]
     Unreachable {
-        /// Whom we called: the coordinator or the proxy.
-        target: String,
+        /// The coordinator's address.
+        address: String,
         /// What the system says.
         #[source]
-        source: io::Error,
+        source: Broken,
+    },
+    /// The same of the proxy in between.
+    #[error("cannot reach the proxy {proxy}, by which the coordinator at {address} is reached")]
+    ProxyUnreachable {
+        /// The proxy's host and port.
+        proxy: String,
+        /// The coordinator's address.
+        address: String,
+        /// What the system says.
+        #[source]
+        source: Broken,
     },
     /// The proxy opened no tunnel.
     #[error("the proxy {proxy} opened no tunnel: {detail}")]
@@ -46,14 +58,21 @@ pub enum ConnectError {
         /// What the handshake says.
         detail: String,
     },
+    /// The server's certificate is not good at this time.
+    #[error("the certificate of the coordinator at {address} {untimely}")]
+    ServerUntimely {
+        /// The coordinator's address.
+        address: String,
+        /// Its time and ours.
+        untimely: Untimely,
+    },
     /// The server refused our certificate.
-    #[error("{address} did not accept our certificate")]
+    #[error("{address} did not accept our certificate{}", told(untimely.as_ref()))]
     Certificate {
         /// The coordinator's address.
         address: String,
-        /// What the handshake says.
-        #[source]
-        source: io::Error,
+        /// Its time and ours, when that is the reason.
+        untimely: Option<Untimely>,
     },
     /// The handshake broke off, or something else than a coordinator answers there.
     #[error("the handshake with {address} failed")]
@@ -62,13 +81,13 @@ pub enum ConnectError {
         address: String,
         /// What happened.
         #[source]
-        source: io::Error,
+        source: Broken,
     },
     /// Nothing answered in time.
-    #[error("{address} did not answer within {seconds} s")]
+    #[error("{target} did not answer within {seconds} s")]
     Timeout {
-        /// The coordinator's address.
-        address: String,
+        /// Whom we waited for: the coordinator's address, or the proxy.
+        target: String,
         /// How long we waited.
         seconds: u64,
     },
@@ -77,25 +96,33 @@ pub enum ConnectError {
     Identity(#[source] rustls::Error),
 }
 
+/// Why our certificate is refused, where its time is the reason.
+fn told(untimely: Option<&Untimely>) -> String {
+    untimely.map_or_else(String::new, |untimely| format!(": it {untimely}"))
+}
+
 impl ConnectError {
     fn hint(&self) -> &'static str {
         match self {
             Self::Address { .. } => "check the address in the configuration or the startup kit",
             Self::ProxyAddress { .. } => "check `proxy` in the configuration, or HTTPS_PROXY",
-            Self::Unreachable { source, .. }
-                if source.kind() == io::ErrorKind::ConnectionRefused =>
-            {
+            Self::Unreachable { source, .. } if source.is_refused() => {
                 "nothing listens there: is the coordinator running, is the port right?"
             }
             Self::Unreachable { .. } => "check the address, the firewall and the proxy setting",
+            Self::ProxyUnreachable { .. } => {
+                "check `proxy` in the configuration, or HTTPS_PROXY; the coordinator was not asked"
+            }
             Self::Proxy { .. } => {
                 "ask the network team to allow CONNECT to the coordinator's host and port"
             }
             Self::Server { .. } => {
                 "is this the address of the kit, and does a proxy break TLS open in between?"
             }
-            Self::Certificate { .. } => {
-                "it may be expired or revoked, or this machine's clock is wrong; ask the operator for a new startup kit"
+            Self::ServerUntimely { untimely, .. } => of_server(untimely),
+            Self::Certificate { untimely: Some(untimely), .. } => of_ours(untimely),
+            Self::Certificate { untimely: None, .. } => {
+                "it may be revoked; ask the operator for a new startup kit"
             }
             Self::Handshake { .. } => {
                 "is the port right, and does a proxy break TLS open in between?"
@@ -112,8 +139,10 @@ impl ConnectError {
                 ExitCode::Invalid
             }
             Self::Unreachable { .. }
+            | Self::ProxyUnreachable { .. }
             | Self::Proxy { .. }
             | Self::Server { .. }
+            | Self::ServerUntimely { .. }
             | Self::Certificate { .. }
             | Self::Handshake { .. } => ExitCode::Connection,
         }
@@ -124,12 +153,39 @@ impl ConnectError {
             Self::Address { .. } => "address",
             Self::ProxyAddress { .. } => "proxy_address",
             Self::Unreachable { .. } => "unreachable",
+            Self::ProxyUnreachable { .. } => "proxy_unreachable",
             Self::Proxy { .. } => "proxy",
             Self::Server { .. } => "server_not_trusted",
+            Self::ServerUntimely { .. } => "server_certificate_time",
             Self::Certificate { .. } => "certificate_not_accepted",
             Self::Handshake { .. } => "handshake",
             Self::Timeout { .. } => "timeout",
             Self::Identity(_) => "identity",
+        }
+    }
+}
+
+fn of_server(untimely: &Untimely) -> &'static str {
+    match untimely {
+        Untimely::Expired { .. } => {
+            "if that clock is right, the operator renews it by `tributary-coordinator renew-server`; else set the clock"
+        }
+        Untimely::NotYet { .. } | Untimely::ByTheirClock { .. } => {
+            "set this machine's clock, best by NTP; if it is right, the coordinator's was wrong"
+        }
+    }
+}
+
+fn of_ours(untimely: &Untimely) -> &'static str {
+    match untimely {
+        Untimely::Expired { .. } => {
+            "if that clock is right, ask the operator for a new kit and run `enroll KIT --renew`; else set the clock"
+        }
+        Untimely::NotYet { .. } => {
+            "set this machine's clock, best by NTP; if it is right, the coordinator's was wrong"
+        }
+        Untimely::ByTheirClock { .. } => {
+            "compare this machine's clock with the coordinator's and set the one that is wrong"
         }
     }
 }
@@ -144,6 +200,10 @@ pub fn connect_failure(error: &ConnectError) -> Failure {
 pub fn status_failure(address: &str, status: &Status) -> Failure {
     if let Some(error) = find::<ConnectError>(status) {
         return connect_failure(error);
+    }
+    if status.source().is_some() {
+        // Made on this side, of what happened to the connection.
+        return lost(address, &Broken::of(status).to_string());
     }
     let said = format!("the coordinator at {address} says: {}", status.message());
     match status.code() {
@@ -167,10 +227,14 @@ pub fn status_failure(address: &str, status: &Status) -> Failure {
             Failure::new(ExitCode::Bug, "coordinator_fault", said).hint("see the coordinator's log")
         }
         Code::Ok | Code::Cancelled | Code::Unknown | Code::Unavailable => {
-            Failure::connection(format!("lost the coordinator at {address}: {}", chain(status)))
-                .hint("it may be restarting; try again")
+            lost(address, status.message())
         }
     }
+}
+
+fn lost(address: &str, why: &str) -> Failure {
+    Failure::connection(format!("lost the coordinator at {address}: {why}"))
+        .hint("it may be restarting; try again")
 }
 
 /// The first `E` in the chain of errors under `error`.

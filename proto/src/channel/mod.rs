@@ -14,6 +14,7 @@ mod member;
 mod proxy;
 mod server;
 mod verify;
+mod words;
 
 pub use client::{ConnectOptions, connect};
 pub use enroll::{EnrollError, EnrollOptions, enroll};
@@ -31,6 +32,7 @@ pub use server::{
     Acceptor, Check, Conn, ConnectInfo, Connections, Guard, ServerIdentity, Windows, peer, require,
     server_builder,
 };
+pub use words::{Broken, Untimely};
 
 /// Most bytes of tensor data in one message of a stream. Measured: 512 KiB to 1 MiB is fastest,
 /// and far below the message limit.

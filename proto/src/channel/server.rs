@@ -28,7 +28,8 @@ use tributary_shared::name::ConsortiumName;
 use tributary_shared::timestamp::Timestamp;
 
 use super::member::{Certified, Member, Peer, Role, authority_consortium, certified};
-use super::verify::{MemberVerifier, reason};
+use super::verify::MemberVerifier;
+use super::words::{Broken, of_tls};
 
 /// How long a client may take over its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -187,8 +188,13 @@ impl Acceptor {
 }
 
 fn log_refusal(remote: SocketAddr, error: &io::Error) {
-    let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    let reason = of_tls.map_or_else(|| error.to_string(), reason);
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let by_system = error.raw_os_error().is_some() || error.kind() == io::ErrorKind::UnexpectedEof;
+    let reason = match tls {
+        Some(tls) => of_tls(tls),
+        None if by_system => Broken::of_io(error).to_string(),
+        None => error.to_string(),
+    };
     tracing::warn!(peer = %remote, reason, "connection refused");
 }
 

@@ -165,17 +165,6 @@ impl ServerCertVerifier for PinnedRoot {
     }
 }
 
-/// What a failed handshake says, ours in its own words.
-pub(super) fn reason(error: &Error) -> String {
-    if let Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) = error {
-        return inner.to_string();
-    }
-    if let Error::PeerIncompatible(_) = error {
-        return format!("not TLS 1.3 as we speak it: {error}");
-    }
-    error.to_string()
-}
-
 fn other(error: Arc<dyn std::error::Error + Send + Sync>) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(error)))
 }

@@ -12,6 +12,7 @@ use rustls::pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -115,8 +116,19 @@ impl Authority {
 
     /// A server certificate for `names`, with its key.
     pub(crate) fn server(&self, names: &[&str]) -> ServerIdentity {
+        let Leaf { from, to, .. } = Leaf::good("x://y");
+        self.server_within(names, (from, to))
+    }
+
+    /// The same, good from and to these distances from now.
+    pub(crate) fn server_within(
+        &self,
+        names: &[&str],
+        (from, to): (Duration, Duration),
+    ) -> ServerIdentity {
         let key = new_key();
-        let leaf = Leaf { usage: ExtendedKeyUsagePurpose::ServerAuth, ..Leaf::good("x://y") };
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        let leaf = Leaf { usage, from, to, ..Leaf::good("x://y") };
         let mut params = leaf.params();
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         params.subject_alt_names = CertificateParams::new(names).unwrap().subject_alt_names;
@@ -138,6 +150,7 @@ pub(crate) struct Server {
     pub(crate) acceptor: Acceptor,
     pub(crate) connections: Connections,
     stop: CancellationToken,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
 impl Drop for Server {
@@ -171,8 +184,14 @@ impl Server {
             ));
         let incoming = acceptor.incoming(listener, stop.clone());
         let stopped = stop.clone().cancelled_owned();
-        tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped));
-        Self { address, connections: acceptor.connections(), acceptor, stop }
+        let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped));
+        Self { address, connections: acceptor.connections(), acceptor, stop, serving }
+    }
+
+    /// Stops, and returns when nothing listens any more.
+    pub(crate) async fn gone(mut self) {
+        self.stop.cancel();
+        (&mut self.serving).await.unwrap().unwrap();
     }
 
     pub(crate) async fn connect(

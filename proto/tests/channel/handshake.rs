@@ -11,7 +11,7 @@ use tributary_proto::channel::{
 use tributary_proto::v1;
 use tributary_shared::outcome::ExitCode;
 
-use crate::fixture::{Authority, Leaf, Log, Server, new_key, san_uri};
+use crate::fixture::{Authority, Leaf, Log, Server, new_key, now, san_uri};
 
 const ISAR: &str = "tributary://rivers/site/isar";
 
@@ -62,6 +62,50 @@ async fn certificates_that_are_not_good_end_the_handshake_with_a_logged_reason()
     for odd in ["tributary://rivers/king/isar", "tributary://rivers/site/isar/x", "https://rivers"]
     {
         refused(Leaf::good(odd), "is not tributary://").await;
+    }
+}
+
+/// A wrong clock used to be blamed on a proxy, and an expired certificate told without its date.
+#[tokio::test]
+async fn our_certificate_out_of_its_time_is_told_with_its_dates_and_this_machines_clock() {
+    let authority = Authority::new();
+    let server = Server::start(&authority).await;
+    let told = async |from: i64, to: i64| {
+        let leaf = Leaf { from: Duration::days(from), to: Duration::days(to), ..Leaf::good(ISAR) };
+        let error = server.connect(&authority.identity(&leaf)).await.unwrap_err();
+        let failure = connect_failure(&error);
+        assert_eq!(failure.code, "certificate_not_accepted", "{failure}");
+        failure.to_string()
+    };
+    let today = now().date();
+    let (past, future) = (told(-3, -2).await, told(2, 3).await);
+    let day = |days: i64| (today + Duration::days(days)).to_string();
+    assert!(past.contains(&format!("expired at {}", day(-2))), "{past}");
+    assert!(past.contains("--renew"), "{past}");
+    assert!(future.contains(&format!("not valid yet: it begins at {}", day(2))), "{future}");
+    for line in [past, future] {
+        assert!(line.contains(&format!("this machine's clock says {}", day(0))), "{line}");
+        assert!(!line.contains("proxy"), "{line}");
+    }
+}
+
+/// The same of the server's certificate, which used to "not prove to be the coordinator".
+#[tokio::test]
+async fn the_servers_certificate_out_of_its_time_is_told_as_such() {
+    let authority = Authority::new();
+    for (from, to, words) in [(-3, -2, "expired at "), (2, 3, "is not valid yet")] {
+        let valid = (Duration::days(from), Duration::days(to));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("localhost:{}", listener.local_addr().unwrap().port());
+        let acceptor = Acceptor::new(&authority.server_within(&["localhost"], valid)).unwrap();
+        let _incoming = acceptor.incoming(listener, tokio_util::sync::CancellationToken::new());
+        let options = ConnectOptions::default();
+        let error = connect(&address, &authority.site("isar"), &options).await.unwrap_err();
+        let failure = connect_failure(&error);
+        assert_eq!(failure.code, "server_certificate_time", "{failure}");
+        let line = failure.to_string();
+        assert!(line.contains(&format!("the coordinator at {address} {words}")), "{line}");
+        assert!(line.contains("this machine's clock says") && !line.contains("proxy"), "{line}");
     }
 }
 
@@ -209,6 +253,7 @@ async fn every_way_of_not_arriving_has_its_own_words_and_exit_code() {
     };
     let failure = connect_failure(&connect(&address, &isar, &hasty).await.unwrap_err());
     assert_eq!((failure.code, failure.exit), ("timeout", ExitCode::Timeout));
+    assert!(failure.message.starts_with(&address), "{failure}");
 
     drop(listener);
     let failure =

@@ -14,7 +14,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tributary_proto::channel::{ConnectError, Identity};
+use tributary_proto::channel::{ConnectError, Identity, status_failure};
 use tributary_proto::v1;
 
 use crate::fixture::{Authority, Leaf, Server};
@@ -56,6 +56,33 @@ async fn a_connection_ends_with_its_certificate() {
     stream.message().await.unwrap_err();
     let error = server.connect(&identity).await.unwrap_err();
     assert!(matches!(error, ConnectError::Certificate { .. }), "{error}");
+}
+
+/// What is said of a coordinator that goes away and does not come back: no type of a library, no
+/// link to its manual.
+#[tokio::test]
+async fn a_lost_server_is_told_in_plain_words() {
+    let authority = Authority::new();
+    let server = Server::start(&authority).await;
+    let address = server.address.clone();
+    let mut client = server.connect(&authority.site("isar")).await.unwrap();
+    let fetch = v1::FetchRequest::default();
+    let mut stream = client.fetch_adapter(fetch).await.unwrap().into_inner();
+    assert!(stream.message().await.unwrap().is_some());
+    let member = "site/isar".parse().unwrap();
+    assert_eq!(server.connections.cut(&member), 1);
+    let cut = status_failure(&address, &stream.message().await.unwrap_err());
+    let told = cut.to_string();
+    assert!(told.starts_with(&format!("lost the coordinator at {address}: ")), "{told}");
+    server.gone().await;
+    let gone =
+        status_failure(&address, &client.hello(v1::HelloRequest::default()).await.unwrap_err());
+    assert_eq!(gone.code, "unreachable", "{gone}");
+    for told in [told, gone.to_string()] {
+        for word in ["http", "h2", "transport", "error", "Os {", "code:", "status"] {
+            assert!(!told.contains(word), "`{word}` in: {told}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -76,6 +76,33 @@ async fn a_proxy_that_opens_no_tunnel_is_named_with_its_answer() {
     }
 }
 
+/// An unreachable proxy used to be told as if the coordinator's port were closed.
+#[tokio::test]
+async fn a_proxy_that_is_not_there_is_named_and_not_the_coordinator() {
+    let isar = Authority::new().site("isar");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // Accepted by the kernel, answered by nobody.
+    let hasty = ConnectOptions {
+        connect_timeout: std::time::Duration::from_millis(20),
+        ..through(format!("http://{address}"))
+    };
+    let error = connect("coordinator.invalid:443", &isar, &hasty).await.unwrap_err();
+    let failure = connect_failure(&error);
+    assert_eq!((failure.code, failure.exit), ("timeout", ExitCode::Timeout), "{failure}");
+    assert!(failure.message.starts_with(&format!("the proxy {address} did not")), "{failure}");
+
+    drop(listener);
+    let options = through(format!("http://doctor:secret@{address}"));
+    let error = connect("coordinator.invalid:443", &isar, &options).await.unwrap_err();
+    let failure = connect_failure(&error);
+    assert_eq!((failure.code, failure.exit), ("proxy_unreachable", ExitCode::Connection));
+    let told = failure.to_string();
+    assert!(told.starts_with(&format!("cannot reach the proxy {address}")), "{told}");
+    assert!(told.contains("HTTPS_PROXY") && !told.contains("secret"), "{told}");
+    assert!(!told.contains("nothing listens there: is the coordinator"), "{told}");
+}
+
 #[tokio::test]
 async fn a_proxy_setting_that_cannot_work_is_an_error_of_configuration() {
     let isar = Authority::new().site("isar");
