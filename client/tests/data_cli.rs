@@ -27,6 +27,11 @@ fn draw_look_and_divide() {
     run(&format!("inspect {at}/drawn/site-1/labels.csv")).expect("counts");
     run(&format!("split {at}/drawn/site-1 --sites 2 --out {at}/divided")).expect("divides");
     run(&format!("inspect {at}/divided/site-2")).expect("counts");
+    // What site.toml names needs no path.
+    let toml = "directory = \".\"\npolicy = \"p\"\ndata = { path = \"drawn/site-1\" }\n";
+    std::fs::write(folder.path().join("site.toml"), toml).expect("written");
+    run(&format!("split --sites 2 --config {at}/site.toml --out {at}/again")).expect("divides");
+    run(&format!("inspect {at}/again/site-2")).expect("counts");
 
     let again = run(&format!("{synth} --out {at}/drawn")).expect_err("refused");
     assert_eq!((again.exit, again.code), (ExitCode::Invalid, "not_empty"));

@@ -59,6 +59,26 @@ fn pretrain_and_probe_read_what_site_toml_says() {
     assert_eq!(cases.map(|(train, holdout)| train + holdout), Some(29), "{done:?}");
 }
 
+/// `data inspect` used to want a path beside the `site.toml` that names it.
+#[test]
+fn site_toml_names_the_images_to_look_at() {
+    let folder = site();
+    let look = client(folder.path(), "data inspect --config site.toml --format json --lenient");
+    let by_path = "data inspect images --config site.toml --format json --lenient";
+    let (found, again) = (json(&look), json(&client(folder.path(), by_path)));
+    for fact in ["cases", "refused_count", "levels"] {
+        assert_eq!(found["data"][fact], again["data"][fact], "{look:?}");
+    }
+    assert_eq!(found["data"]["cases"], 29);
+    let nothing = client(folder.path(), "data inspect");
+    let told = String::from_utf8_lossy(&nothing.stderr).into_owned();
+    assert!(nothing.status.code() == Some(4) && told.contains("PATH"), "{told}");
+    fs::write(folder.path().join("site.toml"), "directory = \".\"\npolicy = \"p\"\n").expect("ok");
+    let nothing = client(folder.path(), "data inspect --config site.toml");
+    let told = String::from_utf8_lossy(&nothing.stderr).into_owned();
+    assert!(told.contains("the site.toml has no [data]"), "{told}");
+}
+
 #[test]
 fn without_images_or_a_usable_site_toml_it_is_one_line() {
     let folder = site();

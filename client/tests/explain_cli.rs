@@ -150,3 +150,33 @@ fn of_a_bag_those_images_are_explained_that_count_the_most() {
     assert!(table.contains("100.0 %"), "{table}");
     assert!(site.refusal(&["--bag", "none"]).contains("the images have no bag `none`"));
 }
+
+/// Where `site.toml` names images and backbone, `--config` alone used to be refused for want of
+/// `--backbone`.
+#[test]
+fn site_toml_names_images_and_backbone_for_every_command_that_computes() {
+    let site = Site::new(|_| {});
+    let toml = "directory = \".\"\npolicy = \"policy.toml\"\n[data]\npath = \"data\"\n\
+                [backbone]\npath = \"b.safetensors\"\n";
+    fs::write(site.path("site.toml"), toml).unwrap();
+    let client = |line: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tributary-client"));
+        command.current_dir(site.0.path()).args(line.split(' ')).args(["--config", "site.toml"]);
+        command.output().unwrap()
+    };
+    for line in [
+        "train --run run.toml --out trained.bin",
+        "evaluate --run run.toml --adapter trained.bin --split all",
+        "explain --run run.toml --adapter trained.bin --case 0.png --out seen",
+    ] {
+        let done = client(line);
+        let told = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(0), "{line}: {told}");
+    }
+    let unnamed = toml.split("[backbone]").next().unwrap();
+    fs::write(site.path("site.toml"), unnamed).unwrap();
+    let refused = client("evaluate --run run.toml --adapter trained.bin");
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert!(told.contains("the site.toml has no [backbone]"), "{told}");
+    assert!(told.contains("--backbone FILE"), "{told}");
+}

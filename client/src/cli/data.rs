@@ -17,6 +17,7 @@ use crate::data::census::{self, Census, Decoding, FollowUp};
 use crate::data::divide::{self, DivideSpec, DividedCard};
 use crate::data::synth::{self, Card, Modality, SynthSpec};
 use crate::data::{DataSource, task_of};
+use crate::site::source;
 
 /// Everything about a site's images; none of it talks to anybody.
 #[derive(Debug, clap::Subcommand)]
@@ -33,13 +34,10 @@ pub enum DataCommand {
 /// Arguments of `data inspect`.
 #[derive(Debug, clap::Args)]
 pub struct InspectArgs {
-    /// A folder with labels.csv or labels.parquet, one of these, or a .npz in the MedMNIST layout
-    path: PathBuf,
+    #[command(flatten)]
+    place: PlaceArgs,
     #[command(flatten)]
     labels: LabelArgs,
-    /// Read files as this site.toml says: window, frames, slices [default: the usual way]
-    #[arg(long)]
-    config: Option<PathBuf>,
     /// Refusals up to the share that training would allow are no failure
     #[arg(long)]
     lenient: bool,
@@ -49,6 +47,37 @@ pub struct InspectArgs {
     /// Small pictures of each class on that page
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(0..=200))]
     thumbnails: u16,
+}
+
+/// Where the images are, and how they are read.
+#[derive(Debug, clap::Args)]
+pub struct PlaceArgs {
+    /// A folder with labels.csv or labels.parquet, one of these, or a .npz in the MedMNIST layout
+    /// [default: the images of --config]
+    #[arg(required_unless_present = "config")]
+    path: Option<PathBuf>,
+    /// This site.toml says where the images are, and how files are read: window, frames, slices
+    /// [default: the usual way]
+    #[arg(long, value_name = "site.toml")]
+    config: Option<PathBuf>,
+}
+
+impl PlaceArgs {
+    /// The images, and how files become pictures.
+    fn find(&self) -> Result<(DataSource, Reading), Failure> {
+        let environment: Vec<_> = std::env::vars().collect();
+        let site = self.config.as_deref().map(|file| SiteConfig::read(file, &environment));
+        let place = site.transpose()?.and_then(|site| site.data);
+        let found = match (&self.path, &place) {
+            (Some(path), _) => DataSource::detect(path)?,
+            (None, Some(place)) => source(place)?,
+            (None, None) => {
+                return Err(Failure::invalid("data", "the site.toml has no [data]")
+                    .hint("name the images, or in site.toml: [data] path = \"FOLDER\""));
+            }
+        };
+        Ok((found, place.map(|place| place.reading).unwrap_or_default()))
+    }
 }
 
 /// What the labels mean.
@@ -100,8 +129,8 @@ pub struct SynthArgs {
 /// Arguments of `data split`.
 #[derive(Debug, clap::Args)]
 pub struct SplitArgs {
-    /// A folder with labels.csv or labels.parquet, one of these, or a .npz in the MedMNIST layout
-    path: PathBuf,
+    #[command(flatten)]
+    place: PlaceArgs,
     #[command(flatten)]
     labels: LabelArgs,
     /// Hospitals
@@ -113,9 +142,6 @@ pub struct SplitArgs {
     /// Who goes where
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Read files as this site.toml says, to tell which are sound [default: the usual way]
-    #[arg(long)]
-    config: Option<PathBuf>,
     /// A new or empty folder
     #[arg(long)]
     out: PathBuf,
@@ -131,8 +157,7 @@ pub fn run(command: DataCommand, format: Format) -> Result<(), Failure> {
 }
 
 fn inspect(args: &InspectArgs, format: Format) -> Result<(), Failure> {
-    let source = DataSource::detect(&args.path)?;
-    let reading = reading_of(args.config.as_deref())?;
+    let (source, reading) = args.place.find()?;
     let mut thumbnails = 0;
     if let Some(file) = &args.html {
         page::check_free(file)?;
@@ -153,13 +178,6 @@ fn inspect(args: &InspectArgs, format: Format) -> Result<(), Failure> {
     }
     print(format, &census, || print_census(&census));
     Ok(())
-}
-
-/// How files become pictures, as a `site.toml` says it.
-fn reading_of(config: Option<&Path>) -> Result<Reading, Failure> {
-    let Some(file) = config else { return Ok(Reading::default()) };
-    let environment: Vec<_> = std::env::vars().collect();
-    Ok(SiteConfig::read(file, &environment)?.data.map(|data| data.reading).unwrap_or_default())
 }
 
 fn print_census(census: &Census) {
@@ -280,10 +298,9 @@ fn shown(auroc: Option<f64>) -> String {
 }
 
 fn split(args: &SplitArgs, format: Format) -> Result<(), Failure> {
-    let source = DataSource::detect(&args.path)?;
+    let (source, reading) = args.place.find()?;
     let task = args.labels.task(&source)?;
     let spec = DivideSpec { sites: args.sites, label_skew: args.label_skew, seed: args.seed };
-    let reading = reading_of(args.config.as_deref())?;
     let card = divide::write(&source, &task, &spec, &reading, &args.out)?;
     print(format, &card, || print_divided(&card, &args.out));
     Ok(())

@@ -107,15 +107,41 @@ fn read_backbone(path: &Path, manifest: &RunManifest) -> Result<Backbone, Failur
     Backbone::open_for_run(path, asked).map_err(|e| Failure::invalid("backbone", chain(&e)))
 }
 
+/// Which backbone.
+#[derive(Debug, clap::Args)]
+struct BackboneArg {
+    /// The backbone (safetensors) [default: that of --config]
+    #[arg(long, required_unless_present = "config", value_name = "FILE")]
+    backbone: Option<PathBuf>,
+}
+
+impl BackboneArg {
+    /// The file that is named, else that of the `site.toml` of `images`.
+    fn path(&self, images: &Images) -> Result<PathBuf, Failure> {
+        if let Some(named) = &self.backbone {
+            return Ok(named.clone());
+        }
+        images.site()?.and_then(|site| site.backbone).ok_or_else(|| {
+            Failure::invalid("backbone", "the site.toml has no [backbone]").hint(
+                "name the file with --backbone FILE, or in site.toml: [backbone] path = \"FILE\"",
+            )
+        })
+    }
+
+    /// As [`read_backbone`].
+    fn of_run(&self, images: &Images, manifest: &RunManifest) -> Result<Backbone, Failure> {
+        read_backbone(&self.path(images)?, manifest)
+    }
+}
+
 /// An adapter with the run and the backbone that it was trained on.
 #[derive(Debug, clap::Args)]
 struct Adapted {
     /// The run's manifest
     #[arg(long, value_name = "run.toml")]
     run: PathBuf,
-    /// The run's backbone
-    #[arg(long, value_name = "FILE")]
-    backbone: PathBuf,
+    #[command(flatten)]
+    backbone: BackboneArg,
     /// The adapter in canonical bytes, or `initial`
     #[arg(long, value_name = "FILE|initial")]
     adapter: PathBuf,
@@ -141,7 +167,8 @@ struct Images {
     /// Images: a folder, a manifest or an `.npz`; several are pooled [default: those of --config]
     #[arg(long, required_unless_present = "config", value_name = "DIR|CSV|NPZ")]
     data: Vec<PathBuf>,
-    /// Read files as this site.toml says: window, slices, patches, slides [default: the usual way]
+    /// This site.toml says where images and backbone are, and how files are read: window, slices,
+    /// patches, slides [default: the usual way]
     #[arg(long, value_name = "site.toml")]
     config: Option<PathBuf>,
 }
@@ -150,6 +177,12 @@ struct Images {
 const REFUSALS_NAMED_MAX: usize = 20;
 
 impl Images {
+    /// What `--config` says.
+    fn site(&self) -> Result<Option<SiteConfig>, Failure> {
+        let environment: Vec<_> = std::env::vars().collect();
+        self.config.as_deref().map(|file| SiteConfig::read(file, &environment)).transpose()
+    }
+
     /// The images as one data set, labelled for the run's task, as a site of the run reads them.
     fn of_run(&self, manifest: &RunManifest) -> Result<Dataset, Failure> {
         let asked = manifest.backbone.as_ref();
@@ -167,13 +200,7 @@ impl Images {
         &self,
         open: impl Fn(&DataSource, &Reading) -> Result<Dataset, DataError>,
     ) -> Result<Dataset, Failure> {
-        let place = match &self.config {
-            Some(file) => {
-                let environment: Vec<_> = std::env::vars().collect();
-                SiteConfig::read(file, &environment)?.data
-            }
-            None => None,
-        };
+        let place = self.site()?.and_then(|site| site.data);
         let failure = |e: DataError| Failure::invalid("data", chain(&e));
         let found = match (&place, self.data.is_empty()) {
             (Some(place), true) => vec![source(place)],

@@ -1,7 +1,7 @@
 //! The site's directory: identity, ledger, outbox, adapters, status. One program at a time.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ pub fn is_held(directory: &Path) -> bool {
 }
 
 const LOCK: &str = "lock";
+/// Longest name of a process read from a lock file, bytes.
+const HOLDER_BYTES_MAX: u64 = 20;
 /// Pause between two tries for the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
@@ -55,13 +57,21 @@ impl SiteDirectory {
         let mut options = File::options();
         let opened = options.create(true).truncate(false).write(true).open(&lock_path);
         let lock = opened.map_err(|e| failed(&lock_path, e))?;
-        take(&lock, patience).map_err(|e| match e {
+        let busy = || {
+            let holder = holder(&lock_path);
+            format!("{}: another tributary-client{holder} uses it", root.display())
+        };
+        let waits = || {
+            let seconds = patience.as_secs();
+            tracing::warn!("{}; waiting up to {seconds} s for it to end", busy());
+        };
+        take(&lock, patience, waits).map_err(|e| match e {
             TryLockError::WouldBlock => {
-                let message = format!("{}: another tributary-client uses it", root.display());
-                Failure::invalid("directory", message).hint("stop that one first")
+                Failure::invalid("directory", busy()).hint("stop that one first")
             }
             TryLockError::Error(e) => failed(&lock_path, e),
         })?;
+        sign(&lock);
         let held = Self { root: root.to_path_buf(), _lock: lock };
         directory(&held.outbox())?;
         directory(&held.adapters())?;
@@ -89,15 +99,37 @@ impl SiteDirectory {
     }
 }
 
-fn take(lock: &File, patience: Duration) -> Result<(), TryLockError> {
+/// Takes the lock; `waits` is called once when another program has it and patience begins.
+fn take(lock: &File, patience: Duration, waits: impl FnOnce()) -> Result<(), TryLockError> {
     let began = Instant::now();
+    let mut waits = Some(waits);
     loop {
         match lock.try_lock() {
             Err(TryLockError::WouldBlock) if began.elapsed() < patience => {
+                if let Some(waits) = waits.take() {
+                    waits();
+                }
                 std::thread::sleep(LOCK_RETRY);
             }
             taken => return taken,
         }
+    }
+}
+
+/// Writes into the lock who holds it. It helps people only: without room on the disk it is missing.
+fn sign(mut lock: &File) {
+    let _ = lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id()));
+}
+
+/// Who wrote itself into the lock, as far as that can be read.
+fn holder(lock: &Path) -> String {
+    let mut text = String::new();
+    let read = File::open(lock)
+        .and_then(|file| file.take(HOLDER_BYTES_MAX).read_to_string(&mut text))
+        .is_ok();
+    match text.trim().parse::<u32>() {
+        Ok(process) if read => format!(" (process {process})"),
+        Ok(_) | Err(_) => String::new(),
     }
 }
 
@@ -120,7 +152,8 @@ mod tests {
         let first = SiteDirectory::open(&root, Duration::ZERO).unwrap();
         assert!(is_held(&root));
         let error = SiteDirectory::open(&root, Duration::ZERO).unwrap_err();
-        assert!(error.to_string().contains("another tributary-client"), "{error}");
+        let holder = format!("another tributary-client (process {})", std::process::id());
+        assert!(error.to_string().contains(&holder), "{error}");
         // One that goes away within the patience is waited for.
         let waiting = {
             let root = root.clone();

@@ -9,7 +9,7 @@ use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::tensors::{Header, Subject, decode};
 
 use super::progress::Display;
-use super::{Adapted, Images, Threads, read_backbone, shown};
+use super::{Adapted, Images, Threads, shown};
 use crate::cli::{Format, print};
 use crate::data::Dataset;
 use crate::model::{Compute, Values};
@@ -51,7 +51,7 @@ pub(super) fn run(args: &EvaluateArgs, format: Format) -> Result<(), Failure> {
         let line = "--predictions: a self_supervised run says nothing of an image; leave it out";
         return Err(Failure::invalid("arguments", line));
     }
-    let backbone = read_backbone(&args.adapted.backbone, &manifest)?;
+    let backbone = args.adapted.backbone.of_run(&args.images, &manifest)?;
     let values = read_adapter(&args.adapted.adapter, &manifest)?;
     let dataset = args.images.of_run(&manifest)?;
     let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);

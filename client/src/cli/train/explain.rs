@@ -13,7 +13,7 @@ use tributary_shared::outcome::{Failure, chain};
 use super::evaluate::read_adapter;
 use super::overlay::overlay;
 use super::progress::Display;
-use super::{Adapted, Images, Threads, read_backbone, shown};
+use super::{Adapted, Images, Threads, shown};
 use crate::cli::{Format, print};
 use crate::data::{Dataset, marked};
 use crate::metrics::Pointing;
@@ -88,7 +88,7 @@ pub(super) fn run(args: &ExplainArgs, format: Format) -> Result<(), Failure> {
     }
     let unfit = |e: NotExplained| Failure::invalid("task", e.to_string());
     NotExplained::check(&manifest).map_err(unfit)?;
-    let backbone = read_backbone(&args.adapted.backbone, &manifest)?;
+    let backbone = args.adapted.backbone.of_run(&args.images, &manifest)?;
     let values = read_adapter(&args.adapted.adapter, &manifest)?;
     let compute = Compute::cpu();
     let dataset = args.images.of_run(&manifest)?;

@@ -12,7 +12,7 @@ use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::tensors::{decode, encode};
 
 use super::progress::Display;
-use super::{Images, Threads, read_backbone, read_manifest, shown};
+use super::{BackboneArg, Images, Threads, read_manifest, shown};
 use crate::cli::{Format, print};
 use crate::config::cache::{BYTES_MAX, Precision};
 use crate::data::{Dataset, Split};
@@ -25,9 +25,8 @@ pub struct TrainArgs {
     /// The run's manifest
     #[arg(long, value_name = "run.toml")]
     run: PathBuf,
-    /// The run's backbone
-    #[arg(long, value_name = "FILE")]
-    backbone: PathBuf,
+    #[command(flatten)]
+    backbone: BackboneArg,
     #[command(flatten)]
     images: Images,
     /// Adapter to write, in canonical bytes
@@ -59,7 +58,7 @@ pub(super) fn run(args: &TrainArgs, format: Format) -> Result<(), Failure> {
         training.learning_rate = rate;
         manifest.check().map_err(|e| Failure::invalid("arguments", e.to_string()))?;
     }
-    let backbone = read_backbone(&args.backbone, &manifest)?;
+    let backbone = args.backbone.of_run(&args.images, &manifest)?;
     let dataset = args.images.of_run(&manifest)?;
     let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
     let split = dataset.split(holdout);

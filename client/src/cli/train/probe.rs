@@ -10,7 +10,7 @@ use tributary_shared::outcome::{Failure, chain};
 use super::evaluate::read_adapter;
 use super::pretrain::PIXEL_CENTRE;
 use super::progress::Display;
-use super::{Images, Threads, read_backbone, read_manifest};
+use super::{BackboneArg, Images, Threads, read_backbone, read_manifest};
 use crate::cli::{Format, print};
 use crate::data::{Dataset, InputSpec};
 use crate::model::{Backbone, Compute, random_backbone};
@@ -30,9 +30,8 @@ enum Kind {
 /// Arguments of `probe`.
 #[derive(Debug, clap::Args)]
 pub struct ProbeArgs {
-    /// The backbone (safetensors)
-    #[arg(long, value_name = "FILE")]
-    backbone: PathBuf,
+    #[command(flatten)]
+    backbone: BackboneArg,
     #[command(flatten)]
     images: Images,
     /// Look at the features under an adapter of the run that this manifest declares
@@ -74,10 +73,12 @@ fn kind(text: &str) -> Result<Kind, String> {
 pub(super) fn run(args: &ProbeArgs, format: Format) -> Result<(), Failure> {
     args.threads.set()?;
     let run = args.run.as_deref().map(read_manifest).transpose()?;
+    let file = args.backbone.path(&args.images)?;
     let backbone = match &run {
-        Some(run) => read_backbone(&args.backbone, run)?,
-        None => Backbone::open_described(&args.backbone)
-            .map_err(|e| Failure::invalid("backbone", chain(&e)))?,
+        Some(run) => read_backbone(&file, run)?,
+        None => {
+            Backbone::open_described(&file).map_err(|e| Failure::invalid("backbone", chain(&e)))?
+        }
     };
     let adapter = match (&run, &args.adapter) {
         (Some(run), Some(path)) => run.contract().zip(Some(read_adapter(path, run)?)),
