@@ -3,6 +3,35 @@
 
 use serde::{Deserialize, Serialize};
 
+/// How long a site's own no holds, and so when it is worth asking again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalClass {
+    /// Ends by itself: outside the site's hours, images away for a moment, a full disk.
+    Passing,
+    /// Ends when a person at the site changes something: a policy, a file, a configuration.
+    UntilChanged,
+    /// Holds for this round, whatever changes: training failed, or the round was answered before.
+    #[default]
+    Never,
+}
+
+impl RefusalClass {
+    /// The word in tables and in the JSON form.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passing => "passing",
+            Self::UntilChanged => "until_changed",
+            Self::Never => "never",
+        }
+    }
+
+    /// Whether it is left out of the JSON form, as in records written before there were classes.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Why an adapter, a delta or a request was refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[serde(tag = "code", rename_all = "snake_case")]
@@ -97,12 +126,18 @@ pub enum Refusal {
     Policy {
         /// The site's words.
         reason: String,
+        /// How long it holds.
+        #[serde(default, skip_serializing_if = "RefusalClass::is_default")]
+        class: RefusalClass,
     },
     /// The site tried and could not.
     #[error("the site could not train: {reason}")]
     SiteFailed {
         /// The site's words.
         reason: String,
+        /// How long it holds.
+        #[serde(default, skip_serializing_if = "RefusalClass::is_default")]
+        class: RefusalClass,
     },
 }
 
@@ -125,5 +160,52 @@ impl Refusal {
             Self::Policy { .. } => "policy",
             Self::SiteFailed { .. } => "site_failed",
         }
+    }
+
+    /// How long it holds; what only a coordinator refuses holds for its round.
+    pub fn class(&self) -> RefusalClass {
+        match self {
+            Self::Policy { class, .. } | Self::SiteFailed { class, .. } => *class,
+            Self::Malformed { .. }
+            | Self::Contract { .. }
+            | Self::Wrong { .. }
+            | Self::NotFinite { .. }
+            | Self::OverNorm { .. }
+            | Self::Size { .. }
+            | Self::Digest { .. }
+            | Self::AlreadySubmitted { .. }
+            | Self::RoundOver { .. }
+            | Self::NotInCohort { .. }
+            | Self::RunEnded { .. }
+            | Self::Suspended => RefusalClass::Never,
+        }
+    }
+
+    /// Whether the site may say yes later, so that it is worth asking again.
+    pub fn may_end(&self) -> bool {
+        match self.class() {
+            RefusalClass::Passing | RefusalClass::UntilChanged => true,
+            RefusalClass::Never => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Leaves and ledger entries written before there were classes keep their bytes.
+    #[test]
+    fn a_refusal_without_a_class_holds_for_its_round_and_keeps_its_bytes() {
+        let old = r#"{"code":"policy","reason":"no"}"#;
+        let read: Refusal = serde_json::from_str(old).unwrap();
+        assert_eq!(read.class(), RefusalClass::Never);
+        assert!(!read.may_end());
+        assert_eq!(serde_json::to_string(&read).unwrap(), old);
+        let passing = Refusal::Policy { reason: "no".to_owned(), class: RefusalClass::Passing };
+        assert_eq!(
+            serde_json::to_string(&passing).unwrap(),
+            r#"{"code":"policy","reason":"no","class":"passing"}"#
+        );
     }
 }

@@ -10,7 +10,7 @@ use tributary_shared::adaptation::Adaptation;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::outcome::Failure;
-use tributary_shared::terms::Terms;
+use tributary_shared::refusal::RefusalClass;
 use tributary_shared::timestamp::Timestamp;
 
 use super::hours::{Window, utc_offset};
@@ -109,11 +109,21 @@ pub struct Policy {
 
 /// Why the policy says no: every reason, each one short line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct PolicyRefusal(Vec<String>);
+pub struct PolicyRefusal {
+    reasons: Vec<String>,
+    class: RefusalClass,
+}
+
+impl PolicyRefusal {
+    /// How long it holds: what only the hour forbids passes, everything else stands in the file.
+    pub fn class(&self) -> RefusalClass {
+        self.class
+    }
+}
 
 impl fmt::Display for PolicyRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("; "))
+        f.write_str(&self.reasons.join("; "))
     }
 }
 
@@ -176,11 +186,11 @@ impl Policy {
         })
     }
 
-    /// Whether the site agrees to a round of `manifest` on `terms` at `now`.
+    /// Judges at `now` a round of `manifest` that asks `cohort_size` sites.
     pub fn judge(
         &self,
         manifest: &RunManifest,
-        terms: &Terms,
+        cohort_size: u32,
         now: Timestamp,
     ) -> Result<(), PolicyRefusal> {
         let mut reasons = Vec::new();
@@ -189,9 +199,9 @@ impl Policy {
         if !self.strategies.contains(strategy) {
             reasons.push(format!("strategy {strategy} is not among `strategies`"));
         }
-        if terms.cohort_size < self.cohort_min {
-            let (size, min) = (terms.cohort_size, self.cohort_min);
-            reasons.push(format!("a cohort of {size} is below cohort_min = {min}"));
+        if cohort_size < self.cohort_min {
+            let min = self.cohort_min;
+            reasons.push(format!("a cohort of {cohort_size} is below cohort_min = {min}"));
         }
         above("rounds", manifest.rounds.count, "rounds_max", self.rounds_max, &mut reasons);
         let norm = manifest.limits.delta_norm_max;
@@ -201,11 +211,15 @@ impl Policy {
         }
         let bytes = manifest.contract().map_or(u64::MAX, |c| c.layout.payload_bytes());
         above("adapter bytes", bytes, "adapter_bytes_max", self.adapter_bytes_max, &mut reasons);
+        let class = match reasons.is_empty() {
+            true => RefusalClass::Passing,
+            false => RefusalClass::UntilChanged,
+        };
         let offset = self.utc_offset_minutes;
         if !self.hours.is_empty() && !self.hours.iter().any(|window| window.holds(now, offset)) {
             reasons.push("outside the site's training `hours`".to_owned());
         }
-        if reasons.is_empty() { Ok(()) } else { Err(PolicyRefusal(reasons)) }
+        if reasons.is_empty() { Ok(()) } else { Err(PolicyRefusal { reasons, class }) }
     }
 
     fn judge_work(&self, manifest: &RunManifest, reasons: &mut Vec<String>) {
@@ -297,21 +311,10 @@ mod tests {
         .unwrap()
     }
 
-    fn terms(cohort_size: u32) -> Terms {
-        Terms {
-            run: "r".parse().unwrap(),
-            round: 1,
-            manifest: Digest::of(b"m"),
-            base: Digest::of(b"b"),
-            cohort_size,
-            deadline: Timestamp::from_millis(0),
-        }
-    }
-
     /// The refusal of noon, 1970-01-01 UTC, as one line; empty when it agrees.
     fn judged(policy: &Policy, manifest: &RunManifest) -> String {
         let noon = Timestamp::from_millis(12 * 3_600_000);
-        policy.judge(manifest, &terms(3), noon).map_or_else(|e| e.to_string(), |()| String::new())
+        policy.judge(manifest, 3, noon).map_or_else(|e| e.to_string(), |()| String::new())
     }
 
     #[test]
@@ -379,6 +382,20 @@ mod tests {
             let text = format!("{OPEN}{more}");
             let refused = Policy::from_toml(Path::new("policy.toml"), &text).unwrap_err();
             assert!(refused.to_string().contains("is no such kind"), "{refused}");
+        }
+    }
+
+    /// What the hour alone forbids ends by itself; nothing else does.
+    #[test]
+    fn a_no_of_the_hour_alone_is_passing_and_any_other_stands_until_changed() {
+        let noon = Timestamp::from_millis(12 * 3_600_000);
+        for (text, class) in [
+            ("hours = [\"20:00-06:00\"]", RefusalClass::Passing),
+            ("cohort_min = 4", RefusalClass::UntilChanged),
+            ("hours = [\"20:00-06:00\"]\ncohort_min = 4", RefusalClass::UntilChanged),
+        ] {
+            let no = policy(text).judge(&manifest(), 3, noon).unwrap_err();
+            assert_eq!(no.class(), class, "{text}: {no}");
         }
     }
 

@@ -4,7 +4,7 @@
 use tributary_proto::convert::verdict;
 use tributary_proto::v1;
 use tributary_shared::outcome::Failure;
-use tributary_shared::refusal::Refusal;
+use tributary_shared::refusal::{Refusal, RefusalClass};
 
 use super::activity::{Phase, RoundId};
 use super::{Halt, Site};
@@ -119,7 +119,7 @@ impl Site {
     }
 }
 
-/// A no because the site could not.
+/// A no to this round because the site could not.
 pub(super) fn reason_failed(reason: impl Into<String>) -> Refusal {
-    Refusal::SiteFailed { reason: reason.into() }
+    Refusal::SiteFailed { reason: reason.into(), class: RefusalClass::Never }
 }

@@ -8,6 +8,8 @@ pub mod activity;
 mod adapters;
 mod deliver;
 pub mod directory;
+mod inquiry;
+mod judge;
 mod lease;
 mod outbox;
 pub mod progress;
@@ -226,12 +228,17 @@ impl Site {
             a.rest();
             changed
         });
-        match self.coordinator()?.next_assignment(POLL).await? {
-            Some(assignment) => {
+        let reply = self.coordinator()?.next_assignment(POLL).await?;
+        match (reply.assignment, reply.inquiry) {
+            (Some(assignment), _) => {
                 self.idle_polls = 0;
                 self.round(&assignment).await
             }
-            None => {
+            (None, Some(inquiry)) => {
+                self.idle_polls = 0;
+                self.inquiry(&inquiry).await
+            }
+            (None, None) => {
                 self.idle_polls += 1;
                 if self.idle_polls >= IDLE_POLLS {
                     self.prepared = None;

@@ -16,7 +16,6 @@ use super::lease::Lease;
 use super::terms::{self, Asked};
 use super::work::{Finished, Job, Running, Trouble, Unfinished, Work};
 use super::{Halt, Site};
-use crate::clock;
 use crate::config::policy::Policy;
 use crate::ledger::{Event, Standing, Trained};
 use crate::transport::CallError;
@@ -59,7 +58,7 @@ impl Site {
             }
         };
         let manifest = Some(asked.terms.manifest);
-        match self.judge(&asked).await {
+        match self.judge_round(&asked).await {
             Ok((policy, work)) => self.train_and_deliver(&id, asked, &policy, work).await,
             Err(refusal) => {
                 tracing::warn!(run = %id.run, round = id.round, "declined: {refusal}");
@@ -69,46 +68,12 @@ impl Site {
     }
 
     /// The policy's yes and everything that the work needs, or the no.
-    async fn judge(&mut self, asked: &Asked) -> Result<(Policy, Arc<Work>), Refusal> {
-        let policy = Policy::load(&self.config.policy).map_err(|e| {
-            tracing::error!("{e}");
-            Refusal::Policy { reason: "the site's policy file cannot be read".to_owned() }
-        })?;
-        let judged = policy.judge(&asked.manifest, &asked.terms, clock::now());
-        judged.map_err(|e| Refusal::Policy { reason: e.to_string() })?;
+    async fn judge_round(&mut self, asked: &Asked) -> Result<(Policy, Arc<Work>), Refusal> {
+        let policy = self.judge_policy(&asked.manifest, asked.terms.cohort_size)?;
         let checked = tokio::task::block_in_place(|| asked.check_initial());
         checked.map_err(|e| reason_failed(e.to_string()))?;
-        let work = self.prepare(asked).await.map_err(|trouble| {
-            tracing::error!("{}", trouble.detail);
-            reason_failed(trouble.told)
-        })?;
-        let (cases, cases_max) = (work.cases(), asked.manifest.limits.cases_max);
-        if cases == 0 || cases > cases_max {
-            let reason = format!("{cases} training cases; the run takes 1 to {cases_max}");
-            return Err(reason_failed(reason));
-        }
+        let work = self.judge_data(&asked.manifest).await?;
         Ok((policy, work))
-    }
-
-    /// Images and backbone are read once a run, not once a round.
-    async fn prepare(&mut self, asked: &Asked) -> Result<Arc<Work>, Trouble> {
-        let key = asked.terms.manifest;
-        if let Some((prepared, work)) = &self.prepared
-            && *prepared == key
-        {
-            return Ok(Arc::clone(work));
-        }
-        self.prepared = None;
-        let (config, manifest) = (self.config.clone(), asked.manifest.clone());
-        let reading = tokio::task::spawn_blocking(move || Work::prepare(&config, &manifest));
-        let work = reading.await.unwrap_or_else(|_| {
-            let detail = "reading the data panicked; this is a bug, its message stands above";
-            let told = "a bug of the client; see its log".to_owned();
-            Err(Trouble { told, detail: detail.to_owned() })
-        })?;
-        let work = Arc::new(work);
-        self.prepared = Some((key, Arc::clone(&work)));
-        Ok(work)
     }
 
     async fn train_and_deliver(
@@ -225,7 +190,7 @@ impl Site {
             Err(FetchError::Disk(error)) => Err(disk(&error)),
             Err(FetchError::Refused(refusal)) => {
                 let told = format!("the base adapter is not what the terms name: {refusal}");
-                Ok(Err(Trouble { detail: told.clone(), told }))
+                Ok(Err(Trouble::open(told)))
             }
         }
     }

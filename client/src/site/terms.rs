@@ -5,6 +5,7 @@ use tributary_shared::contract::AdapterContract;
 use tributary_shared::digest::Digest;
 use tributary_shared::initial::{adapter_header, initial_digest};
 use tributary_shared::manifest::RunManifest;
+use tributary_shared::name::RunName;
 use tributary_shared::refusal::Refusal;
 use tributary_shared::terms::Terms;
 use tributary_shared::timestamp::Timestamp;
@@ -54,18 +55,7 @@ pub(super) fn check(
     known: Option<Digest>,
 ) -> Result<Asked, Refusal> {
     let malformed = |detail: String| Refusal::Malformed { detail };
-    let manifest = RunManifest::from_json(&assignment.manifest_json)
-        .map_err(|e| malformed(format!("manifest: {e}")))?;
-    if manifest.to_json() != assignment.manifest_json {
-        return Err(malformed("manifest: not in canonical form".to_owned()));
-    }
-    let digest = manifest.digest();
-    if let Some(known) = known.filter(|known| *known != digest) {
-        return Err(wrong("manifest", known, digest));
-    }
-    if manifest.name != id.run {
-        return Err(wrong("run", &manifest.name, &id.run));
-    }
+    let manifest = read_manifest(&id.run, &assignment.manifest_json, known)?;
     // A round that ended below quorum is followed by another, so that there may be more rounds
     // than adapter versions.
     let rounds_max =
@@ -85,12 +75,33 @@ pub(super) fn check(
     let terms = Terms {
         run: id.run.clone(),
         round: id.round,
-        manifest: digest,
+        manifest: manifest.digest(),
         base,
         cohort_size: assignment.cohort_size,
         deadline: Timestamp::from_millis(assignment.deadline_ms),
     };
     Ok(Asked { manifest, terms, contract, base_bytes })
+}
+
+/// Reads the manifest of `run` as it came. `known` is the manifest that this site agreed to before.
+pub(super) fn read_manifest(
+    run: &RunName,
+    json: &[u8],
+    known: Option<Digest>,
+) -> Result<RunManifest, Refusal> {
+    let malformed = |detail: String| Refusal::Malformed { detail };
+    let manifest = RunManifest::from_json(json).map_err(|e| malformed(format!("manifest: {e}")))?;
+    if manifest.to_json() != json {
+        return Err(malformed("manifest: not in canonical form".to_owned()));
+    }
+    let digest = manifest.digest();
+    if let Some(known) = known.filter(|known| *known != digest) {
+        return Err(wrong("manifest", known, digest));
+    }
+    if manifest.name != *run {
+        return Err(wrong("run", &manifest.name, run));
+    }
+    Ok(manifest)
 }
 
 fn wrong(field: &str, expected: impl ToString, found: impl ToString) -> Refusal {

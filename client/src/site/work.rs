@@ -8,6 +8,7 @@ use tokio::sync::{oneshot, watch};
 use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::name::SiteName;
 use tributary_shared::outcome::chain;
+use tributary_shared::refusal::{Refusal, RefusalClass};
 use tributary_shared::tensors::{Checked, Header, Subject};
 use tributary_shared::terms::SiteMetrics;
 
@@ -28,16 +29,30 @@ pub(super) struct Trouble {
     pub(super) told: String,
     /// What the site's own log says.
     pub(super) detail: String,
+    /// How long it holds.
+    pub(super) class: RefusalClass,
 }
 
 impl Trouble {
-    fn new(told: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { told: told.into(), detail: detail.into() }
+    /// Trouble that holds for this round.
+    pub(super) fn new(told: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { told: told.into(), detail: detail.into(), class: RefusalClass::Never }
     }
 
-    fn open(text: impl Into<String>) -> Self {
+    /// Trouble of this round whose detail may be told.
+    pub(super) fn open(text: impl Into<String>) -> Self {
         let text = text.into();
-        Self { told: text.clone(), detail: text }
+        Self::new(text.clone(), text)
+    }
+
+    /// The same trouble, which holds as long as `class` says.
+    pub(super) fn of_class(self, class: RefusalClass) -> Self {
+        Self { class, ..self }
+    }
+
+    /// What the coordinator is told.
+    pub(super) fn refusal(&self) -> Refusal {
+        Refusal::SiteFailed { reason: self.told.clone(), class: self.class }
     }
 }
 
@@ -68,18 +83,20 @@ impl Work {
             return match rehearsal.coordinate {
                 Some(at) if at >= elements => {
                     let text = format!("rehearsal.coordinate {at} is not below {elements}");
-                    Err(Trouble::open(text))
+                    Err(Trouble::open(text).of_class(RefusalClass::UntilChanged))
                 }
                 Some(_) | None => Ok(Self::Rehearsal(rehearsal)),
             };
         }
         let asked = manifest.backbone.as_ref().expect("a checked manifest names a backbone");
         let path = config.backbone.as_ref().ok_or_else(|| {
-            Trouble::new("no backbone file", "site.toml has no [backbone]; a run asks for one")
+            let detail = "site.toml has no [backbone]; a run asks for one";
+            Trouble::new("no backbone file", detail).of_class(RefusalClass::UntilChanged)
         })?;
         let backbone = Backbone::open_for_run(path, asked).map_err(|e| backbone_trouble(&e))?;
         let place = config.data.as_ref().ok_or_else(|| {
-            Trouble::new("no local data", "site.toml has no [data]; a run asks for images")
+            let detail = "site.toml has no [data]; a run asks for images";
+            Trouble::new("no local data", detail).of_class(RefusalClass::UntilChanged)
         })?;
         let input = InputSpec::of(asked);
         let dataset = source(place)
@@ -99,10 +116,23 @@ impl Work {
         let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
         let split = dataset.split(holdout);
         let cases = trainer::trainable(manifest, &dataset, &split.train)
-            .map_err(|e| training_trouble(&e))?;
+            .map_err(|e| training_trouble(&e).of_class(RefusalClass::UntilChanged))?;
         let compute = compute(config.device.kind);
         let cache = open_cache(&config.cache);
         Ok(Self::Training(Box::new(Training { backbone, dataset, split, cases, compute, cache })))
+    }
+
+    /// Whether the images that were read are still where `site.toml` says: a network folder that
+    /// is gone leaves an empty one, or none.
+    pub(super) fn still_there(&self, config: &SiteConfig) -> bool {
+        match self {
+            Self::Rehearsal(_) => true,
+            Self::Training(_) => config.data.as_ref().is_some_and(|place| {
+                let path = &place.path;
+                let listed = std::fs::read_dir(path).is_ok_and(|mut found| found.next().is_some());
+                listed || path.is_file()
+            }),
+        }
     }
 
     /// Training cases behind a delta.
@@ -363,7 +393,41 @@ fn data_trouble(error: &DataError) -> Trouble {
     } else {
         format!("the local data do not fit the run ({})", error.code())
     };
-    Trouble::new(told, chain(error))
+    Trouble::new(told, chain(error)).of_class(data_class(error))
+}
+
+/// Images that are away may be back in a moment; what is wrong with images, labels or the contract
+/// stands until somebody changes it.
+fn data_class(error: &DataError) -> RefusalClass {
+    match error {
+        DataError::Read { .. }
+        | DataError::UnknownSource { .. }
+        | DataError::NoManifest { .. }
+        | DataError::Empty { .. }
+        | DataError::SourceChanged => RefusalClass::Passing,
+        DataError::Write { .. }
+        | DataError::TwoManifests { .. }
+        | DataError::Image { .. }
+        | DataError::Manifest { .. }
+        | DataError::Row { .. }
+        | DataError::Dicom { .. }
+        | DataError::Volume { .. }
+        | DataError::Slide { .. }
+        | DataError::TooManyRefused { .. }
+        | DataError::TooManyFiles { .. }
+        | DataError::Contract { .. }
+        | DataError::Npz { .. }
+        | DataError::TooLargeToKeep { .. }
+        | DataError::Rehearsal
+        | DataError::TaskOfNpz { .. }
+        | DataError::VolumesOfNpz { .. }
+        | DataError::Bag { .. }
+        | DataError::Input
+        | DataError::InputsDiffer
+        | DataError::NothingToConcat
+        | DataError::NotEmpty { .. }
+        | DataError::Argument { .. } => RefusalClass::UntilChanged,
+    }
 }
 
 fn backbone_trouble(error: &BackboneError) -> Trouble {
@@ -376,7 +440,7 @@ fn backbone_trouble(error: &BackboneError) -> Trouble {
         | BackboneError::Architecture { .. }
         | BackboneError::Tensors { .. } => "the backbone file does not fit the run",
     };
-    Trouble::new(told, chain(error))
+    Trouble::new(told, chain(error)).of_class(RefusalClass::UntilChanged)
 }
 
 fn train_unfinished(error: &TrainError) -> Unfinished {

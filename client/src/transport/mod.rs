@@ -128,18 +128,26 @@ impl Coordinator {
         self.answer(ANSWER_TIMEOUT, site.hello(request)).await
     }
 
-    /// Waits up to `wait` for a round to train.
+    /// Waits up to `wait` for a round to train or a question to answer.
     pub async fn next_assignment(
         &self,
         wait: Duration,
-    ) -> Result<Option<v1::Assignment>, CallError> {
+    ) -> Result<v1::NextAssignmentReply, CallError> {
         let request = v1::NextAssignmentRequest {
             wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
             ..Default::default()
         };
         let mut site = self.site.clone();
-        let reply = self.answer(wait + ANSWER_TIMEOUT, site.next_assignment(request)).await?;
-        Ok(reply.assignment)
+        self.answer(wait + ANSWER_TIMEOUT, site.next_assignment(request)).await
+    }
+
+    /// Answers a question.
+    pub async fn answer_inquiry(
+        &self,
+        request: v1::AnswerInquiryRequest,
+    ) -> Result<v1::AnswerInquiryReply, CallError> {
+        let mut site = self.site.clone();
+        self.answer(ANSWER_TIMEOUT, site.answer_inquiry(request)).await
     }
 
     /// Agrees to a round's terms.

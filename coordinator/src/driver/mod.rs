@@ -1,6 +1,7 @@
 //! The shell that owns live runs. Its whole contract with the pure core, in `live`:
 //! decide -> commit -> evolve -> act, and on start the same from the stored events.
 
+pub mod inquiries;
 mod live;
 mod members;
 mod publish;
@@ -24,6 +25,7 @@ use tributary_shared::tensors::Header;
 use tributary_shared::terms::{SiteMetrics, Terms};
 use tributary_shared::timestamp::Timestamp;
 
+use inquiries::{Inquiries, Pending, Question, TooManyQuestions};
 pub use live::{LiveRun, Snapshot};
 pub use members::{Members, Standing};
 pub use uploads::Upload;
@@ -131,6 +133,7 @@ struct Inner {
     started: Timestamp,
     runs: RwLock<BTreeMap<RunName, Arc<LiveRun>>>,
     uploads: uploads::Uploads,
+    inquiries: Inquiries,
     /// Bumped whenever somebody waiting (a site, the ticker) should look again.
     changed: watch::Sender<u64>,
     /// Set when this coordinator must not go on.
@@ -156,6 +159,7 @@ impl Driver {
             started: clock::now(),
             runs: RwLock::default(),
             uploads: uploads::Uploads::default(),
+            inquiries: Inquiries::new(format!("{:x}", clock::now().as_millis())),
             changed: watch::Sender::new(0),
             stop,
         }));
@@ -193,6 +197,23 @@ impl Driver {
     /// When this process began.
     pub fn started(&self) -> Timestamp {
         self.0.started
+    }
+
+    /// Questions that sites have not answered yet.
+    pub fn inquiries(&self) -> &Inquiries {
+        &self.0.inquiries
+    }
+
+    /// Asks `site` whether it would take part now; its next call for an assignment brings the
+    /// question. Nothing of it is history.
+    pub fn inquire(
+        &self,
+        site: &SiteName,
+        question: Question,
+    ) -> Result<Pending, TooManyQuestions> {
+        let pending = self.0.inquiries.ask(site, question)?;
+        self.wake();
+        Ok(pending)
     }
 
     /// Changes whenever a waiting site should look again.

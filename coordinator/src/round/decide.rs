@@ -349,8 +349,8 @@ fn bounded(reason: Refusal) -> Refusal {
     let cut = |text: String| shorten(&text, DETAIL_CHARS);
     match reason {
         Refusal::Malformed { detail } => Refusal::Malformed { detail: cut(detail) },
-        Refusal::Policy { reason } => Refusal::Policy { reason: cut(reason) },
-        Refusal::SiteFailed { reason } => Refusal::SiteFailed { reason: cut(reason) },
+        Refusal::Policy { reason, class } => Refusal::Policy { reason: cut(reason), class },
+        Refusal::SiteFailed { reason, class } => Refusal::SiteFailed { reason: cut(reason), class },
         // Lines of checked names and numbers, and few of them.
         Refusal::Contract { .. }
         | Refusal::Wrong { .. }

@@ -4,6 +4,7 @@ mod leases;
 mod property;
 mod scenarios;
 
+use tributary_shared::refusal::RefusalClass;
 use tributary_shared::terms::SiteMetrics;
 
 use super::event::RunEvent;
@@ -112,7 +113,7 @@ impl Trial {
 
     fn decline(&mut self, name: &str, reason: &str) -> Vec<RunEvent> {
         let (site, round) = (site(name), self.run.round());
-        let reason = Refusal::Policy { reason: reason.to_owned() };
+        let reason = Refusal::Policy { reason: reason.to_owned(), class: RefusalClass::Never };
         self.yes(Command::Decline { site, round, reason })
     }
 

@@ -17,7 +17,7 @@ use tributary_proto::channel::{Guard, Peer, Role};
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::chain;
-use tributary_shared::refusal::Refusal;
+use tributary_shared::refusal::{Refusal, RefusalClass};
 use tributary_shared::tlog::key::Signer;
 
 pub use enrolment::EnrolmentService;
@@ -114,6 +114,7 @@ fn digest(field: &str, bytes: &[u8]) -> Result<Digest, Status> {
 
 /// A refusal as the other side sent it.
 fn refusal(wire: Option<v1::Refusal>) -> Refusal {
-    let unsaid = Refusal::SiteFailed { reason: "no reason given".to_owned() };
+    let reason = "no reason given".to_owned();
+    let unsaid = Refusal::SiteFailed { reason, class: RefusalClass::Never };
     wire.map_or(unsaid, |wire| tributary_proto::convert::refusal(&wire))
 }

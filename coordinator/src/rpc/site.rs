@@ -13,6 +13,7 @@ use tributary_shared::terms::SiteMetrics;
 
 use super::{Services, answer, digest, history, parse, refusal, status, upload};
 use crate::clock;
+use crate::driver::inquiries::{Answer, Delivery};
 use crate::driver::{DriverError, Standing};
 use crate::round::Command;
 use crate::round::lease::Progress;
@@ -23,6 +24,9 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 const METRICS_BYTES_MAX: usize = 4 * 1024;
 /// Longest reason kept of a site, characters.
 const REASON_CHARS_MAX: usize = 500;
+/// Most warnings kept of one answer, and their length, characters.
+const WARNINGS_MAX: usize = 16;
+const WARNING_CHARS_MAX: usize = 40;
 
 /// The service behind a site's certificate.
 pub struct SiteService(Services);
@@ -90,6 +94,10 @@ impl Site for SiteService {
             if let Some(found) = driver.assignment(&site, busy).await {
                 break Some(found);
             }
+            if let Some(delivery) = driver.inquiries().next(&site, tokio::time::Instant::now()) {
+                let inquiry = Some(inquiry(delivery));
+                return Ok(Response::new(v1::NextAssignmentReply { assignment: None, inquiry }));
+            }
             tokio::select! {
                 _ = changes.changed() => {}
                 () = tokio::time::sleep_until(deadline) => break None,
@@ -97,7 +105,7 @@ impl Site for SiteService {
             }
         };
         let Some((terms, manifest)) = found else {
-            return Ok(Response::new(v1::NextAssignmentReply { assignment: None }));
+            return Ok(Response::new(v1::NextAssignmentReply::default()));
         };
         let base_bytes = driver
             .blobs()
@@ -114,7 +122,21 @@ impl Site for SiteService {
             cohort_size: terms.cohort_size,
             deadline_ms: terms.deadline.as_millis(),
         };
-        Ok(Response::new(v1::NextAssignmentReply { assignment: Some(assignment) }))
+        let assignment = Some(assignment);
+        Ok(Response::new(v1::NextAssignmentReply { assignment, inquiry: None }))
+    }
+
+    async fn answer_inquiry(
+        &self,
+        request: Request<v1::AnswerInquiryRequest>,
+    ) -> Result<Response<v1::AnswerInquiryReply>, Status> {
+        let site = self.site(&request)?;
+        let request = request.into_inner();
+        let refused = request.refusal.map(|wire| shortened(refusal(Some(wire)))).transpose()?;
+        let answer = Answer { refusal: refused, warnings: warnings(&request.warnings) };
+        // A question that was taken back, or that an earlier coordinator asked, needs no answer.
+        self.0.driver.inquiries().answer(&site, &request.id, answer);
+        Ok(Response::new(v1::AnswerInquiryReply {}))
     }
 
     async fn accept_terms(
@@ -233,6 +255,25 @@ impl Site for SiteService {
     }
 }
 
+fn inquiry(delivery: Delivery) -> v1::Inquiry {
+    let Delivery { id, question } = delivery;
+    v1::Inquiry {
+        id,
+        run: question.manifest.name.to_string(),
+        manifest_json: question.manifest.to_json().into(),
+        cohort_size: question.cohort_size,
+        is_check: question.is_check,
+    }
+}
+
+/// A site's warnings: few words of a class, and nothing else.
+fn warnings(wire: &[String]) -> Vec<String> {
+    let plain = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_';
+    let word =
+        |text: &String| -> String { text.chars().filter(plain).take(WARNING_CHARS_MAX).collect() };
+    wire.iter().take(WARNINGS_MAX).map(word).filter(|word| !word.is_empty()).collect()
+}
+
 /// Metrics go into the history: small, known fields, finite numbers.
 fn read_metrics(json: &str) -> Result<SiteMetrics, Status> {
     if json.len() > METRICS_BYTES_MAX {
@@ -255,8 +296,10 @@ fn shortened(reason: Refusal) -> Result<Refusal, Status> {
         reason = "every other kind is the coordinator's to say"
     )]
     match reason {
-        Refusal::Policy { reason } => Ok(Refusal::Policy { reason: cut(reason) }),
-        Refusal::SiteFailed { reason } => Ok(Refusal::SiteFailed { reason: cut(reason) }),
+        Refusal::Policy { reason, class } => Ok(Refusal::Policy { reason: cut(reason), class }),
+        Refusal::SiteFailed { reason, class } => {
+            Ok(Refusal::SiteFailed { reason: cut(reason), class })
+        }
         other => Err(Status::invalid_argument(format!(
             "reason: a site declines with `policy` or `site_failed`, not with `{}`",
             other.code()

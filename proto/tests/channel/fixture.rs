@@ -254,6 +254,13 @@ impl v1::site_server::Site for Site {
         unused()
     }
 
+    async fn answer_inquiry(
+        &self,
+        _: Request<v1::AnswerInquiryRequest>,
+    ) -> Result<Response<v1::AnswerInquiryReply>, Status> {
+        unused()
+    }
+
     async fn accept_terms(
         &self,
         _: Request<v1::AcceptTermsRequest>,

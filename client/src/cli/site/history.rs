@@ -150,7 +150,7 @@ fn words(event: &Event) -> (&'static str, String) {
 
 #[cfg(test)]
 mod tests {
-    use tributary_shared::refusal::Refusal;
+    use tributary_shared::refusal::{Refusal, RefusalClass};
 
     use super::*;
 
@@ -159,7 +159,10 @@ mod tests {
         let reason = "late\u{1b}[2J\nforged line".to_owned();
         let events = [
             Event::Stopped { reason: reason.clone() },
-            Event::Declined { manifest: None, reason: Refusal::SiteFailed { reason } },
+            Event::Declined {
+                manifest: None,
+                reason: Refusal::SiteFailed { reason, class: RefusalClass::Never },
+            },
         ];
         for event in events {
             let (_, detail) = words(&event);

@@ -7,7 +7,7 @@ use tributary_shared::digest::Digest;
 use tributary_shared::initial::{adapter_header, initial_adapter};
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::{RunName, SiteName};
-use tributary_shared::refusal::Refusal;
+use tributary_shared::refusal::{Refusal, RefusalClass};
 use tributary_shared::tensors::encode;
 use tributary_shared::terms::SiteMetrics;
 use tributary_shared::timestamp::Timestamp;
@@ -177,7 +177,8 @@ pub(super) fn history() -> Coordinator {
 
     c.open(&demo);
     c.accept(&demo, "a", 100);
-    let policy = Refusal::Policy { reason: "not on Mondays".into() };
+    let class = RefusalClass::Never;
+    let policy = Refusal::Policy { reason: "not on Mondays".into(), class };
     c.command(&demo, Command::Decline { site: site("b"), round: 2, reason: policy });
     let cause = LossCause::NoAnswer { waited_s: 30 };
     c.command(&demo, Command::Lose { site: site("c"), cause });

@@ -110,7 +110,7 @@ impl Op {
             Self::Decline { site, round } => Command::Decline {
                 site: named(site),
                 round: near(*round),
-                reason: Refusal::Policy { reason: "no".to_owned() },
+                reason: Refusal::Policy { reason: "no".to_owned(), class: RefusalClass::Never },
             },
             Self::Lose { site, cause } => Command::Lose {
                 site: named(site),

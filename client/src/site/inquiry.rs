@@ -1,0 +1,61 @@
+//! A question of the coordinator: would this site take part in a run now? It is judged as a round
+//! is, and nothing is trained.
+
+use tributary_proto::v1;
+use tributary_shared::manifest::RunManifest;
+use tributary_shared::name::RunName;
+use tributary_shared::outcome::Failure;
+use tributary_shared::refusal::Refusal;
+
+use super::activity::{Activity, Phase, RoundId};
+use super::deliver::reason_failed;
+use super::lease::Lease;
+use super::terms::read_manifest;
+use super::{Halt, Site};
+use crate::transport::CallError;
+
+impl Site {
+    /// Answers a question, whatever the answer is.
+    pub(super) async fn inquiry(&mut self, inquiry: &v1::Inquiry) -> Result<(), Halt> {
+        let Ok(run) = inquiry.run.parse::<RunName>() else {
+            let text = "the coordinator asks about a run without a name";
+            return Err(CallError::Rejected(Failure::refused("malformed", text)).into());
+        };
+        let known = self.ledger.manifest_of(&run);
+        let answer = match read_manifest(&run, &inquiry.manifest_json, known) {
+            Ok(manifest) => self.consider(&manifest, inquiry.cohort_size).await?,
+            Err(refusal) => Some(reason_failed(refusal.to_string())),
+        };
+        match &answer {
+            None => tracing::info!(%run, "asked whether it would take part: yes"),
+            Some(refusal) => tracing::info!(%run, "asked whether it would take part: {refusal}"),
+        }
+        self.activity.send_modify(Activity::rest);
+        let request = v1::AnswerInquiryRequest {
+            id: inquiry.id.clone(),
+            refusal: answer.as_ref().map(Into::into),
+            warnings: Vec::new(),
+        };
+        self.coordinator()?.answer_inquiry(request).await?;
+        Ok(())
+    }
+
+    /// Judges a run; the refusal, if there is one. Reading all images may take minutes, in which
+    /// the coordinator hears that the site is at work.
+    async fn consider(
+        &mut self,
+        manifest: &RunManifest,
+        cohort_size: u32,
+    ) -> Result<Option<Refusal>, Halt> {
+        if let Err(refusal) = self.judge_policy(manifest, cohort_size) {
+            return Ok(Some(refusal));
+        }
+        // No round: heartbeats of round 0 say that the site lives, and renew no seat.
+        let round = RoundId { run: manifest.name.clone(), round: 0 };
+        self.activity.send_modify(|a| a.enter(Phase::Preparing, 0));
+        let coordinator = self.coordinator()?.clone();
+        let every = manifest.rounds.lease();
+        let _lease = Lease::begin(coordinator, round, every, self.activity.subscribe());
+        Ok(self.judge_data(manifest).await.err())
+    }
+}

@@ -1,0 +1,70 @@
+//! The site's own judgement of a run, before anything is agreed to: the policy first, then
+//! backbone, images and the number of cases. Every no has the class that says when it is worth
+//! asking again.
+
+use std::sync::Arc;
+
+use tributary_shared::manifest::RunManifest;
+use tributary_shared::refusal::{Refusal, RefusalClass};
+
+use super::Site;
+use super::work::{Trouble, Work};
+use crate::clock;
+use crate::config::policy::Policy;
+
+impl Site {
+    /// The policy's yes to a round of `manifest` with `cohort_size` sites, or its no.
+    pub(super) fn judge_policy(
+        &self,
+        manifest: &RunManifest,
+        cohort_size: u32,
+    ) -> Result<Policy, Refusal> {
+        let policy = Policy::load(&self.config.policy).map_err(|e| {
+            tracing::error!("{e}");
+            let reason = "the site's policy file cannot be read".to_owned();
+            Refusal::Policy { reason, class: RefusalClass::UntilChanged }
+        })?;
+        let judged = policy.judge(manifest, cohort_size, clock::now());
+        judged.map_err(|no| Refusal::Policy { reason: no.to_string(), class: no.class() })?;
+        Ok(policy)
+    }
+
+    /// Everything that the work of `manifest` needs, or why the site has not got it.
+    pub(super) async fn judge_data(
+        &mut self,
+        manifest: &RunManifest,
+    ) -> Result<Arc<Work>, Refusal> {
+        let work = self.prepare(manifest).await.map_err(|trouble| {
+            tracing::error!("{}", trouble.detail);
+            trouble.refusal()
+        })?;
+        let (cases, cases_max) = (work.cases(), manifest.limits.cases_max);
+        if cases == 0 || cases > cases_max {
+            let reason = format!("{cases} training cases; the run takes 1 to {cases_max}");
+            return Err(Refusal::SiteFailed { reason, class: RefusalClass::UntilChanged });
+        }
+        Ok(work)
+    }
+
+    /// Images and backbone are read once a run, not once a round; again when they were taken away
+    /// in between.
+    async fn prepare(&mut self, manifest: &RunManifest) -> Result<Arc<Work>, Trouble> {
+        let key = manifest.digest();
+        if let Some((prepared, work)) = &self.prepared
+            && *prepared == key
+            && tokio::task::block_in_place(|| work.still_there(&self.config))
+        {
+            return Ok(Arc::clone(work));
+        }
+        self.prepared = None;
+        let (config, manifest) = (self.config.clone(), manifest.clone());
+        let reading = tokio::task::spawn_blocking(move || Work::prepare(&config, &manifest));
+        let work = reading.await.unwrap_or_else(|_| {
+            let detail = "reading the data panicked; this is a bug, its message stands above";
+            Err(Trouble::new("a bug of the client; see its log", detail))
+        })?;
+        let work = Arc::new(work);
+        self.prepared = Some((key, Arc::clone(&work)));
+        Ok(work)
+    }
+}
