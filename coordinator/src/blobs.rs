@@ -73,6 +73,12 @@ impl Blobs {
         Ok(store)
     }
 
+    /// The store under `root` for readers: makes and removes nothing.
+    pub fn look(root: &Path) -> Self {
+        let (blobs, spool) = (root.join("blobs"), root.join("spool"));
+        Self(Arc::new(Inner { blobs, spool, temporaries: AtomicU64::new(0) }))
+    }
+
     /// Whether the blob is here.
     pub fn exists(&self, digest: Digest) -> bool {
         self.path(digest).is_file()

@@ -165,6 +165,13 @@ impl CoordinatorConfig {
         })
     }
 
+    /// What members are told before a port is found: where a free port is asked for, any stands for
+    /// it.
+    pub fn address_expected(&self) -> String {
+        let port = self.listen.port().max(1);
+        self.address_at(SocketAddr::new(self.listen.ip(), port))
+    }
+
     /// What startup kits say when the coordinator listens on `bound`. Port 0 in `address` stands
     /// for the port that was found, as it does in `listen`.
     pub fn address_at(&self, bound: SocketAddr) -> String {

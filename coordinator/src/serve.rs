@@ -1,7 +1,7 @@
 //! The composition root: opens what the service stands on, recovers, serves, and stops in order.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::LevelFilter;
-use tributary_proto::channel::{Acceptor, certified, server_builder, write_durably};
+use tributary_proto::channel::{
+    Acceptor, ServerIdentity, certified, server_builder, write_durably,
+};
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
 
@@ -19,7 +21,9 @@ use crate::blobs::Blobs;
 use crate::clock;
 use crate::config::{CoordinatorConfig, Level, Log, LogFormat};
 use crate::driver::{Driver, DriverError};
-use crate::membership::{Authority, FOUNDER, server_identity};
+use crate::membership::{
+    Authority, EXPIRY_WARNING, FOUNDER, ServerCertificate, odd, server_identity,
+};
 use crate::round::event::RegistryEvent;
 use crate::round::record::{Event, Stream};
 use crate::rpc::Services;
@@ -29,7 +33,7 @@ use crate::store::{Certificate, CommitError, Store, StoreError};
 /// How long calls in progress may take to end once the coordinator is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 /// The file in the directory that says where the coordinator listens now.
-const ADDRESS: &str = "address";
+pub(crate) const ADDRESS: &str = "address";
 
 /// What `serve` says once, when everything is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,12 +53,12 @@ pub async fn serve(
 ) -> Result<(), Failure> {
     let authority = Arc::new(Authority::load(&config.directory).map_err(|e| e.failure())?);
     let signer = Arc::new(authority.log_signer().map_err(|e| e.failure())?);
+    let identity = workable_identity(config)?;
+    let acceptor =
+        Acceptor::new(&identity).map_err(|e| Failure::invalid("server_certificate", chain(&e)))?;
     let store = open_store(config).await?;
     found(&store, &authority, config).await?;
     let blobs = open_blobs(config)?;
-    let identity = server_identity(&config.directory).map_err(|e| e.failure())?;
-    let acceptor =
-        Acceptor::new(&identity).map_err(|e| Failure::invalid("server_certificate", chain(&e)))?;
     let signals = Signals::listen()?;
     let stop = CancellationToken::new();
     let space = Space::of(&[&config.directory, database_folder(config)], config.reserve_bytes);
@@ -68,16 +72,20 @@ pub async fn serve(
     write_durably(&address_file, listening.bound.to_string().as_bytes(), 0o644)
         .map_err(|e| Failure::invalid("file", format!("{}: {e}", address_file.display())))?;
 
+    let announced = config.address.is_some().then(|| listening.address.clone());
     let routes =
-        Services { driver, authority, signer, address: listening.address.clone() }.routes();
+        Services { driver, authority, signer, address: listening.address.clone(), announced }
+            .routes();
     let incoming = acceptor.incoming(listener, stop.clone());
     let server = server_builder(config.windows)
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     let told = CancellationToken::new();
-    let directory = config.directory.clone();
-    tokio::spawn(signals.obey(told.clone(), stop.clone(), acceptor, directory));
+    tokio::spawn(signals.obey(told.clone(), stop.clone(), acceptor, config.clone()));
     tracing::info!(address = %listening.bound, "listening on {}", listening.bound);
+    if let Some(odd) = odd(&listening.address, listening.bound) {
+        tracing::warn!("{odd}; is something in between that forwards?");
+    }
     ready(&listening);
 
     tokio::select! {
@@ -105,7 +113,7 @@ pub async fn open_store(config: &CoordinatorConfig) -> Result<Store, Failure> {
 }
 
 /// The folder that the database's journal needs room in.
-fn database_folder(config: &CoordinatorConfig) -> &Path {
+pub(crate) fn database_folder(config: &CoordinatorConfig) -> &Path {
     match config.database.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         Some(_) | None => Path::new("."),
@@ -216,13 +224,13 @@ impl Signals {
         told: CancellationToken,
         stop: CancellationToken,
         acceptor: Acceptor,
-        directory: PathBuf,
+        config: CoordinatorConfig,
     ) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => break,
                 _ = self.interrupt.recv() => break,
-                _ = self.hangup.recv() => reload(&acceptor, &directory),
+                _ = self.hangup.recv() => reload(&acceptor, &config),
             }
         }
         tracing::info!("stopping");
@@ -232,14 +240,26 @@ impl Signals {
 }
 
 /// A certificate that cannot be used leaves the present one in place.
-fn reload(acceptor: &Acceptor, directory: &Path) {
-    let reloaded = server_identity(directory)
-        .map_err(|e| chain(&e))
+fn reload(acceptor: &Acceptor, config: &CoordinatorConfig) {
+    let reloaded = workable_identity(config)
+        .map_err(|e| e.to_string())
         .and_then(|identity| acceptor.reload(&identity).map_err(|e| chain(&e)));
     match reloaded {
         Ok(()) => tracing::info!("the server's certificate is read again"),
         Err(error) => tracing::error!(%error, "the server's certificate stays: {error}"),
     }
+}
+
+/// The server's certificate and key, when members that are told `address` can connect with them.
+fn workable_identity(config: &CoordinatorConfig) -> Result<ServerIdentity, Failure> {
+    let certificate = ServerCertificate::load(&config.directory).map_err(|e| e.failure())?;
+    let now = clock::now();
+    certificate.check(&config.address_expected(), now).map_err(|e| e.failure(&config.file))?;
+    if certificate.until().since(now) < EXPIRY_WARNING {
+        let until = certificate.until();
+        tracing::warn!("the server's certificate ends at {until}; renew it: renew-server");
+    }
+    server_identity(&config.directory).map_err(|e| e.failure())
 }
 
 /// Begins the process's log, on standard error.

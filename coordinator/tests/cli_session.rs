@@ -219,6 +219,47 @@ fn the_coordinator_stops_when_told_and_one_that_is_away_is_a_connection_failure(
     refused(coordinator.failure(&["run", "list"]), 2, "cannot reach");
 }
 
+/// Before, `serve` took a certificate without the host that members are told, and nothing looked
+/// whether the two fit.
+#[test]
+fn doctor_and_serve_name_a_certificate_that_lacks_the_address_and_renewal_adds_it() {
+    let mut coordinator = Coordinator::start();
+    let folder = coordinator.folder.path().to_owned();
+    let service = |arguments: &[&str], address: &str| {
+        let mut command = Command::new(SERVICE);
+        command.args(arguments).args(["--config", "state/coordinator.toml"]).current_dir(&folder);
+        command.env("TRIBUTARY__ADDRESS", address).output().expect("the program starts")
+    };
+    let lines = |output: &Output| String::from_utf8(output.stdout.clone()).expect("UTF-8");
+    let well = service(&["doctor"], "127.0.0.1:0");
+    assert_eq!(well.status.code(), Some(0), "{well:?}");
+    let text = lines(&well);
+    assert_eq!(text.lines().filter(|line| line.starts_with("ok  ")).count(), 8, "{text}");
+    assert!(text.contains("answers with this certificate") && text.contains("364 days"), "{text}");
+    assert!(text.contains("in use by the running coordinator"), "{text}");
+
+    let moved = "elsewhere.example.org:8443";
+    let ill = service(&["doctor"], moved);
+    assert_eq!(ill.status.code(), Some(4), "{ill:?}");
+    let text = lines(&ill);
+    let fault = text.lines().find(|line| line.starts_with("FAIL address")).expect("a line");
+    assert!(fault.contains("is for 127.0.0.1 and not for elsewhere.example.org"), "{text}");
+    assert!(text.contains("renew-server --server-name elsewhere.example.org"), "{text}");
+    coordinator.process.kill().expect("it runs");
+    coordinator.process.wait().expect("it ends");
+    let refused_to = failure_of(&logless(service(&["serve"], moved)));
+    refused(refused_to, 4, "not for elsewhere.example.org");
+
+    let added = ["renew-server", "--server-name", "elsewhere.example.org"];
+    let renewed = service(&added, moved);
+    assert_eq!(renewed.status.code(), Some(0), "{renewed:?}");
+    assert!(lines(&renewed).contains("127.0.0.1, elsewhere.example.org"), "{renewed:?}");
+    let text = lines(&service(&["doctor"], moved));
+    assert!(text.contains("the coordinator is not running") && !text.contains("FAIL"), "{text}");
+    // A public address over a listener that only this machine can reach works behind a relay.
+    assert!(text.contains("odd  address"), "{text}");
+}
+
 /// The output without the lines of the log, which goes to standard error too.
 fn logless(mut output: Output) -> Output {
     let text = String::from_utf8(output.stderr).expect("programs print UTF-8");

@@ -148,12 +148,18 @@ impl Federation {
     /// Starts the coordinator and waits until it listens: on a free port the first time, on the
     /// same port afterwards, where the sites look for it.
     pub fn start_coordinator(&mut self) -> Result<(), Failed> {
+        self.start_coordinator_with(&[])
+    }
+
+    /// As [`Self::start_coordinator`], with further environment variables.
+    pub fn start_coordinator_with(&mut self, environment: &[(&str, &str)]) -> Result<(), Failed> {
         let mut serve = self.program(&self.binaries.coordinator);
         serve.arg("serve").arg("--config");
         serve.arg(self.coordinator_directory().join("coordinator.toml"));
         if !self.address.is_empty() {
             serve.env("TRIBUTARY__LISTEN", &self.address);
         }
+        serve.envs(environment.iter().copied());
         let log = self.root.join("logs/coordinator.log");
         let process = Process::start(&mut serve, &self.guard, &log)?;
         process.wait_stdout(READY_MAX, |line| line.contains("listening on"))?;

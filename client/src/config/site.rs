@@ -194,7 +194,7 @@ impl SiteConfig {
 }
 
 /// Whether `text` is `host:port`, with a name, an IPv4 address or `[an IPv6 address]`.
-fn is_address(text: &str) -> bool {
+pub(crate) fn is_address(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else {
         return false;
     };

@@ -6,6 +6,7 @@
 
 pub mod activity;
 mod adapters;
+pub mod addresses;
 mod deliver;
 pub mod directory;
 mod inquiry;
@@ -32,6 +33,7 @@ use tributary_shared::name::SiteName;
 use tributary_shared::outcome::{Failure, chain};
 
 use self::activity::{Activity, Phase, RoundId};
+use self::addresses::Addresses;
 use self::directory::SiteDirectory;
 use self::outbox::Outbox;
 use self::progress::Display;
@@ -85,7 +87,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     let mut site = Site::open(config)?;
-    let reporter = Reporter::new(&site.directory, &site.identity, &site.address());
+    let reporter = Reporter::new(&site.directory, &site.identity, site.address.subscribe());
     let mut beside = JoinSet::new();
     beside.spawn(reporter.clone().keep(site.activity.subscribe()));
     beside.spawn(display.show(site.activity.subscribe()));
@@ -109,6 +111,9 @@ struct Site {
     keeper: Keeper,
     outbox: Outbox,
     activity: watch::Sender<Activity>,
+    addresses: Addresses,
+    /// The address in use, or the first to be tried.
+    address: watch::Sender<String>,
     coordinator: Option<Coordinator>,
     /// Whether the coordinator knows us since the last trouble.
     greeted: bool,
@@ -148,10 +153,14 @@ impl Site {
             crate::model::set_threads(threads)
                 .map_err(|e| Failure::invalid("device.threads", chain(&e)))?;
         }
+        let addresses = Addresses::load(&config, &identity);
+        let address = addresses.in_order().into_iter().next().unwrap_or_default();
         Ok(Self {
             name: identity.member.name.clone(),
             config,
             identity,
+            addresses,
+            address: watch::Sender::new(address),
             directory,
             ledger,
             keeper,
@@ -163,10 +172,6 @@ impl Site {
             prepared: None,
             idle_polls: 0,
         })
-    }
-
-    fn address(&self) -> String {
-        self.config.address.clone().unwrap_or_else(|| self.identity.address.clone())
     }
 
     /// One step after the other; after trouble, a wait and the next.
@@ -193,10 +198,16 @@ impl Site {
                     self.read_identity_again();
                     (failure, true)
                 }
-                Err(
-                    Halt::Local(failure)
-                    | Halt::Call(CallError::Unreachable(failure) | CallError::Rejected(failure)),
-                ) => (failure, false),
+                Err(Halt::Call(CallError::Unreachable(failure))) => {
+                    // A connection comes back by itself, but to its own address alone.
+                    if self.addresses.in_order().len() > 1 {
+                        self.coordinator = None;
+                    }
+                    (failure, false)
+                }
+                Err(Halt::Local(failure) | Halt::Call(CallError::Rejected(failure))) => {
+                    (failure, false)
+                }
             };
             let trouble = failure.to_string();
             self.greeted = false;
@@ -248,14 +259,44 @@ impl Site {
         }
     }
 
+    /// Connects to the first address that answers.
+    async fn connect(&mut self) -> Result<(), Halt> {
+        let proxy = self.config.proxy.as_deref();
+        let mut unreachable = None;
+        for address in self.addresses.in_order() {
+            match Coordinator::connect(&address, &self.identity, proxy).await {
+                Ok(connected) => {
+                    self.coordinator = Some(connected);
+                    self.connected = true;
+                    self.address.send_replace(address);
+                    return Ok(());
+                }
+                Err(error @ CallError::Unreachable(_)) => {
+                    tracing::debug!("{}", error.failure());
+                    unreachable.get_or_insert(error);
+                }
+                Err(error @ (CallError::Rejected(_) | CallError::Fatal(_))) => {
+                    return Err(error.into());
+                }
+            }
+        }
+        let nowhere = || CallError::Unreachable(Failure::connection("no address is known"));
+        Err(unreachable.unwrap_or_else(nowhere).into())
+    }
+
+    /// Keeps the address that the coordinator announces, for when the present one fails.
+    fn hear_address(&mut self, announced: &str) {
+        match tokio::task::block_in_place(|| self.addresses.hear(announced)) {
+            Ok(true) => tracing::info!("the coordinator announces the address {announced}"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!("the announced address cannot be kept: {error}"),
+        }
+    }
+
     /// Connects if need be and says hello.
     async fn greet(&mut self) -> Result<(), Halt> {
-        let address = self.address();
         if self.coordinator.is_none() {
-            let proxy = self.config.proxy.as_deref();
-            let connected = Coordinator::connect(&address, &self.identity, proxy).await?;
-            self.coordinator = Some(connected);
-            self.connected = true;
+            self.connect().await?;
         }
         let reply = self.coordinator()?.hello().await?;
         if reply.log_verifier_key != self.identity.log_verifier_key {
@@ -274,7 +315,8 @@ impl Site {
             let skew_s = skew / 1000;
             tracing::warn!("this machine's clock and the coordinator's differ by {skew_s} s");
         }
-        let member = &self.identity.member;
+        self.hear_address(&reply.address);
+        let (member, address) = (&self.identity.member, self.address.borrow().clone());
         tracing::info!(%member, %address, "connected");
         self.greeted = true;
         Ok(())

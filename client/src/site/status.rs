@@ -58,21 +58,26 @@ impl Status {
 pub(super) struct Reporter {
     path: PathBuf,
     status: Status,
+    address: watch::Receiver<String>,
 }
 
 impl Reporter {
-    pub(super) fn new(directory: &SiteDirectory, identity: &Identity, address: &str) -> Self {
+    pub(super) fn new(
+        directory: &SiteDirectory,
+        identity: &Identity,
+        address: watch::Receiver<String>,
+    ) -> Self {
         let status = Status {
             schema_version: 1,
             member: identity.member.to_string(),
             consortium: identity.consortium.to_string(),
-            coordinator: address.to_owned(),
+            coordinator: address.borrow().clone(),
             process: std::process::id(),
             at: clock::now(),
             left: false,
             activity: Activity::default(),
         };
-        Self { path: directory.status(), status }
+        Self { path: directory.status(), status, address }
     }
 
     /// Goes on until it is aborted.
@@ -95,6 +100,7 @@ impl Reporter {
 
     fn write(&mut self) {
         self.status.at = clock::now();
+        self.status.coordinator = self.address.borrow().clone();
         let json = serde_json::to_vec_pretty(&self.status).expect("a status is plain data");
         if let Err(error) = durable::replace_lazily(&self.path, &json) {
             // Work is worth more than telling about it.

@@ -56,6 +56,7 @@ impl CallError {
             | ConnectError::ProxyUnreachable { .. }
             | ConnectError::Server { .. }
             | ConnectError::ServerUntimely { .. }
+            | ConnectError::ServerName { .. }
             | ConnectError::Handshake { .. }
             | ConnectError::Timeout { .. } => Self::Unreachable(failure),
         }

@@ -133,8 +133,11 @@ pub(super) fn run_table(runs: &[RunRow]) -> String {
     let headings = ["RUN", "STATE", "ROUNDS", "STARTED", "ENDED", "DETAIL"];
     let mut text = table(&headings, &[2], runs.iter().map(row).collect());
     for warning in runs.iter().flat_map(warnings) {
-        text.push_str(&format!("
-{}", clean(&warning)));
+        text.push_str(&format!(
+            "
+{}",
+            clean(&warning)
+        ));
     }
     text
 }

@@ -9,10 +9,10 @@ use serde_json::json;
 use tributary_shared::name::{ConsortiumName, SiteName};
 use tributary_shared::outcome::{ExitCode, Failure, ok_envelope};
 
-use super::{Answer, Format, Program, emit, run};
+use super::{Answer, Format, Program, doctor, emit, run};
 use crate::clock;
 use crate::config::CoordinatorConfig;
-use crate::membership::{self, Founding};
+use crate::membership::{self, Founding, ServerNames};
 use crate::serve::{self, Listening};
 
 /// The coordinator of a consortium.
@@ -42,10 +42,18 @@ enum Command {
         /// coordinator.toml
         #[arg(long, default_value = "coordinator.toml", value_name = "FILE")]
         config: PathBuf,
-        /// DNS names and addresses in the certificate [default: those of the present one]
+        /// Add this DNS name or address to those of the present certificate; may be repeated
         #[arg(long = "server-name", value_name = "NAME")]
         server_names: Vec<String>,
+        /// Leave this name out; may be repeated
+        #[arg(long = "drop-server-name", value_name = "NAME")]
+        dropped: Vec<String>,
+        /// Let the names given with --server-name stand alone, in place of the present ones
+        #[arg(long, requires = "server_names", conflicts_with = "dropped")]
+        replace_server_names: bool,
     },
+    /// Check authority, certificate, address, listener, database, blobs and disk; one line each
+    Doctor(Configured),
 }
 
 #[derive(Debug, Args)]
@@ -94,8 +102,15 @@ impl Program for Service {
             Command::Init(arguments) => init(arguments),
             Command::Serve(Configured { config }) => serve(&load(&config)?, self.format),
             Command::Migrate(Configured { config }) => migrate(&load(&config)?),
-            Command::RenewServer { config, server_names } => {
-                renew_server(&load(&config)?, server_names)
+            Command::RenewServer { config, server_names, dropped, replace_server_names } => {
+                let names = match replace_server_names {
+                    true => ServerNames::Only(server_names),
+                    false => ServerNames::Change { added: server_names, dropped },
+                };
+                renew_server(&load(&config)?, names)
+            }
+            Command::Doctor(Configured { config }) => {
+                runtime()?.block_on(doctor::doctor(&config, load(&config), self.format))
             }
         }
     }
@@ -188,9 +203,9 @@ fn migrate(config: &CoordinatorConfig) -> Result<Answer, Failure> {
     Ok(Answer::new(json!({ "database": config.database, "leaves": leaves }), text))
 }
 
-fn renew_server(config: &CoordinatorConfig, names: Vec<String>) -> Result<Answer, Failure> {
-    let names = (!names.is_empty()).then_some(names);
-    let names = membership::renew_server(&config.directory, names, clock::now())
+fn renew_server(config: &CoordinatorConfig, names: ServerNames) -> Result<Answer, Failure> {
+    let address = config.address_expected();
+    let names = membership::renew_server(&config.directory, names, &address, clock::now())
         .map_err(|e| e.failure())?;
     let text = format!(
         "The server has a new key and certificate, for {}.\n\

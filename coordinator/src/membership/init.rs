@@ -1,5 +1,6 @@
 //! `tributary-coordinator init` and `renew-server`: everything a new consortium starts with.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tributary_shared::tlog::key::Signer;
 
 use super::authority::{Authority, AuthorityError, MEMBER_VALID, log_name, read_certificate};
 use super::certificate::{self, CertificateRequest};
+use super::server::{ServerCertificate, Unworkable};
 use super::{CONFIG, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, OPERATOR, ROOT, ROOT_KEY, SERVER};
 
 const ROOT_VALID: Duration = Duration::from_secs(3653 * 24 * 3600);
@@ -86,6 +88,12 @@ pub enum InitError {
     /// The log's key cannot be made.
     #[error("cannot make the log's key: {0}")]
     LogKey(String),
+    /// A name to leave out that is not there.
+    #[error("`{}` is not in the server's certificate, which is for {}", .0, .1.join(", "))]
+    NotPresent(String, Vec<String>),
+    /// The result would be of no use to members.
+    #[error("nothing is replaced: with the result {0}")]
+    Unworkable(#[from] Unworkable),
     /// The authority cannot be read.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -100,7 +108,9 @@ impl InitError {
                 failure.hint("choose an empty directory, or delete what a broken init left")
             }
             Self::Authority(error) => error.failure(),
-            Self::ServerName(_)
+            Self::Unworkable(unworkable) => failure.hint(unworkable.mend()),
+            Self::NotPresent(..)
+            | Self::ServerName(_)
             | Self::Address(_)
             | Self::File { .. }
             | Self::Operator(_)
@@ -127,7 +137,8 @@ pub fn init(directory: &Path, founding: &Founding, now: Timestamp) -> Result<Fou
     let root = CertificateDer::from(root);
     let issuer = Issuer::from_ca_cert_der(&root, root_key)?;
 
-    write_server(directory, &issuer, consortium, &server_names, now)?;
+    let server = new_server(&issuer, consortium, &server_names, now)?;
+    secret(directory, SERVER, &server.text)?;
     let log_verifier_key = write_log_key(directory, consortium)?;
     let operator = found_operator(founding, &issuer, root.clone(), &log_verifier_key, now)?;
     public(directory, FOUNDER, &certificate_pem(&operator.certificate))?;
@@ -144,26 +155,66 @@ pub fn init(directory: &Path, founding: &Founding, now: Timestamp) -> Result<Fou
     })
 }
 
-/// Replaces the server's key and certificate, from the same authority; for `names`, or those of
-/// the present certificate. The running server takes it on reload.
+/// What to do about the names in the server's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerNames {
+    /// Add these to the present ones, then leave out the others named.
+    Change {
+        /// Added.
+        added: Vec<String>,
+        /// Left out.
+        dropped: Vec<String>,
+    },
+    /// These alone.
+    Only(Vec<String>),
+}
+
+impl ServerNames {
+    fn of(self, present: &[String]) -> Result<Vec<String>, InitError> {
+        let mut names = match self {
+            Self::Only(names) => names,
+            Self::Change { added, dropped } => {
+                if let Some(stranger) = dropped.iter().find(|name| !present.contains(name)) {
+                    return Err(InitError::NotPresent(stranger.clone(), present.to_vec()));
+                }
+                let kept = present.iter().filter(|name| !dropped.contains(name)).cloned();
+                kept.chain(added).collect()
+            }
+        };
+        let mut seen = BTreeSet::new();
+        names.retain(|name| seen.insert(name.clone()));
+        check_names(&names)?;
+        Ok(names)
+    }
+}
+
+/// Replaces the server's key and certificate, from the same authority. Nothing is replaced by a
+/// certificate with which members that are told `address` could not connect. The running server
+/// takes it on reload.
 pub fn renew_server(
     directory: &Path,
-    names: Option<Vec<String>>,
+    names: ServerNames,
+    address: &str,
     now: Timestamp,
 ) -> Result<Vec<String>, InitError> {
     let authority = Authority::load(directory)?;
     let names = match names {
-        Some(names) => names,
-        None => {
+        only @ ServerNames::Only(_) => only.of(&[])?,
+        change @ ServerNames::Change { .. } => {
             let present = read_certificate(directory, SERVER)?;
-            certificate::server_names(&present).map_err(|detail| AuthorityError::Malformed {
+            let present = certificate::server_names(&present);
+            change.of(&present.map_err(|detail| AuthorityError::Malformed {
                 path: directory.join(SERVER),
                 detail,
-            })?
+            })?)?
         }
     };
-    check_names(&names)?;
-    write_server(directory, authority.issuer(), authority.consortium(), &names, now)?;
+    let made = new_server(authority.issuer(), authority.consortium(), &names, now)?;
+    let root = read_certificate(directory, ROOT)?;
+    let certificate = ServerCertificate::of(made.leaf.clone(), root)
+        .map_err(|detail| AuthorityError::Malformed { path: directory.join(SERVER), detail })?;
+    certificate.check(address, now)?;
+    secret(directory, SERVER, &made.text)?;
     Ok(names)
 }
 
@@ -187,17 +238,22 @@ fn check_names(names: &[String]) -> Result<(), InitError> {
     }
 }
 
-fn write_server(
-    directory: &Path,
+/// A certificate of the server, and the text of its file with the key.
+struct NewServer {
+    leaf: CertificateDer<'static>,
+    text: String,
+}
+
+fn new_server(
     issuer: &Issuer<'_, KeyPair>,
     consortium: &ConsortiumName,
     names: &[String],
     now: Timestamp,
-) -> Result<(), InitError> {
+) -> Result<NewServer, InitError> {
     let key = new_key()?;
-    let server = certificate::server(issuer, consortium, names, &key, (now, SERVER_VALID))?;
-    let text = format!("{}{}", certificate_pem(&server), key.serialize_pem());
-    secret(directory, SERVER, &text)
+    let leaf = certificate::server(issuer, consortium, names, &key, (now, SERVER_VALID))?;
+    let text = format!("{}{}", certificate_pem(&leaf), key.serialize_pem());
+    Ok(NewServer { leaf: CertificateDer::from(leaf), text })
 }
 
 fn write_log_key(directory: &Path, consortium: &ConsortiumName) -> Result<String, InitError> {

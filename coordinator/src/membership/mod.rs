@@ -7,11 +7,13 @@ mod authority;
 mod certificate;
 mod init;
 mod invitation;
+mod server;
 
 pub use authority::{Authority, AuthorityError, MEMBER_VALID, server_identity};
 pub use certificate::{CertificateRequest, InvalidRequest};
-pub use init::{Founded, Founding, InitError, init, renew_server};
+pub use init::{Founded, Founding, InitError, ServerNames, init, renew_server};
 pub use invitation::{Admission, EnrolmentRefused, admit, new_kit, token_digest};
+pub use server::{EXPIRY_WARNING, ServerCertificate, Unworkable, odd};
 
 /// The authority's private key. Whoever holds it can be any member.
 pub const ROOT_KEY: &str = "root-key.pem";

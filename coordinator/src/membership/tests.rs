@@ -9,8 +9,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tributary_proto::channel::{
-    Acceptor, ConnectError, ConnectOptions, Identity, Member, Windows, certified, connect,
-    server_builder,
+    Acceptor, ConnectError, ConnectOptions, Identity, Member, Untimely, Windows, certified,
+    connect, server_builder,
 };
 use tributary_shared::digest::Digest;
 use tributary_shared::timestamp::Timestamp;
@@ -226,19 +226,88 @@ async fn the_founded_server_and_operator_accept_each_other_also_after_renewal() 
     reached("127.0.0.1").await.unwrap();
 
     let before = fs::read(directory.path().join(SERVER)).unwrap();
-    let names = renew_server(directory.path(), None, clock::now()).unwrap();
+    let (keep, address) = (|| change(&[], &[]), founding().address);
+    let names = renew_server(directory.path(), keep(), &address, clock::now()).unwrap();
     assert_eq!(names, ["localhost", "127.0.0.1", "::1"]);
     assert_ne!(fs::read(directory.path().join(SERVER)).unwrap(), before);
     assert_eq!(mode(&directory.path().join(SERVER)), 0o600);
     acceptor.reload(&server_identity(directory.path()).unwrap()).unwrap();
     reached("127.0.0.1").await.unwrap();
 
-    let only = vec!["elsewhere.example.org".to_owned()];
-    renew_server(directory.path(), Some(only), clock::now()).unwrap();
+    let only = ServerNames::Only(vec!["elsewhere.example.org".to_owned()]);
+    renew_server(directory.path(), only, "elsewhere.example.org:1", clock::now()).unwrap();
     acceptor.reload(&server_identity(directory.path()).unwrap()).unwrap();
-    assert!(matches!(reached("localhost").await, Err(ConnectError::Server { .. })));
+    assert!(matches!(reached("localhost").await, Err(ConnectError::ServerName { .. })));
     stop.cancel();
     serving.await.unwrap().unwrap();
+}
+
+fn change(added: &[&str], dropped: &[&str]) -> ServerNames {
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    ServerNames::Change { added: owned(added), dropped: owned(dropped) }
+}
+
+/// Before, `--server-name` replaced every name and locked all members out after a reload.
+#[test]
+fn a_server_name_is_added_and_a_renewal_that_lacks_the_address_changes_nothing() {
+    let directory = founded(clock::now());
+    let renew = |names| renew_server(directory.path(), names, "localhost:9443", clock::now());
+    let names = renew(change(&["new.example.org", "127.0.0.1"], &[])).unwrap();
+    assert_eq!(names, ["localhost", "127.0.0.1", "::1", "new.example.org"]);
+    let names = renew(change(&[], &["::1"])).unwrap();
+    assert_eq!(names, ["localhost", "127.0.0.1", "new.example.org"]);
+
+    let before = fs::read(directory.path().join(SERVER)).unwrap();
+    for (names, word) in [
+        (change(&[], &["localhost"]), "not for localhost"),
+        (ServerNames::Only(vec!["new.example.org".to_owned()]), "not for localhost"),
+        (change(&[], &["gone.example.org"]), "`gone.example.org` is not in"),
+        (change(&["two words"], &[]), "two words"),
+    ] {
+        let error = renew(names).unwrap_err().failure().to_string();
+        assert!(error.contains(word), "{error}");
+        assert_eq!(fs::read(directory.path().join(SERVER)).unwrap(), before);
+    }
+}
+
+/// Before, a coordinator served with a certificate that no member accepts.
+#[test]
+fn a_certificate_is_held_against_address_clock_and_authority() {
+    let now = clock::now();
+    let directory = founded(now);
+    let certificate = ServerCertificate::load(directory.path()).unwrap();
+    let check = |address: &str, at| certificate.check(address, at);
+    assert_eq!(check("localhost:9443", now), Ok(()));
+    assert_eq!(check("[::1]:9443", now), Ok(()));
+    let Err(Unworkable::Name { host, names }) = check("10.0.0.1:9443", now) else { panic!() };
+    assert_eq!((host.as_str(), names.len()), ("10.0.0.1", 3));
+    assert_eq!(names, ["localhost", "127.0.0.1", "::1"]);
+    let address = Err(Unworkable::Address("0.0.0.0:9443".to_owned()));
+    assert_eq!(check("0.0.0.0:9443", now), address);
+    let late = check("localhost:9443", now.plus(366 * DAY));
+    assert!(matches!(late, Err(Unworkable::Untimely(Untimely::Expired { .. }))), "{late:?}");
+    let early = Timestamp::from_millis(now.as_millis() - 3_600_000);
+    let early = check("localhost:9443", early);
+    assert!(matches!(early, Err(Unworkable::Untimely(Untimely::NotYet { .. }))), "{early:?}");
+    let other = founded(now);
+    fs::copy(other.path().join(SERVER), directory.path().join(SERVER)).unwrap();
+    let foreign = ServerCertificate::load(directory.path()).unwrap().check("localhost:1", now);
+    assert!(matches!(foreign, Err(Unworkable::Untrusted(_))), "{foreign:?}");
+}
+
+#[test]
+fn a_loopback_listener_under_a_public_address_is_odd_and_so_is_another_port() {
+    let said = |address: &str, bound: &str| odd(address, bound.parse().unwrap());
+    for (address, bound) in [
+        ("localhost:8443", "127.0.0.1:8443"),
+        ("127.0.0.1:8443", "127.0.0.1:8443"),
+        ("c.example.org:8443", "0.0.0.0:8443"),
+    ] {
+        assert_eq!(said(address, bound), None);
+    }
+    let loopback = said("c.example.org:8443", "127.0.0.1:8443").unwrap();
+    assert!(loopback.contains("only this machine can reach 127.0.0.1:8443"), "{loopback}");
+    assert!(said("c.example.org:443", "0.0.0.0:8443").unwrap().contains("port 443"));
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub struct Services {
     pub signer: Arc<Signer>,
     /// What kits tell members to connect to, `host:port`.
     pub address: String,
+    /// What members that are connected are told: as `address`, when the configuration names one.
+    pub announced: Option<String>,
 }
 
 impl Services {

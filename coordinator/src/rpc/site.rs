@@ -73,6 +73,7 @@ impl Site for SiteService {
             now_ms: clock::now().as_millis(),
             suspended: self.0.driver.members().standing(&peer) == Standing::Suspended,
             log_verifier_key: self.0.signer.verifier_key().to_string(),
+            address: self.0.announced.clone().unwrap_or_default(),
             ..v1::HelloReply::default()
         }))
     }

@@ -5,6 +5,7 @@
 //! gone away.
 
 mod append;
+mod inspect;
 mod members;
 mod open;
 mod proofs;
@@ -28,6 +29,7 @@ use tributary_shared::tlog::merkle::ProofError;
 use crate::unbroken::{Interrupted, to_the_end};
 
 pub use append::{CommitError, StartError};
+pub use inspect::{Inspection, inspect, is_in_use};
 pub use members::{
     Certificate, EnrolError, Invitation, MemberRow, MemberState, StateChange, StateError,
 };

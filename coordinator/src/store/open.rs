@@ -60,19 +60,24 @@ impl Store {
 /// come and go with each transaction.
 fn lock(path: &Path) -> Result<File, StoreError> {
     let open = |source| StoreError::Open { path: path.to_owned(), source };
-    let mut name = OsString::from(path);
-    name.push(".lock");
     let file = File::options()
         .create(true)
         .truncate(false)
         .write(true)
-        .open(PathBuf::from(name))
+        .open(lock_path(path))
         .map_err(open)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
         Err(TryLockError::Error(source)) => Err(open(source)),
     }
+}
+
+/// The lock file beside the database `path`.
+pub(super) fn lock_path(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".lock");
+    PathBuf::from(name)
 }
 
 async fn pool(
@@ -90,7 +95,7 @@ async fn pool(
 }
 
 /// Looks at an existing file before anything is written to it.
-async fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
+pub(super) async fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
     let size = match std::fs::metadata(path) {
         Ok(found) => found.len(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,

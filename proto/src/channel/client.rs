@@ -1,6 +1,7 @@
 //! The member's side: a channel to the coordinator, directly or through the hospital's proxy.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ use tower::service_fn;
 use super::failure::ConnectError;
 use super::identity::Identity;
 use super::proxy;
-use super::verify::{PinnedRoot, only_root};
-use super::words::{Broken, Untimely, now, of_tls};
+use super::verify::{PinnedRoot, ServerFault, only_root};
+use super::words::{Broken, Untimely, now};
 
 /// How to connect.
 #[derive(Clone, Debug)]
@@ -62,6 +63,35 @@ pub async fn connect(
         .with_client_auth_cert(vec![identity.certificate.clone()], key)
         .map_err(ConnectError::Identity)?;
     open(address, config, Some(identity.certificate.clone()), options).await
+}
+
+/// The certificate that a server listening on `listener` presents to a member that connects to
+/// `address` and trusts `root` alone.
+pub async fn presented(
+    listener: SocketAddr,
+    address: &str,
+    root: &CertificateDer<'_>,
+    timeout: Duration,
+) -> Result<CertificateDer<'static>, ConnectError> {
+    let mut config = tls13()
+        .with_root_certificates(only_root(root).map_err(ConnectError::Identity)?)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![super::ALPN.to_vec()];
+    let target = Target {
+        address: listener.to_string(),
+        name: server_name(address)?,
+        proxy: None,
+        certificate: None,
+        tls: TlsConnector::from(Arc::new(config)),
+        timeout,
+    };
+    let connection = target.dial().await?;
+    let chain = connection.get_ref().get_ref().1.peer_certificates();
+    let leaf = chain.and_then(|chain| chain.first()).ok_or_else(|| {
+        let address = target.address.clone();
+        ConnectError::Server { address, detail: "it presented no certificate".to_owned() }
+    })?;
+    Ok(leaf.clone().into_owned())
 }
 
 /// Connects without a certificate to a server under the root with the pinned fingerprint.
@@ -193,9 +223,14 @@ impl Target {
     fn handshake_failed(&self, error: &io::Error) -> ConnectError {
         let address = self.address.clone();
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(e @ rustls::Error::InvalidCertificate(_)) => match Untimely::of_judgement(e) {
-                Some(untimely) => ConnectError::ServerUntimely { address, untimely },
-                None => ConnectError::Server { address, detail: of_tls(e) },
+            Some(e @ rustls::Error::InvalidCertificate(_)) => match ServerFault::of(e) {
+                ServerFault::Untimely(untimely) => {
+                    ConnectError::ServerUntimely { address, untimely }
+                }
+                ServerFault::Name { host, names } => {
+                    ConnectError::ServerName { address, host, names }
+                }
+                ServerFault::Other(detail) => ConnectError::Server { address, detail },
             },
             Some(rustls::Error::AlertReceived(alert)) if about_our_certificate(*alert) => {
                 let timely = *alert == AlertDescription::CertificateExpired;
@@ -227,6 +262,11 @@ fn about_our_certificate(alert: AlertDescription) -> bool {
             | AlertDescription::AccessDenied
             | AlertDescription::DecryptError
     )
+}
+
+/// The host of `address` (`host:port`), as a certificate names it.
+pub fn host_of(address: &str) -> Result<String, ConnectError> {
+    server_name(address).map(|name| name.to_str().into_owned())
 }
 
 /// The name that the server's certificate must carry: the address without its port.

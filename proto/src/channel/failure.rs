@@ -66,6 +66,18 @@ pub enum ConnectError {
         /// Its time and ours.
         untimely: Untimely,
     },
+    /// The server is of this consortium, and its certificate names other hosts than the address.
+    #[error(
+        "the coordinator's certificate at {address} is for {} and not for {host}", names.join(", ")
+    )]
+    ServerName {
+        /// The coordinator's address.
+        address: String,
+        /// Its host.
+        host: String,
+        /// The DNS names and addresses in the certificate.
+        names: Vec<String>,
+    },
     /// The server refused our certificate.
     #[error("{address} did not accept our certificate{}", told(untimely.as_ref()))]
     Certificate {
@@ -119,6 +131,9 @@ impl ConnectError {
             Self::Server { .. } => {
                 "is this the address of the kit, and does a proxy break TLS open in between?"
             }
+            Self::ServerName { .. } => {
+                "ask the operator for the address whose name the certificate carries, or to add this one: `tributary-coordinator renew-server --server-name HOST`"
+            }
             Self::ServerUntimely { untimely, .. } => of_server(untimely),
             Self::Certificate { untimely: Some(untimely), .. } => of_ours(untimely),
             Self::Certificate { untimely: None, .. } => {
@@ -143,6 +158,7 @@ impl ConnectError {
             | Self::Proxy { .. }
             | Self::Server { .. }
             | Self::ServerUntimely { .. }
+            | Self::ServerName { .. }
             | Self::Certificate { .. }
             | Self::Handshake { .. } => ExitCode::Connection,
         }
@@ -157,6 +173,7 @@ impl ConnectError {
             Self::Proxy { .. } => "proxy",
             Self::Server { .. } => "server_not_trusted",
             Self::ServerUntimely { .. } => "server_certificate_time",
+            Self::ServerName { .. } => "server_name",
             Self::Certificate { .. } => "certificate_not_accepted",
             Self::Handshake { .. } => "handshake",
             Self::Timeout { .. } => "timeout",

@@ -16,7 +16,7 @@ mod server;
 mod verify;
 mod words;
 
-pub use client::{ConnectOptions, connect};
+pub use client::{ConnectOptions, connect, host_of, presented};
 pub use enroll::{EnrollError, EnrollOptions, enroll};
 pub use failure::{ConnectError, connect_failure, status_failure};
 pub use identity::{
@@ -32,6 +32,7 @@ pub use server::{
     Acceptor, Check, Conn, ConnectInfo, Connections, Guard, ServerIdentity, Windows, peer, require,
     server_builder,
 };
+pub use verify::{ServerFault, judge_server};
 pub use words::{Broken, Untimely};
 
 /// Most bytes of tensor data in one message of a stream. Measured: 512 KiB to 1 MiB is fastest,

@@ -1,6 +1,8 @@
 //! Who is believed in a handshake, on either side.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -13,8 +15,10 @@ use rustls::{
 };
 use tributary_shared::digest::Digest;
 use tributary_shared::name::ConsortiumName;
+use tributary_shared::timestamp::Timestamp;
 
 use super::member::certified;
+use super::words::{Untimely, of_tls};
 
 /// A store that trusts `root` alone.
 pub(super) fn only_root(root: &CertificateDer<'_>) -> Result<Arc<RootCertStore>, Error> {
@@ -163,6 +167,71 @@ impl ServerCertVerifier for PinnedRoot {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         super::provider().signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// Why a server's certificate proves nothing to a member that connects to a host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServerFault {
+    /// The certificate is good and names other hosts.
+    #[error("the certificate is for {} and not for {host}", names.join(", "))]
+    Name {
+        /// The host that was connected to.
+        host: String,
+        /// The DNS names and addresses in the certificate.
+        names: Vec<String>,
+    },
+    /// It is not good at this time.
+    #[error("the certificate {0}")]
+    Untimely(Untimely),
+    /// It is no server's certificate of this authority.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl ServerFault {
+    /// The fault in the verifier's judgement.
+    pub(super) fn of(error: &Error) -> Self {
+        if let Some(untimely) = Untimely::of_judgement(error) {
+            return Self::Untimely(untimely);
+        }
+        let Error::InvalidCertificate(CertificateError::NotValidForNameContext {
+            expected,
+            presented,
+        }) = error
+        else {
+            return Self::Other(of_tls(error));
+        };
+        let names = presented.iter().map(|name| bare(name)).collect();
+        Self::Name { host: expected.to_str().into_owned(), names }
+    }
+}
+
+/// The name in `DnsName("a.example")` or `IpAddress(127.0.0.1)`, as the verifier writes names.
+fn bare(presented: &str) -> String {
+    let inner = presented.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    let name = inner.unwrap_or(presented).trim_matches('"');
+    // It writes addresses in a spelling of its own.
+    name.parse::<IpAddr>().map_or_else(|_| name.to_owned(), |ip| ip.to_string())
+}
+
+/// Judges a server's certificate as a member does that trusts `root` alone and connects to `host`
+/// at `now`.
+pub fn judge_server(
+    leaf: &CertificateDer<'_>,
+    root: &CertificateDer<'_>,
+    host: &str,
+    now: Timestamp,
+) -> Result<(), ServerFault> {
+    let other = |e: &dyn std::fmt::Display| ServerFault::Other(e.to_string());
+    let name = ServerName::try_from(host.to_owned()).map_err(|e| other(&e))?;
+    let roots = only_root(root).map_err(|e| other(&e))?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, super::provider())
+        .build()
+        .map_err(|e| other(&e))?;
+    let seconds = u64::try_from(now.as_millis() / 1000).unwrap_or(0);
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    let judged = verifier.verify_server_cert(leaf, &[], &name, &[], now);
+    judged.map(drop).map_err(|e| ServerFault::of(&e))
 }
 
 fn other(error: Arc<dyn std::error::Error + Send + Sync>) -> Error {

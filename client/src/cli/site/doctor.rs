@@ -4,8 +4,9 @@ use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
 use tributary_proto::channel::{Identity, certified};
+use tributary_proto::v1::HelloReply;
+use tributary_shared::checkup::{Check, verdict};
 use tributary_shared::digest::{Digest, Hasher};
 use tributary_shared::outcome::{Failure, chain};
 
@@ -15,9 +16,10 @@ use crate::clock;
 use crate::config::policy::{Backbones, Policy};
 use crate::config::site::SiteConfig;
 use crate::data::{Dataset, InputSpec};
+use crate::site::addresses::Addresses;
 use crate::site::directory::{identity_of, is_held};
 use crate::site::source;
-use crate::transport::Coordinator;
+use crate::transport::{CallError, Coordinator};
 
 /// A certificate that ends sooner is worth renewing.
 const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -25,16 +27,6 @@ const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
 const SKEW_MAX_MS: u64 = 60_000;
 /// Room for a few large adapters and deltas.
 const DISK_FREE_MIN: u64 = 1 << 30;
-
-/// One thing that taking part needs.
-#[derive(Debug, Serialize)]
-struct Check {
-    name: &'static str,
-    ok: bool,
-    detail: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mend: Option<String>,
-}
 
 /// What was found, or what is wrong.
 type Found = Result<String, Failure>;
@@ -54,35 +46,10 @@ pub(super) fn run(args: &ConfigArgs, format: Format) -> Result<(), Failure> {
         findings.push(("backbone", backbone(config)));
         findings.push(("data", data(config)));
     }
-    let exit = findings.iter().find_map(|(_, found)| found.as_ref().err().map(|f| f.exit));
-    let checks: Vec<Check> = findings.into_iter().map(check).collect();
-    print(format, &checks, || checks.iter().for_each(tell));
-    match exit {
-        None => Ok(()),
-        Some(exit) => {
-            let failed = checks.iter().filter(|c| !c.ok).count();
-            let message = format!("{failed} of {} checks failed", checks.len());
-            Err(Failure::new(exit, "doctor", message))
-        }
-    }
-}
-
-fn check((name, found): (&'static str, Found)) -> Check {
-    match found {
-        Ok(detail) => Check { name, ok: true, detail, mend: None },
-        Err(failure) => {
-            let Failure { message, hint, .. } = failure;
-            Check { name, ok: false, detail: printable(&message), mend: hint }
-        }
-    }
-}
-
-fn tell(check: &Check) {
-    let verdict = if check.ok { "ok  " } else { "FAIL" };
-    say!("{verdict} {:<13} {}", check.name, check.detail);
-    if let Some(mend) = &check.mend {
-        say!("     {:<13} -> {mend}", "");
-    }
+    let checks: Vec<Check> =
+        findings.into_iter().map(|(name, found)| Check::new(name, found)).collect();
+    print(format, &checks, || checks.iter().for_each(|check| say!("{check}")));
+    verdict(&checks)
 }
 
 fn copied(failure: &Failure) -> Failure {
@@ -161,12 +128,8 @@ fn valid_until(identity: &Identity) -> Found {
 }
 
 fn coordinator(config: &SiteConfig, identity: &Identity) -> Found {
-    let address = config.address.as_deref().unwrap_or(&identity.address);
-    let asked = runtime()?.block_on(async {
-        let connected = Coordinator::connect(address, identity, config.proxy.as_deref()).await?;
-        connected.hello().await
-    });
-    let reply = asked.map_err(|e| copied(e.failure()))?;
+    let asked = runtime()?.block_on(ask(config, identity));
+    let (address, reply) = asked.map_err(|e| copied(e.failure()))?;
     if reply.log_verifier_key != identity.log_verifier_key {
         let message = format!("{address}: its log has another key than at enrolment");
         return Err(Failure::refused("log_key", message).hint("call the consortium"));
@@ -183,6 +146,25 @@ fn coordinator(config: &SiteConfig, identity: &Identity) -> Found {
     }
     let version = printable(&reply.coordinator_version);
     Ok(format!("{address} answers, version {version}, clocks differ by {skew_s:.1} s"))
+}
+
+/// The hello of the first address that answers.
+async fn ask(config: &SiteConfig, identity: &Identity) -> Result<(String, HelloReply), CallError> {
+    let mut first = None;
+    for address in Addresses::load(config, identity).in_order() {
+        let connected = Coordinator::connect(&address, identity, config.proxy.as_deref()).await;
+        let hello = match connected {
+            Ok(connected) => connected.hello().await,
+            Err(error) => Err(error),
+        };
+        match hello {
+            Ok(reply) => return Ok((address, reply)),
+            Err(error @ CallError::Unreachable(_)) => drop(first.get_or_insert(error)),
+            Err(error @ (CallError::Rejected(_) | CallError::Fatal(_))) => return Err(error),
+        }
+    }
+    let nowhere = || CallError::Unreachable(Failure::connection("no address is known"));
+    Err(first.unwrap_or_else(nowhere))
 }
 
 fn backbone(config: &SiteConfig) -> Found {
