@@ -86,9 +86,63 @@ fn a_missing_identity_says_where_it_was_looked_for() {
     let output = run(OPERATOR, folder.path(), &["site", "list"]);
     assert_eq!(output.status.code(), Some(4));
     let error = text(&output.stderr);
-    assert!(error.starts_with("error: operator holds no identity"), "{error}");
+    // `init --directory coord`, as the README has it, makes coord/operator, which was not looked at.
+    let places = "no identity: looked in ./operator, ./auditor, ./coord/operator";
+    assert!(error.starts_with(&format!("error: {places}")), "{error}");
     assert!(error.contains("TRIBUTARY_IDENTITY"), "{error}");
     assert_eq!(error.trim().lines().count(), 1);
+    let named = run(OPERATOR, folder.path(), &["site", "list", "--identity", "elsewhere"]);
+    let error = text(&named.stderr);
+    assert!(error.starts_with("error: elsewhere holds no identity"), "{error}");
+}
+
+/// Refused before, but in clap's words and without an example; blank words were taken.
+#[test]
+fn what_needs_a_reason_says_so_with_an_example_before_anything_else() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["site suspend alpha", "site revoke alpha", "run stop one"] {
+        let words: Vec<&str> = command.split(' ').collect();
+        for more in [&[][..], &["--reason", " "]] {
+            let output = run(OPERATOR, folder.path(), &[&words[..], more].concat());
+            assert_eq!(output.status.code(), Some(4), "{output:?}");
+            let error = text(&output.stderr);
+            assert!(error.contains(&format!("e.g. tributary {command} --reason \"")), "{error}");
+            assert_eq!(error.trim().lines().count(), 1, "{error}");
+        }
+        let help = run(OPERATOR, folder.path(), &[&words[..2], &["--help"]].concat());
+        let usage = text(&help.stdout);
+        let line = usage.lines().find(|line| line.starts_with("Usage:")).expect("a usage");
+        assert!(line.contains("> --reason <WORDS>"), "{line}");
+    }
+}
+
+/// The values that `init --help` gives as examples used to be capitals, which are refused.
+#[test]
+fn the_examples_of_inits_help_are_taken_and_its_next_steps_name_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let help = text(&run(SERVICE, folder.path(), &["init", "--help"]).stdout);
+    let help = help.split("Options:").nth(1).expect("options");
+    let mut line = vec!["init"];
+    for option in ["--directory", "--consortium", "--address"] {
+        let told = help.split(option).nth(1).and_then(|rest| rest.split("e.g. ").nth(1));
+        let example =
+            told.and_then(|rest| rest.split([' ', ';', '\n']).next()).expect("an example");
+        line.extend([option, example]);
+    }
+    let founded = run(SERVICE, folder.path(), &line);
+    assert_eq!(founded.status.code(), Some(0), "{line:?}: {founded:?}");
+    let told = text(&founded.stdout);
+    let next = told.split("Next:\n").nth(1).expect("next steps");
+    for words in next.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()) {
+        let files = words.iter().filter(|word| word.contains('/'));
+        assert!(files.clone().count() > 0, "{words:?}");
+        assert!(files.clone().all(|file| folder.path().join(file).exists()), "{words:?}");
+    }
+    // Found where `init` made it, without being named; nobody listens there.
+    let list = run(OPERATOR, folder.path(), &["site", "list", "--address", "127.0.0.1:9"]);
+    assert_eq!(list.status.code(), Some(2), "{list:?}");
+    let refused = run(SERVICE, folder.path(), &["init", "--consortium", "NAME"]);
+    assert!(text(&refused.stderr).contains("e.g. example"), "{refused:?}");
 }
 
 /// `run start` on the sample with `from` replaced by `to`.

@@ -21,12 +21,32 @@ fn the_sample_configuration_parses_and_shows_the_defaults() {
 
 #[test]
 fn the_sample_run_parses_and_every_optional_key_is_in_it() {
-    let text = sample("run.toml");
+    let sample = sample("run.toml");
+    // As it stands it asks nothing of the sites' images: most files say nothing of their modality.
+    assert_eq!(RunManifest::from_toml(&sample).unwrap().data, None);
+    let text = switched_on(&sample);
     let manifest = RunManifest::from_toml(&text).unwrap();
     // What is written back has the same keys: none is missing from the sample.
     let written: toml::Table = toml::from_str(&text).unwrap();
     let meant: toml::Table = toml::from_str(&toml::to_string(&manifest).unwrap()).unwrap();
     assert_eq!(keys("", &written), keys("", &meant));
+}
+
+#[test]
+fn the_sample_rehearsal_parses_and_asks_for_no_model() {
+    let manifest = RunManifest::from_toml(&sample("rehearsal.toml")).unwrap();
+    assert!(manifest.backbone.is_none() && manifest.cohort.is_none());
+}
+
+/// The sample with what stands in comments: tables, and keys with their values.
+fn switched_on(text: &str) -> String {
+    let code = |line: &str| {
+        let bare = line.strip_prefix("# ")?;
+        let key = bare.split(" = ").next().filter(|key| bare.len() > key.len());
+        let is_key = key.is_some_and(|key| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
+        (is_key || (bare.starts_with('[') && bare.ends_with(']'))).then(|| bare.to_owned())
+    };
+    text.lines().map(|line| code(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
 }
 
 fn keys(prefix: &str, table: &toml::Table) -> Vec<String> {

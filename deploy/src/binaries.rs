@@ -1,5 +1,6 @@
 //! The programs under launch, built once with the profile of the running executable.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -17,13 +18,17 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// Builds what is not up to date, beside the running executable, and names it. Cargo's own
-    /// progress goes to standard error.
+    /// Builds what is not up to date, beside the running executable, and names it. A terminal sees
+    /// cargo's own progress.
     pub fn build() -> Result<Self, Failed> {
         let place = Place::of_this_executable()?;
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.arg("build");
+        if !std::io::stderr().is_terminal() {
+            cargo.arg("--quiet");
+        }
         cargo
-            .args(["build", "--quiet", "--manifest-path"])
+            .arg("--manifest-path")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"))
             // The launcher's own package too: features are unified over what is selected, and
             // another selection would build the dependencies a second time.

@@ -40,7 +40,7 @@ pub trait Program: Parser {
 
 /// Runs `P` on the process's arguments.
 pub fn run<P: Program>() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let arguments = typed(std::env::args_os());
     let program = match P::try_parse_from(&arguments) {
         Ok(program) => program,
         Err(e) if e.use_stderr() && asks_for_json(&arguments) => {
@@ -56,6 +56,16 @@ pub fn run<P: Program>() -> ExitCode {
     };
     let format = program.format();
     program.execute().unwrap_or_else(|failed| report(&failed, P::CODE, format))
+}
+
+/// The arguments without one leading `--`. Cargo's alias already ends in one, and people write
+/// `cargo demo -- --keep` as well as `cargo demo --keep`.
+fn typed(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = arguments.collect();
+    if arguments.get(1).is_some_and(|first| first == "--") {
+        arguments.remove(1);
+    }
+    arguments
 }
 
 /// Prints a success.

@@ -1,6 +1,8 @@
 //! The launchers from outside: what they print, and where nobody reads it.
 
+use std::fs;
 use std::io::pipe;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -23,6 +25,27 @@ fn arguments_that_do_not_parse_answer_in_the_format_asked_for() {
         let output = Command::new(program).arg("--fly").output().unwrap();
         assert_eq!(output.status.code(), Some(4), "{output:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty());
+    }
+}
+
+/// Failed before: cargo's aliases end in `--`, and the second one was an unexpected argument.
+#[test]
+fn options_behind_one_more_separator_are_read_alike() {
+    for program in PROGRAMS {
+        let parsed = |arguments: &[&str]| {
+            let output = Command::new(program).args(arguments).output().unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        };
+        assert_eq!(parsed(&["--fly"]), parsed(&["--", "--fly"]));
+        // One is dropped, not several.
+        assert!(parsed(&["--", "--", "--fly"]).1.contains("--fly"));
+        assert_eq!(parsed(&["--", "--version"]).0, Some(0));
+    }
+    let aliases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cargo/config.toml");
+    let aliases: toml::Table = toml::from_str(&fs::read_to_string(aliases).unwrap()).unwrap();
+    for program in ["demo", "federation-bench", "trainer-bench"] {
+        let alias = aliases["alias"][program].as_str().unwrap();
+        assert_eq!(alias, format!("run -p tributary-deploy --bin {program} --"));
     }
 }
 

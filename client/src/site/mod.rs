@@ -307,8 +307,7 @@ impl Site {
         }
         if reply.suspended {
             self.activity.send_modify(|a| a.phase = Phase::Suspended);
-            let message = "this site is suspended; ask the operator of the consortium";
-            return Err(CallError::Rejected(Failure::refused("suspended", message)).into());
+            return Err(CallError::Rejected(suspended(&reply.suspend_reason)).into());
         }
         let skew = (clock::now().as_millis() - reply.now_ms).unsigned_abs();
         if Duration::from_millis(skew) > SKEW_MAX {
@@ -362,6 +361,17 @@ impl Site {
         let entry = Entry { at: clock::now(), run: id.run.clone(), round: id.round, event };
         Ok(tokio::task::block_in_place(|| self.ledger.append(&entry))?)
     }
+}
+
+/// The consortium's operator wants nothing of this site, for the reason that was given.
+pub fn suspended(reason: &str) -> Failure {
+    let reason: String = reason.chars().filter(|c| !c.is_control()).take(500).collect();
+    let message = match reason.as_str() {
+        "" => "the operator has suspended this site".to_owned(),
+        reason => format!("the operator has suspended this site: {reason}"),
+    };
+    Failure::refused("suspended", message)
+        .hint("it goes on by itself once reinstated; ask the operator of the consortium")
 }
 
 /// Leaves in the outbox what the ledger says is owed, and nothing else: a half-written delta and

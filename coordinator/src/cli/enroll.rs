@@ -12,7 +12,7 @@ use super::Answer;
 use super::present::{time, time_or_none};
 use super::session::Globals;
 
-/// Uses the startup kit; the identity goes where `--identity` says.
+/// Uses the startup kit; the identity goes where `--identity` says, else into ./operator or ./auditor.
 pub(super) async fn enroll(
     kit_file: &Path,
     renew: bool,
@@ -33,7 +33,7 @@ pub(super) async fn enroll(
     if let Some(timeout) = globals.timeout {
         connect.connect_timeout = timeout;
     }
-    let directory = globals.directory();
+    let directory = globals.named().unwrap_or_else(|| kit.member.role.as_str().into());
     let options = EnrollOptions { renew, connect };
     let identity = tributary_proto::channel::enroll(&kit, &directory, &options)
         .await

@@ -14,6 +14,7 @@ use tributary_shared::name::SiteName;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
 
 use super::present::{ago, table, time, time_or_none};
+use super::reason::Reason;
 use super::session::{Globals, Session};
 use super::{Answer, file_failure};
 
@@ -26,6 +27,7 @@ pub(super) enum SiteCommand {
     #[command(visible_alias = "ls")]
     List,
     /// Ask a site for nothing more until it is reinstated; the open round goes on without it
+    #[command(override_usage = "tributary site suspend <SITE> --reason <WORDS> [OPTIONS]")]
     Suspend(Reasoned),
     /// Let a suspended site take part again
     Reinstate {
@@ -33,6 +35,7 @@ pub(super) enum SiteCommand {
         site: SiteName,
     },
     /// End a site's certificate for good; it needs a new invitation to come back
+    #[command(override_usage = "tributary site revoke <SITE> --reason <WORDS> [OPTIONS]")]
     Revoke(Reasoned),
 }
 
@@ -61,9 +64,8 @@ pub(super) struct Invite {
 pub(super) struct Reasoned {
     /// The site
     site: SiteName,
-    /// Why; the words stand in the history for good
-    #[arg(long)]
-    reason: String,
+    #[command(flatten)]
+    reason: Reason,
 }
 
 /// Does a `site` command.
@@ -72,10 +74,12 @@ pub(super) async fn site(command: SiteCommand, globals: &Globals) -> Result<Answ
         SiteCommand::Invite(invitation) => invite(Role::Site, invitation, globals).await,
         SiteCommand::List => list(globals).await,
         SiteCommand::Suspend(Reasoned { site, reason }) => {
+            let reason = reason.words(&format!("site suspend {site}"))?;
             set_state(&site, "suspended", reason, globals).await
         }
         SiteCommand::Reinstate { site } => set_state(&site, "active", String::new(), globals).await,
         SiteCommand::Revoke(Reasoned { site, reason }) => {
+            let reason = reason.words(&format!("site revoke {site}"))?;
             set_state(&site, "revoked", reason, globals).await
         }
     }
@@ -112,10 +116,7 @@ async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Ans
     write_new_secret(&path, &reply.kit)?;
     let expires = kit.expires.as_millis();
     let file = path.display().to_string();
-    let enroll = match role {
-        Role::Site => format!("tributary-client enroll {file}"),
-        Role::Operator | Role::Auditor => format!("tributary enroll {file} --identity DIR"),
-    };
+    let enroll = command(role, &name, &path);
     let text = format!(
         "Wrote {file}: invites {} to {} at {}, until {}.\n\
          Hand it over in private; the token in it works once. There: {enroll}",
@@ -132,6 +133,15 @@ async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Ans
         "expires": time_or_none(expires),
     });
     Ok(Answer::new(data, text))
+}
+
+/// What to type where the kit has arrived.
+fn command(role: Role, name: &SiteName, kit: &Path) -> String {
+    let kit = kit.file_name().map_or(kit.display(), |file| Path::new(file).display());
+    match role {
+        Role::Site => format!("tributary-client enroll {kit} --directory {name}"),
+        Role::Operator | Role::Auditor => format!("tributary enroll {kit} --identity {name}"),
+    }
 }
 
 fn taken(path: &Path) -> Failure {
@@ -239,6 +249,14 @@ fn row(site: &SiteRow) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The hint of a site's kit used to lack its directory.
+    #[test]
+    fn a_kits_hint_puts_every_member_into_a_directory_of_its_own() {
+        let of = |role| command(role, &"alpha".parse().unwrap(), Path::new("kits/alpha.kit"));
+        assert_eq!(of(Role::Site), "tributary-client enroll alpha.kit --directory alpha");
+        assert_eq!(of(Role::Auditor), "tributary enroll alpha.kit --identity alpha");
+    }
 
     #[test]
     fn a_kit_is_private_and_never_written_over_another_file() {

@@ -11,6 +11,7 @@ mod narrate;
 mod operator;
 mod present;
 mod pull;
+mod reason;
 mod runs;
 mod service;
 mod session;

@@ -10,6 +10,7 @@ use tributary_shared::outcome::{ExitCode, Failure};
 
 use super::audit::{AuditCommand, audit};
 use super::members::{PersonCommand, SiteCommand, person, site};
+use super::reason::Reason;
 use super::session::Globals;
 use super::{Answer, Format, Program, enroll, log, pull, run, runs, show, status};
 
@@ -44,7 +45,8 @@ enum Command {
     Enroll {
         /// The startup kit
         kit: PathBuf,
-        /// Where the identity goes; the same as --identity
+        /// Where the identity goes; the same as --identity [default: $TRIBUTARY_IDENTITY, else
+        /// ./operator or ./auditor, by the kit]
         #[arg(long, value_name = "DIR", conflicts_with = "identity")]
         directory: Option<PathBuf>,
         /// Replace the certificate of the same member, keeping its key
@@ -89,12 +91,12 @@ enum RunCommand {
         from: u64,
     },
     /// End a run now; the adapters that it has published stand
+    #[command(override_usage = "tributary run stop <RUN> --reason <WORDS> [OPTIONS]")]
     Stop {
         /// The run
         run: RunName,
-        /// Why; the words stand in the history for good
-        #[arg(long)]
-        reason: String,
+        #[command(flatten)]
+        reason: Reason,
     },
     /// Wait until a run ends: exit code 0 when it completed, 1 when it ended in any other way,
     /// 3 when --timeout has passed
@@ -159,7 +161,10 @@ async fn dispatch_run(command: RunCommand, globals: &Globals) -> Result<Answer, 
         RunCommand::Log { run, follow, from } => {
             log::log(run.as_ref(), from, follow, globals).await
         }
-        RunCommand::Stop { run, reason } => runs::stop(&run, reason, globals).await,
+        RunCommand::Stop { run, reason } => {
+            let reason = reason.words(&format!("run stop {run}"))?;
+            runs::stop(&run, reason, globals).await
+        }
         RunCommand::Wait { run, accept_partial } => runs::wait(&run, accept_partial, globals).await,
         RunCommand::Pull { run, version, out } => pull::pull(&run, version, out, globals).await,
     }

@@ -65,13 +65,13 @@ struct Configured {
 
 #[derive(Debug, Args)]
 struct Init {
-    /// Where everything goes; created when absent, and nothing in it is overwritten
+    /// Where everything goes, e.g. coord; created when absent, and nothing in it is overwritten
     #[arg(long, value_name = "DIR")]
     directory: PathBuf,
-    /// The consortium's name: a-z, 0-9 and `-`
-    #[arg(long, value_name = "NAME")]
+    /// The consortium's name: a-z, 0-9 and `-`, e.g. example
+    #[arg(long, value_name = "NAME", value_parser = consortium_name)]
     consortium: ConsortiumName,
-    /// What startup kits tell members to connect to
+    /// What startup kits tell members to connect to, e.g. coordinator.example.org:8443
     #[arg(long, value_name = "HOST:PORT")]
     address: String,
     /// Where to listen [default: 127.0.0.1 and the port of --address]
@@ -83,6 +83,10 @@ struct Init {
     /// The first operator's name
     #[arg(long, default_value = "operator", value_name = "NAME")]
     operator: SiteName,
+}
+
+fn consortium_name(text: &str) -> Result<ConsortiumName, String> {
+    text.parse().map_err(|e| format!("{e}, e.g. example"))
 }
 
 /// The whole program: arguments in, exit code out.
@@ -144,12 +148,14 @@ fn init(arguments: Init) -> Result<Answer, Failure> {
         "Founded consortium {} in {}:\n  \
          {config}   the configuration\n  \
          {identity}/   the identity of operator/{}; move it to the operator's machine\n  \
+         {}   a run that tries network and storage and trains nothing\n  \
          {}   the log's public key; publish it\n  \
          root-key.pem, log-key.pem   private keys: back them up, show them to nobody\n\n\
          The server's certificate is for {}.\n",
         founding.consortium,
         directory.display(),
         founding.operator,
+        founded.rehearsal.display(),
         directory.join(membership::LOG_VERIFIER_KEY).display(),
         founded.server_names.join(", "),
     );
@@ -161,8 +167,9 @@ fn init(arguments: Init) -> Result<Answer, Failure> {
     text.push_str(&format!(
         "\nNext:\n  \
          tributary-coordinator serve --config {config}\n  \
-         tributary site invite NAME --identity {identity}\n  \
-         tributary run start run.toml --identity {identity}"
+         tributary site invite alpha --identity {identity}\n  \
+         tributary run start {rehearsal} --identity {identity}",
+        rehearsal = founded.rehearsal.display(),
     ));
     let data = json!({
         "directory": directory, "config": founded.config, "operator": founded.operator,

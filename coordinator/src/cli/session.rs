@@ -8,7 +8,7 @@ use clap::Args;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 use tributary_proto::channel::{
-    ConnectOptions, Identity, connect, connect_failure, status_failure,
+    ConnectOptions, Identity, connect, connect_failure, exists, status_failure,
 };
 use tributary_proto::v1::operator_client::OperatorClient;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
@@ -17,14 +17,19 @@ use super::Format;
 
 /// Longest wait for one answer unless told.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// Where an identity is looked for when none is named: where `enroll` puts a person's by role, and
+/// where `init --directory coord` puts the first operator's.
+const PLACES: [&str; 3] = ["operator", "auditor", "coord/operator"];
+const HINT: &str = "name its directory with --identity DIR or TRIBUTARY_IDENTITY; \
+    `tributary-coordinator init` or `tributary enroll KIT` makes one";
 /// Largest answer read, bytes: a run of a thousand rounds with all who contributed.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// What every command of `tributary` takes.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Globals {
-    /// Directory of your identity, as `init` or `enroll` made it
-    /// [default: $TRIBUTARY_IDENTITY, else ./operator]
+    /// Directory of your identity, as `init` or `enroll` made it [default: $TRIBUTARY_IDENTITY,
+    /// else the first of ./operator, ./auditor and ./coord/operator that holds one]
     #[arg(long, global = true, value_name = "DIR")]
     pub(super) identity: Option<PathBuf>,
     /// Where the coordinator is, when it has moved since you enrolled
@@ -39,20 +44,20 @@ pub(super) struct Globals {
 }
 
 impl Globals {
-    /// Where the identity is.
-    pub(super) fn directory(&self) -> PathBuf {
-        self.identity
-            .clone()
-            .or_else(|| std::env::var_os("TRIBUTARY_IDENTITY").map(PathBuf::from))
-            .unwrap_or_else(|| PathBuf::from("operator"))
+    /// The directory that `--identity` or the environment names.
+    pub(super) fn named(&self) -> Option<PathBuf> {
+        let environment = std::env::var_os("TRIBUTARY_IDENTITY").filter(|named| !named.is_empty());
+        self.identity.clone().or_else(|| environment.map(PathBuf::from))
     }
 
-    /// The identity in it.
+    /// The identity that is named, else the first that is found.
     pub(super) fn load_identity(&self) -> Result<Identity, Failure> {
-        Identity::load(&self.directory()).map_err(|e| {
-            Failure::invalid("identity", chain(&e))
-                .hint("name it with --identity DIR or TRIBUTARY_IDENTITY")
-        })
+        let found = || PLACES.iter().map(PathBuf::from).find(|place| exists(place));
+        let directory = self.named().or_else(found).ok_or_else(|| {
+            let looked = PLACES.map(|place| format!("./{place}")).join(", ");
+            Failure::invalid("identity", format!("no identity: looked in {looked}")).hint(HINT)
+        })?;
+        Identity::load(&directory).map_err(|e| Failure::invalid("identity", chain(&e)).hint(HINT))
     }
 }
 

@@ -20,13 +20,16 @@ use tributary_shared::tlog::key::Signer;
 use super::authority::{Authority, AuthorityError, MEMBER_VALID, log_name, read_certificate};
 use super::certificate::{self, CertificateRequest};
 use super::server::{ServerCertificate, Unworkable};
-use super::{CONFIG, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, OPERATOR, ROOT, ROOT_KEY, SERVER};
+use super::{
+    CONFIG, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, OPERATOR, REHEARSAL, ROOT, ROOT_KEY, SERVER,
+};
 
 const ROOT_VALID: Duration = Duration::from_secs(3653 * 24 * 3600);
 const SERVER_VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The sample is what `init` writes, so that every key is explained in one text.
 const SAMPLE: &str = include_str!("../../../deploy/coordinator.toml");
+const REHEARSAL_SAMPLE: &str = include_str!("../../../deploy/rehearsal.toml");
 const SAMPLE_LISTEN: &str = "listen = \"127.0.0.1:8443\"";
 const SAMPLE_ADDRESS: &str = "address = \"coordinator.example.org:8443\"";
 
@@ -52,6 +55,8 @@ pub struct Founded {
     pub config: PathBuf,
     /// The operator's identity directory.
     pub operator: PathBuf,
+    /// The manifest of a rehearsal, to try everything with.
+    pub rehearsal: PathBuf,
     /// The log's public key, to be published.
     pub log_verifier_key: String,
     /// The server certificate's names.
@@ -126,8 +131,9 @@ pub fn init(directory: &Path, founding: &Founding, now: Timestamp) -> Result<Fou
     let server_names = server_names(founding)?;
     std::fs::create_dir_all(directory)
         .map_err(|source| InitError::File { path: directory.to_owned(), source })?;
-    let files = [ROOT_KEY, ROOT, SERVER, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, CONFIG, OPERATOR];
-    if let Some(taken) = files.iter().map(|name| directory.join(name)).find(|path| path.exists()) {
+    let keys = [ROOT_KEY, ROOT, SERVER, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY];
+    let files = keys.into_iter().chain([CONFIG, REHEARSAL, OPERATOR]);
+    if let Some(taken) = files.map(|name| directory.join(name)).find(|path| path.exists()) {
         return Err(InitError::Exists(taken));
     }
     let consortium = &founding.consortium;
@@ -145,11 +151,13 @@ pub fn init(directory: &Path, founding: &Founding, now: Timestamp) -> Result<Fou
     let operator_directory = directory.join(OPERATOR);
     operator.store(&operator_directory)?;
     public(directory, CONFIG, &config_text(founding))?;
+    public(directory, REHEARSAL, REHEARSAL_SAMPLE)?;
     // Last: without it nothing here can be served or invited with.
     public(directory, ROOT, &certificate_pem(&root))?;
     Ok(Founded {
         config: directory.join(CONFIG),
         operator: operator_directory,
+        rehearsal: directory.join(REHEARSAL),
         log_verifier_key,
         server_names,
     })

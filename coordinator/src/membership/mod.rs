@@ -29,6 +29,8 @@ pub const LOG_KEY: &str = "log-key.pem";
 pub const LOG_VERIFIER_KEY: &str = "log.vkey";
 /// The coordinator's configuration.
 pub const CONFIG: &str = "coordinator.toml";
+/// The manifest of a rehearsal, to try a new consortium with.
+pub const REHEARSAL: &str = "rehearsal.toml";
 /// The first operator's identity, to be moved to the operator's machine.
 pub const OPERATOR: &str = "operator";
 

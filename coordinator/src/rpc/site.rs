@@ -16,6 +16,7 @@ use crate::clock;
 use crate::driver::inquiries::{Answer, Delivery};
 use crate::driver::{DriverError, Standing};
 use crate::round::Command;
+use crate::round::event::RegistryEvent;
 use crate::round::lease::Progress;
 
 /// Longest wait for an assignment that a site may ask for.
@@ -48,6 +49,17 @@ impl SiteService {
         }
     }
 
+    /// The operator's words of the newest suspension, from the history.
+    async fn suspend_reason(&self, peer: &Peer) -> Result<String, Status> {
+        let name = peer.member.to_string();
+        let of_peer = |event: &RegistryEvent| {
+            let RegistryEvent::Suspended { member, reason, .. } = event else { return None };
+            (*member == name).then(|| reason.clone())
+        };
+        let found = self.0.driver.store().newest_of_registry(of_peer).await;
+        Ok(found.map_err(|e| status(DriverError::Store(e)))?.unwrap_or_default())
+    }
+
     /// The peer behind a request, noted as seen now.
     fn seen<T>(&self, request: &Request<T>) -> Result<Peer, Status> {
         let peer = require(request, &[Role::Site])?.clone();
@@ -67,11 +79,17 @@ impl Site for SiteService {
         let peer = self.seen(&request)?;
         let version: String = request.into_inner().client_version.chars().take(40).collect();
         tracing::info!(member = %peer.member, version, "hello");
+        let suspended = self.0.driver.members().standing(&peer) == Standing::Suspended;
+        let suspend_reason = match suspended {
+            true => self.suspend_reason(&peer).await?,
+            false => String::new(),
+        };
         Ok(Response::new(v1::HelloReply {
             member: peer.member.to_string(),
             coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
             now_ms: clock::now().as_millis(),
-            suspended: self.0.driver.members().standing(&peer) == Standing::Suspended,
+            suspended,
+            suspend_reason,
             log_verifier_key: self.0.signer.verifier_key().to_string(),
             address: self.0.announced.clone().unwrap_or_default(),
             ..v1::HelloReply::default()

@@ -7,7 +7,11 @@ use tributary_shared::tlog::merkle::leaf_hash;
 
 use super::append::load_frontier;
 use super::{Store, StoreError, int};
-use crate::round::record::{Record, Stream};
+use crate::round::event::RegistryEvent;
+use crate::round::record::{Event, Record, Stream};
+
+/// Events read at a time.
+const PAGE: u32 = 256;
 
 /// The log's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +59,36 @@ impl Store {
                 Ok((index, record))
             })
             .collect()
+    }
+
+    /// What `wanted` takes of the newest event of the registry that it takes anything of.
+    pub async fn newest_of_registry<T>(
+        &self,
+        wanted: impl Fn(&RegistryEvent) -> Option<T>,
+    ) -> Result<Option<T>, StoreError> {
+        let mut before = i64::MAX;
+        loop {
+            let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+                "SELECT seq, bytes FROM leaf WHERE stream = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3",
+            )
+            .bind(Stream::Registry.to_string())
+            .bind(before)
+            .bind(PAGE)
+            .fetch_all(&self.0.readers)
+            .await
+            .map_err(StoreError::sql("read the history"))?;
+            let Some((oldest, _)) = rows.last() else { return Ok(None) };
+            before = *oldest;
+            for (seq, bytes) in &rows {
+                let record = Record::from_bytes(bytes)
+                    .map_err(|e| StoreError::Corrupt(format!("registry seq {seq}: {e}")))?;
+                if let Event::Registry(event) = &record.event
+                    && let Some(found) = wanted(event)
+                {
+                    return Ok(Some(found));
+                }
+            }
+        }
     }
 
     /// At most `limit` leaves of the whole log from index `from` on.

@@ -18,7 +18,7 @@ use crate::config::site::SiteConfig;
 use crate::data::{Dataset, InputSpec};
 use crate::site::addresses::Addresses;
 use crate::site::directory::{identity_of, is_held};
-use crate::site::source;
+use crate::site::{source, suspended};
 use crate::transport::{CallError, Coordinator};
 
 /// A certificate that ends sooner is worth renewing.
@@ -135,8 +135,7 @@ fn coordinator(config: &SiteConfig, identity: &Identity) -> Found {
         return Err(Failure::refused("log_key", message).hint("call the consortium"));
     }
     if reply.suspended {
-        let message = "this site is suspended".to_owned();
-        return Err(Failure::refused("suspended", message).hint("ask the operator"));
+        return Err(suspended(&reply.suspend_reason));
     }
     let skew = (clock::now().as_millis() - reply.now_ms).unsigned_abs();
     let skew_s = skew as f64 / 1e3;

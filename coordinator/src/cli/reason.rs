@@ -1,0 +1,39 @@
+//! `--reason`: the operator's words beside what stands in the history for good.
+
+use clap::Args;
+use tributary_shared::outcome::Failure;
+
+/// Why something is done.
+#[derive(Debug, Args)]
+pub(super) struct Reason {
+    /// Why: always needed, the words stand in the history for good
+    #[arg(long, value_name = "WORDS")]
+    reason: Option<String>,
+}
+
+impl Reason {
+    /// The words. Without any, nothing is asked of the coordinator and `command` is shown with some.
+    pub(super) fn words(self, command: &str) -> Result<String, Failure> {
+        self.reason.filter(|words| !words.trim().is_empty()).ok_or_else(|| {
+            let line = format!("`{command}` needs a --reason, and nothing was done");
+            let example = format!("e.g. tributary {command} --reason \"audit of the data\"");
+            Failure::invalid("reason", line)
+                .hint(format!("{example}; the words stand in the history for good"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_without_words_is_none() {
+        let reason = |words: Option<&str>| Reason { reason: words.map(str::to_owned) };
+        assert_eq!(reason(Some("late")).words("run stop a").unwrap(), "late");
+        for none in [None, Some(""), Some("  ")] {
+            let line = reason(none).words("run stop a").unwrap_err().to_string();
+            assert!(line.contains("tributary run stop a --reason \""), "{line}");
+        }
+    }
+}
