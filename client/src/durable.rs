@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Replaces a file without waiting for the disk: for what the next start can do without. What it
@@ -11,6 +11,14 @@ pub fn replace_lazily(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let part = part_of(path);
     fs::write(&part, bytes)?;
     fs::rename(&part, path)
+}
+
+/// Writes over a file in place, in the room that it has already: for what must be said on a full
+/// disk. A reader may see half of it.
+pub fn write_over(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).open(path)?;
+    file.write_all(bytes)?;
+    file.set_len(bytes.len() as u64)
 }
 
 /// Gives a file that is already durable its name, durably.

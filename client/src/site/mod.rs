@@ -17,6 +17,7 @@ pub mod progress;
 mod round;
 pub mod status;
 mod terms;
+pub mod trouble;
 mod witness;
 mod work;
 
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tributary_proto::channel::{Identity, Role};
 use tributary_shared::digest::Digest;
 use tributary_shared::name::SiteName;
-use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::outcome::{ExitCode, Failure, chain};
 
 use self::activity::{Activity, Phase, RoundId};
 use self::addresses::Addresses;
@@ -38,6 +39,7 @@ use self::directory::SiteDirectory;
 use self::outbox::Outbox;
 use self::progress::Display;
 use self::status::Reporter;
+use self::trouble::{Ailment, SHARED_IDENTITY, TroubleClass};
 use self::witness::{Keeper, Unfollowed};
 use self::work::Work;
 use crate::clock;
@@ -75,7 +77,8 @@ impl From<CallError> for Halt {
 
 impl From<LedgerError> for Halt {
     fn from(error: LedgerError) -> Self {
-        Self::Local(Failure::invalid("ledger", chain(&error)))
+        let code = if trouble::is_full(&error) { trouble::DISK_FULL } else { "ledger" };
+        Self::Local(Failure::invalid(code, chain(&error)))
     }
 }
 
@@ -87,7 +90,15 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     let mut site = Site::open(config)?;
-    let reporter = Reporter::new(&site.directory, &site.identity, site.address.subscribe());
+    // Said at once, before the first word with the coordinator.
+    site.look_around();
+    let mut reporter = Reporter::new(
+        &site.directory,
+        &site.identity,
+        site.address.subscribe(),
+        site.ailments.subscribe(),
+    );
+    reporter.write();
     let mut beside = JoinSet::new();
     beside.spawn(reporter.clone().keep(site.activity.subscribe()));
     beside.spawn(display.show(site.activity.subscribe()));
@@ -114,6 +125,14 @@ struct Site {
     addresses: Addresses,
     /// The address in use, or the first to be tried.
     address: watch::Sender<String>,
+    /// The nonce of this program's calls, for as long as it runs.
+    session: String,
+    /// The site's own troubles.
+    ailments: watch::Sender<Vec<Ailment>>,
+    /// The trouble that the last step ended with.
+    passing: Option<Ailment>,
+    /// This machine's clock, when it is wrong.
+    clock: Option<Ailment>,
     coordinator: Option<Coordinator>,
     /// Whether the coordinator knows us since the last trouble.
     greeted: bool,
@@ -161,6 +180,10 @@ impl Site {
             identity,
             addresses,
             address: watch::Sender::new(address),
+            session: new_session()?,
+            ailments: watch::Sender::new(Vec::new()),
+            passing: None,
+            clock: None,
             directory,
             ledger,
             keeper,
@@ -181,33 +204,39 @@ impl Site {
         let _ = SystemRandom::new().fill(&mut seed);
         let mut backoff = Backoff::new(seed);
         loop {
-            let (failure, for_people) = match self.step().await {
+            let halt = match self.step().await {
                 Ok(()) => {
+                    self.passing = None;
                     backoff.reset();
                     continue;
                 }
-                Err(Halt::Call(CallError::Fatal(failure))) if !self.connected => {
+                Err(halt) => {
+                    self.passing = trouble::of(&halt);
+                    self.look_around();
+                    halt
+                }
+            };
+            let (failure, for_people) = match halt {
+                Halt::Call(CallError::Fatal(failure)) if !self.connected => {
                     return Err(failure);
                 }
-                Err(Halt::Wrong(failure) | Halt::Call(CallError::Fatal(failure))) => {
-                    (failure, true)
-                }
-                Err(Halt::Call(CallError::Rejected(failure)))
+                // The other program may be stopped at any moment.
+                Halt::Wrong(failure) if failure.code == SHARED_IDENTITY => (failure, false),
+                Halt::Wrong(failure) | Halt::Call(CallError::Fatal(failure)) => (failure, true),
+                Halt::Call(CallError::Rejected(failure))
                     if failure.code == CERTIFICATE_NOT_ACCEPTED =>
                 {
                     self.read_identity_again();
                     (failure, true)
                 }
-                Err(Halt::Call(CallError::Unreachable(failure))) => {
+                Halt::Call(CallError::Unreachable(failure)) => {
                     // A connection comes back by itself, but to its own address alone.
                     if self.addresses.in_order().len() > 1 {
                         self.coordinator = None;
                     }
                     (failure, false)
                 }
-                Err(Halt::Local(failure) | Halt::Call(CallError::Rejected(failure))) => {
-                    (failure, false)
-                }
+                Halt::Local(failure) | Halt::Call(CallError::Rejected(failure)) => (failure, false),
             };
             let trouble = failure.to_string();
             self.greeted = false;
@@ -228,6 +257,7 @@ impl Site {
     }
 
     async fn step(&mut self) -> Result<(), Halt> {
+        self.look_around();
         if !self.greeted {
             self.greet().await?;
         }
@@ -239,7 +269,7 @@ impl Site {
             a.rest();
             changed
         });
-        let reply = self.coordinator()?.next_assignment(POLL).await?;
+        let reply = self.coordinator()?.next_assignment(POLL, self.trouble()).await?;
         match (reply.assignment, reply.inquiry) {
             (Some(assignment), _) => {
                 self.idle_polls = 0;
@@ -262,9 +292,10 @@ impl Site {
     /// Connects to the first address that answers.
     async fn connect(&mut self) -> Result<(), Halt> {
         let proxy = self.config.proxy.as_deref();
+        let session = Some(self.session.as_str());
         let mut unreachable = None;
         for address in self.addresses.in_order() {
-            match Coordinator::connect(&address, &self.identity, proxy).await {
+            match Coordinator::connect(&address, &self.identity, proxy, session).await {
                 Ok(connected) => {
                     self.coordinator = Some(connected);
                     self.connected = true;
@@ -298,7 +329,7 @@ impl Site {
         if self.coordinator.is_none() {
             self.connect().await?;
         }
-        let reply = self.coordinator()?.hello().await?;
+        let reply = self.coordinator()?.hello(self.trouble()).await?;
         if reply.log_verifier_key != self.identity.log_verifier_key {
             let message = "the coordinator's log has another key than at enrolment";
             return Err(Halt::Wrong(Failure::refused("log_key", message).hint(
@@ -309,16 +340,51 @@ impl Site {
             self.activity.send_modify(|a| a.phase = Phase::Suspended);
             return Err(CallError::Rejected(suspended(&reply.suspend_reason)).into());
         }
-        let skew = (clock::now().as_millis() - reply.now_ms).unsigned_abs();
-        if Duration::from_millis(skew) > SKEW_MAX {
-            let skew_s = skew / 1000;
-            tracing::warn!("this machine's clock and the coordinator's differ by {skew_s} s");
+        if reply.shared_identity {
+            let message = "another program uses this site's identity at the same time";
+            return Err(Halt::Wrong(Failure::refused(SHARED_IDENTITY, message).hint(
+                "stop it, or enrol one of the two anew: its directory may have been copied",
+            )));
         }
+        let skew = (clock::now().as_millis() - reply.now_ms).unsigned_abs();
+        self.clock = (Duration::from_millis(skew) > SKEW_MAX).then(|| {
+            let skew_s = skew / 1000;
+            let detail = format!(
+                "this machine's clock and the coordinator's differ by {skew_s} s; set it, best by NTP"
+            );
+            Ailment::new(TroubleClass::ClockWrong, detail)
+        });
         self.hear_address(&reply.address);
         let (member, address) = (&self.identity.member, self.address.borrow().clone());
         tracing::info!(%member, %address, "connected");
         self.greeted = true;
         Ok(())
+    }
+
+    /// Looks for what keeps the site from working, and says what is new.
+    fn look_around(&self) {
+        let mut found: Vec<Ailment> = self.passing.iter().cloned().collect();
+        let standing = tokio::task::block_in_place(|| trouble::look(&self.config));
+        for ailment in standing.into_iter().chain(self.clock.clone()) {
+            if found.iter().all(|known| known.class != ailment.class) {
+                found.push(ailment);
+            }
+        }
+        let passing = self.passing.as_ref().map(|ailment| ailment.class);
+        self.ailments.send_if_modified(|known| {
+            let was = |class| known.iter().any(|ailment| ailment.class == class);
+            // What ended a step has a line of its own.
+            let news = found.iter().filter(|a| Some(a.class) != passing && !was(a.class));
+            news.for_each(|ailment| tracing::warn!("trouble: {ailment}"));
+            let changed = *known != found;
+            *known = found;
+            changed
+        });
+    }
+
+    /// The class of the site's trouble, for the wire; empty when there is none.
+    fn trouble(&self) -> &'static str {
+        self.ailments.borrow().first().map_or("", |ailment| ailment.class.as_str())
     }
 
     /// Takes up a certificate that `enroll --renew` has put in place of the refused one.
@@ -372,6 +438,15 @@ pub fn suspended(reason: &str) -> Failure {
     };
     Failure::refused("suspended", message)
         .hint("it goes on by itself once reinstated; ask the operator of the consortium")
+}
+
+/// A nonce that tells this program from every other one with the same identity.
+fn new_session() -> Result<String, Failure> {
+    let mut bytes = [0; 16];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| {
+        Failure::new(ExitCode::Bug, "random", "the system gave no randomness".to_owned())
+    })?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Leaves in the outbox what the ledger says is owed, and nothing else: a half-written delta and

@@ -14,6 +14,7 @@ use super::adapters::{self, FetchError};
 use super::deliver::reason_failed;
 use super::lease::Lease;
 use super::terms::{self, Asked};
+use super::trouble::{DISK_FULL, is_full};
 use super::work::{Finished, Job, Running, Trouble, Unfinished, Work};
 use super::{Halt, Site};
 use crate::config::policy::Policy;
@@ -232,6 +233,7 @@ impl Site {
 impl Halt {
     /// The site's own disk said no; trying again later may help.
     pub(super) fn disk(what: &str, error: &std::io::Error) -> Self {
-        Self::Local(Failure::invalid("disk", format!("{what}: {}", chain(error))))
+        let code = if is_full(error) { DISK_FULL } else { "disk" };
+        Self::Local(Failure::invalid(code, format!("{what}: {}", chain(error))))
     }
 }

@@ -11,6 +11,7 @@ use tributary_shared::timestamp::Timestamp;
 
 use super::activity::Activity;
 use super::directory::{SiteDirectory, status_of};
+use super::trouble::Ailment;
 use crate::{clock, durable};
 
 /// Fewest seconds between two writes.
@@ -37,6 +38,9 @@ pub struct Status {
     pub left: bool,
     /// What it does.
     pub activity: Activity,
+    /// The site's own troubles.
+    #[serde(default)]
+    pub troubles: Vec<Ailment>,
 }
 
 impl Status {
@@ -59,6 +63,7 @@ pub(super) struct Reporter {
     path: PathBuf,
     status: Status,
     address: watch::Receiver<String>,
+    ailments: watch::Receiver<Vec<Ailment>>,
 }
 
 impl Reporter {
@@ -66,6 +71,7 @@ impl Reporter {
         directory: &SiteDirectory,
         identity: &Identity,
         address: watch::Receiver<String>,
+        ailments: watch::Receiver<Vec<Ailment>>,
     ) -> Self {
         let status = Status {
             schema_version: 1,
@@ -76,8 +82,9 @@ impl Reporter {
             at: clock::now(),
             left: false,
             activity: Activity::default(),
+            troubles: Vec::new(),
         };
-        Self { path: directory.status(), status, address }
+        Self { path: directory.status(), status, address, ailments }
     }
 
     /// Goes on until it is aborted.
@@ -86,7 +93,11 @@ impl Reporter {
             self.status.activity = activity.borrow_and_update().clone();
             self.write();
             tokio::time::sleep(EVERY).await;
-            if activity.changed().await.is_err() {
+            let changed = tokio::select! {
+                changed = activity.changed() => changed,
+                changed = self.ailments.changed() => changed,
+            };
+            if changed.is_err() {
                 return;
             }
         }
@@ -98,11 +109,16 @@ impl Reporter {
         self.write();
     }
 
-    fn write(&mut self) {
+    /// Writes the file as things are.
+    pub(super) fn write(&mut self) {
         self.status.at = clock::now();
         self.status.coordinator = self.address.borrow().clone();
+        self.status.troubles = self.ailments.borrow().clone();
         let json = serde_json::to_vec_pretty(&self.status).expect("a status is plain data");
-        if let Err(error) = durable::replace_lazily(&self.path, &json) {
+        // On a full disk the old file's room is all that there is.
+        let written = durable::replace_lazily(&self.path, &json)
+            .or_else(|_| durable::write_over(&self.path, &json));
+        if let Err(error) = written {
             // Work is worth more than telling about it.
             tracing::debug!("{}: {error}", self.path.display());
         }

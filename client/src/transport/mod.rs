@@ -7,10 +7,13 @@ mod transfer;
 use std::future::Future;
 use std::time::Duration;
 
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tributary_proto::channel::{
-    ConnectError, ConnectOptions, Identity, connect, connect_failure, status_failure,
+    ConnectError, ConnectOptions, Identity, SESSION, connect, connect_failure, status_failure,
 };
 use tributary_proto::v1;
 use tributary_proto::v1::site_client::SiteClient;
@@ -100,31 +103,49 @@ impl CallError {
     }
 }
 
+/// Puts the session nonce into every call.
+#[derive(Clone, Debug)]
+struct Tag(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Tag {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(nonce) = &self.0 {
+            request.metadata_mut().insert(SESSION, nonce.clone());
+        }
+        Ok(request)
+    }
+}
+
 /// The coordinator, as this site may call it. Clones share one connection, which comes back by
 /// itself after it broke.
 #[derive(Clone, Debug)]
 pub struct Coordinator {
     address: String,
-    site: SiteClient<Channel>,
+    site: SiteClient<InterceptedService<Channel, Tag>>,
 }
 
 impl Coordinator {
-    /// Connects; both sides have accepted each other's certificate when this returns.
+    /// Connects; both sides have accepted each other's certificate when this returns. `session` is
+    /// the nonce of a program that takes part; one that only looks has none.
     pub async fn connect(
         address: &str,
         identity: &Identity,
         proxy: Option<&str>,
+        session: Option<&str>,
     ) -> Result<Self, CallError> {
         let options = ConnectOptions { proxy: proxy.map(str::to_owned), ..Default::default() };
         let channel =
             connect(address, identity, &options).await.map_err(|e| CallError::from_connect(&e))?;
-        Ok(Self { address: address.to_owned(), site: SiteClient::new(channel) })
+        let tag = Tag(session.and_then(|nonce| nonce.parse().ok()));
+        let site = SiteClient::with_interceptor(channel, tag);
+        Ok(Self { address: address.to_owned(), site })
     }
 
-    /// Says hello; the answer tells who we are to the coordinator.
-    pub async fn hello(&self) -> Result<v1::HelloReply, CallError> {
-        let client_version = env!("CARGO_PKG_VERSION").to_owned();
-        let request = v1::HelloRequest { client_version, ..Default::default() };
+    /// Says hello, with the class of the site's trouble, empty for none; the answer tells who we are
+    /// to the coordinator.
+    pub async fn hello(&self, trouble: &str) -> Result<v1::HelloReply, CallError> {
+        let (client_version, trouble) = (env!("CARGO_PKG_VERSION").to_owned(), trouble.to_owned());
+        let request = v1::HelloRequest { client_version, trouble };
         let mut site = self.site.clone();
         self.answer(ANSWER_TIMEOUT, site.hello(request)).await
     }
@@ -133,8 +154,10 @@ impl Coordinator {
     pub async fn next_assignment(
         &self,
         wait: Duration,
+        trouble: &str,
     ) -> Result<v1::NextAssignmentReply, CallError> {
         let request = v1::NextAssignmentRequest {
+            trouble: trouble.to_owned(),
             wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
             ..Default::default()
         };

@@ -122,10 +122,8 @@ fn address(
         return Check::new("address", Err(unworkable.failure(&config.file)));
     }
     match odd(&told, bound.unwrap_or(config.listen)) {
-        Some(odd) if bound.is_some() || config.listen.port() != 0 => {
-            Check::odd("address", odd, "right only where something in between forwards")
-        }
-        Some(_) | None => Check::new(
+        Some(odd) => Check::odd("address", odd, "right only where something in between forwards"),
+        None => Check::new(
             "address",
             Ok(format!("members are told {told}, which the certificate names")),
         ),

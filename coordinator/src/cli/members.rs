@@ -13,7 +13,7 @@ use tributary_proto::v1::{InviteRequest, ListSitesRequest, SetSiteStateRequest, 
 use tributary_shared::name::SiteName;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
 
-use super::present::{ago, table, time, time_or_none};
+use super::present::{NOTHING, ago, table, time, time_or_none};
 use super::reason::Reason;
 use super::session::{Globals, Session};
 use super::{Answer, file_failure};
@@ -193,6 +193,8 @@ struct Site<'r> {
     refused: u32,
     lost: u32,
     declined: u32,
+    version: &'r str,
+    trouble: &'r str,
 }
 
 async fn list(globals: &Globals) -> Result<Answer, Failure> {
@@ -214,6 +216,8 @@ async fn list(globals: &Globals) -> Result<Answer, Failure> {
         "DECLINED",
         "REFUSED",
         "LOST",
+        "VERSION",
+        "TROUBLE",
     ];
     let text = table(&headings, &[4, 5, 6, 7], reply.sites.iter().map(row).collect());
     Ok(Answer::new(data, text))
@@ -230,6 +234,8 @@ fn machine(site: &SiteRow) -> Site<'_> {
         refused: site.refused,
         lost: site.lost,
         declined: site.declined,
+        version: &site.version,
+        trouble: &site.trouble,
     }
 }
 
@@ -243,7 +249,13 @@ fn row(site: &SiteRow) -> Vec<String> {
         site.declined.to_string(),
         site.refused.to_string(),
         site.lost.to_string(),
+        or_nothing(&site.version),
+        or_nothing(&site.trouble),
     ]
+}
+
+fn or_nothing(text: &str) -> String {
+    if text.is_empty() { NOTHING.to_owned() } else { text.to_owned() }
 }
 
 #[cfg(test)]

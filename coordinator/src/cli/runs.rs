@@ -81,6 +81,7 @@ pub(super) struct RunLine<'r> {
     ended: Option<String>,
     detail: &'r str,
     warnings: &'r [String],
+    trouble: &'r str,
 }
 
 impl<'r> From<&'r RunRow> for RunLine<'r> {
@@ -94,13 +95,18 @@ impl<'r> From<&'r RunRow> for RunLine<'r> {
             ended: time_or_none(run.ended_ms),
             detail: &run.detail,
             warnings: &run.warnings,
+            trouble: &run.trouble,
         }
     }
 }
 
-/// A run's warnings for people, one line each.
+/// The coordinator's own trouble with a run and the run's warnings for people, one line each.
 pub(super) fn warnings(run: &RunRow) -> Vec<String> {
-    run.warnings.iter().map(|warning| format!("warning: {}: {warning}", run.name)).collect()
+    let RunRow { name, trouble, .. } = run;
+    let own = (!trouble.is_empty())
+        .then(|| format!("trouble of the coordinator with {name}: {trouble}; it tries again"));
+    let warnings = run.warnings.iter().map(|warning| format!("warning: {name}: {warning}"));
+    own.into_iter().chain(warnings).collect()
 }
 
 /// Every run.

@@ -1,7 +1,7 @@
 //! `status`: how the coordinator is.
 
 use serde::Serialize;
-use tributary_proto::v1::{Disk, StatusReply, StatusRequest};
+use tributary_proto::v1::{Disk, SiteTrouble, StatusReply, StatusRequest};
 
 use super::Answer;
 use super::present::{ago, bytes, clean, time, time_or_none};
@@ -16,6 +16,14 @@ struct StatusData<'s> {
     started: Option<String>,
     disk: DiskData,
     runs: Vec<RunLine<'s>>,
+    sites_in_trouble: Vec<TroubleData<'s>>,
+}
+
+#[derive(Serialize)]
+struct TroubleData<'s> {
+    site: &'s str,
+    trouble: &'s str,
+    since: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -43,8 +51,22 @@ pub(super) async fn status(globals: &Globals) -> Result<Answer, Failure> {
             short_since: time_or_none(disk.short_since_ms),
         },
         runs: reply.runs.iter().map(RunLine::from).collect(),
+        sites_in_trouble: reply.sites.iter().map(trouble).collect(),
     };
     Ok(Answer::new(data, text(&reply)))
+}
+
+fn trouble(row: &SiteTrouble) -> TroubleData<'_> {
+    TroubleData { site: &row.site, trouble: &row.trouble, since: time_or_none(row.since_ms) }
+}
+
+/// The sites that report trouble, one line each.
+fn troubles_text(sites: &[SiteTrouble]) -> String {
+    let line = |row: &SiteTrouble| {
+        let SiteTrouble { site, trouble, since_ms } = row;
+        format!("\ntrouble at {}: {}, since {}", clean(site), clean(trouble), time(*since_ms))
+    };
+    sites.iter().map(line).collect()
 }
 
 fn text(reply: &StatusReply) -> String {
@@ -52,9 +74,10 @@ fn text(reply: &StatusReply) -> String {
     let runs = if reply.runs.is_empty() { NO_RUNS.to_owned() } else { run_table(&reply.runs) };
     let disk = disk_text(&reply.disk.unwrap_or_default());
     format!(
-        "coordinator {version}, up since {} ({})\n{disk}\n\n{runs}",
+        "coordinator {version}, up since {} ({})\n{disk}{}\n\n{runs}",
         time(started),
-        ago(started)
+        ago(started),
+        troubles_text(&reply.sites)
     )
 }
 
@@ -77,6 +100,14 @@ fn disk_text(disk: &Disk) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_site_in_trouble_is_a_line_under_the_disk() {
+        let site = SiteTrouble { site: "a".into(), trouble: "disk_full".into(), since_ms: 1_000 };
+        let text = text(&StatusReply { sites: vec![site], ..StatusReply::default() });
+        let line = "\ntrouble at a: disk_full, since 1970-01-01 00:00:01Z\n";
+        assert!(text.contains(line), "{text}");
+    }
 
     #[test]
     fn a_short_disk_is_said_in_words() {

@@ -1,7 +1,7 @@
 //! One live run: the fold, its place in the history, and the leases of its open round.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::Mutex;
 use tributary_shared::name::{RunName, SiteName};
@@ -16,12 +16,19 @@ use crate::round::{Command, CorruptHistory, Phase, Run};
 use crate::store::Store;
 use crate::unbroken::to_the_end;
 
+/// Longest reason kept of the coordinator's own trouble, characters.
+const TROUBLE_CHARS_MAX: usize = 500;
+/// The beginning of the reason when a round's base is not there.
+const BASE_GONE: &str = "the coordinator has lost the adapter that the round begins with,";
+
 /// A run that this coordinator owns.
 pub struct LiveRun {
     name: RunName,
     state: Mutex<State>,
     /// The round whose aggregation is under way in this process; 0 for none.
     aggregating: AtomicU32,
+    /// Why this coordinator itself does not get on with the run; empty when it does.
+    trouble: std::sync::Mutex<String>,
 }
 
 struct State {
@@ -38,6 +45,8 @@ pub struct Snapshot {
     pub run: Run,
     /// The open round's leases.
     pub leases: Leases,
+    /// Why this coordinator itself does not get on with the run; empty when it does.
+    pub trouble: String,
 }
 
 impl State {
@@ -62,6 +71,7 @@ impl LiveRun {
             name: run.manifest().name.clone(),
             state: Mutex::new(State { run: Some(run), seq, leases: Leases::new(now) }),
             aggregating: AtomicU32::new(0),
+            trouble: std::sync::Mutex::default(),
         }
     }
 
@@ -96,7 +106,8 @@ impl LiveRun {
     /// A copy for tables.
     pub async fn snapshot(&self) -> Snapshot {
         let state = self.state.lock().await;
-        Snapshot { run: state.run().clone(), leases: state.leases.clone() }
+        let (run, leases) = (state.run().clone(), state.leases.clone());
+        Snapshot { run, leases, trouble: self.trouble() }
     }
 
     /// A heartbeat; not part of the history. Says whether the site's work moves.
@@ -148,6 +159,9 @@ impl LiveRun {
         for event in &events {
             tracing::info!(run = %self.name, event = %describe(event), "committed");
             state.evolve(now, event)?;
+            if matches!(event, RunEvent::AdapterPublished { .. } | RunEvent::RunEnded { .. }) {
+                self.set_trouble("");
+            }
             if matches!(event, RunEvent::RoundOpened { .. }) {
                 state.leases = Leases::new(now);
             }
@@ -187,13 +201,51 @@ impl LiveRun {
         }
     }
 
-    /// Lets the next [`Self::act`] try the aggregation again.
-    pub(super) fn aggregation_failed(&self) {
+    /// Lets the next [`Self::act`] try the aggregation again, and keeps why it failed.
+    pub(super) fn aggregation_failed(&self, reason: &str) {
+        self.set_trouble(reason);
         self.aggregating.store(0, Ordering::SeqCst);
+    }
+
+    /// Why this coordinator itself does not get on with the run; empty when it does.
+    pub fn trouble(&self) -> String {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_trouble(&self, reason: &str) {
+        let reason: String = reason.chars().take(TROUBLE_CHARS_MAX).collect();
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// Says whether the coordinator lacks the adapter that the open round began with: then no site
+    /// can work, and none is to blame.
+    async fn lacks_base(&self, driver: &Driver) -> bool {
+        let base = self.read(|run| match run.phase() {
+            Phase::Collecting(collecting) => Some(collecting.base),
+            Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => None,
+        });
+        let Some(base) = base.await else { return false };
+        if driver.blobs().exists(base) {
+            if self.trouble().starts_with(BASE_GONE) {
+                self.set_trouble("");
+                // Whoever waited for it waits from now on.
+                self.state.lock().await.leases = Leases::new(clock::now());
+            }
+            return false;
+        }
+        let reason = format!("{BASE_GONE} {}; restore blobs/", base.short());
+        if self.trouble() != reason {
+            tracing::error!(run = %self.name, "{reason}");
+            self.set_trouble(&reason);
+        }
+        true
     }
 
     /// Loses the sites whose leases have run out, closes what is due.
     pub(super) async fn tick(self: &Arc<Self>, driver: &Driver) -> Result<(), DriverError> {
+        if self.lacks_base(driver).await {
+            return Ok(());
+        }
         let now = clock::now();
         let lapsed = {
             let state = self.state.lock().await;
@@ -216,6 +268,9 @@ impl LiveRun {
 
     /// When [`Self::tick`] has something to do, if nobody asks anything before.
     pub(super) async fn next_deadline(&self) -> Option<Timestamp> {
+        if self.trouble().starts_with(BASE_GONE) {
+            return None;
+        }
         let state = self.state.lock().await;
         let Phase::Collecting(collecting) = state.run().phase() else { return None };
         let lease = state.leases.next_deadline(&collecting.seats, &state.run().manifest().rounds);

@@ -4,6 +4,7 @@
 pub mod inquiries;
 mod live;
 mod members;
+pub mod presence;
 mod publish;
 mod room;
 #[cfg(test)]
@@ -133,6 +134,7 @@ struct Inner {
     started: Timestamp,
     runs: RwLock<BTreeMap<RunName, Arc<LiveRun>>>,
     uploads: uploads::Uploads,
+    presence: presence::Presence,
     inquiries: Inquiries,
     /// Bumped whenever somebody waiting (a site, the ticker) should look again.
     changed: watch::Sender<u64>,
@@ -159,6 +161,7 @@ impl Driver {
             started: clock::now(),
             runs: RwLock::default(),
             uploads: uploads::Uploads::default(),
+            presence: presence::Presence::default(),
             inquiries: Inquiries::new(format!("{:x}", clock::now().as_millis())),
             changed: watch::Sender::new(0),
             stop,
@@ -187,6 +190,11 @@ impl Driver {
     /// Who may take part.
     pub fn members(&self) -> &Members {
         &self.0.members
+    }
+
+    /// What each site said of itself last.
+    pub fn presence(&self) -> &presence::Presence {
+        &self.0.presence
     }
 
     /// Uploads under way.

@@ -31,7 +31,7 @@ pub(super) fn publish(
             let error = chain(&error);
             tracing::error!(run = %name, round, error, "aggregation failed; will be tried again");
             if let Ok(run) = driver.run(&name).await {
-                run.aggregation_failed();
+                run.aggregation_failed(&format!("aggregating round {round}: {error}"));
             }
         }
     })

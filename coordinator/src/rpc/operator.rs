@@ -32,7 +32,8 @@ impl OperatorService {
     async fn run_rows(&self) -> Vec<v1::RunRow> {
         let mut runs = Vec::new();
         for run in self.0.driver.runs().await {
-            runs.push(run.read(rows::run).await);
+            let trouble = run.trouble();
+            runs.push(run.read(|run| rows::run(run, trouble)).await);
         }
         runs.sort_by_key(|row| std::cmp::Reverse(row.started_ms));
         runs
@@ -69,6 +70,7 @@ impl Operator for OperatorService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_ms: driver.started().as_millis(),
             disk: Some(rows::disk(&driver.room().await)),
+            sites: rows::troubles(driver.presence().troubles(clock::now())),
             runs: self.run_rows().await,
         }))
     }
@@ -99,7 +101,9 @@ impl Operator for OperatorService {
         for run in driver.runs().await {
             run.read(|run| tally.count(run)).await;
         }
-        Ok(Response::new(v1::ListSitesReply { sites: rows::sites(&members, &invited, &tally) }))
+        let word = |site: &SiteName| driver.presence().word(site, clock::now());
+        let sites = rows::sites(&members, &invited, &tally, word);
+        Ok(Response::new(v1::ListSitesReply { sites }))
     }
 
     async fn set_site_state(
@@ -168,7 +172,8 @@ impl Operator for OperatorService {
         let snapshot = driver.run(&name).await.map_err(status)?.snapshot().await;
         let round = snapshot.run.round();
         let received = |site: &SiteName| driver.uploads().received(site, &name, round);
-        Ok(Response::new(rows::show(&snapshot, received)))
+        let word = |site: &SiteName| driver.presence().word(site, clock::now());
+        Ok(Response::new(rows::show(&snapshot, received, word)))
     }
 
     type LogStream = Boxed<v1::LogEntry>;

@@ -8,6 +8,7 @@ use tributary_shared::name::SiteName;
 use tributary_shared::timestamp::Timestamp;
 
 use crate::driver::Snapshot;
+use crate::driver::presence::Word;
 use crate::round::divergence::{self, base_versions};
 use crate::round::seat::Seat;
 use crate::round::{PastRound, Phase, Run};
@@ -48,12 +49,14 @@ pub(super) fn sites(
     members: &[MemberRow],
     invitations: &[Invitation],
     tally: &Tally,
+    word: impl Fn(&SiteName) -> Word,
 ) -> Vec<v1::SiteRow> {
     let mut rows: Vec<v1::SiteRow> = members
         .iter()
         .filter(|row| row.member.role == Role::Site)
         .map(|row| {
             let counts = tally.0.get(&row.member.name).copied().unwrap_or_default();
+            let Word { version, trouble, .. } = word(&row.member.name);
             v1::SiteRow {
                 name: row.member.name.to_string(),
                 state: row.state.as_str().to_owned(),
@@ -64,7 +67,8 @@ pub(super) fn sites(
                 refused: counts.refused,
                 lost: counts.lost,
                 declined: counts.declined,
-                ..v1::SiteRow::default()
+                version,
+                trouble,
             }
         })
         .collect();
@@ -96,7 +100,7 @@ pub(super) fn disk(room: &Room) -> v1::Disk {
 }
 
 /// A run as one line.
-pub(super) fn run(run: &Run) -> v1::RunRow {
+pub(super) fn run(run: &Run, trouble: String) -> v1::RunRow {
     let (state, ended_ms, detail) = match run.phase() {
         Phase::Waiting => ("waiting", 0, waiting_for(run)),
         Phase::Collecting(_) => ("collecting", 0, String::new()),
@@ -112,7 +116,7 @@ pub(super) fn run(run: &Run) -> v1::RunRow {
         ended_ms,
         detail,
         warnings: divergence::warnings(run),
-        ..v1::RunRow::default()
+        trouble,
     }
 }
 
@@ -121,10 +125,14 @@ fn waiting_for(run: &Run) -> String {
 }
 
 /// A run whole: the open round's seats with their progress, and every closed round.
-pub(super) fn show(snapshot: &Snapshot, received: impl Fn(&SiteName) -> u64) -> v1::ShowRunReply {
-    let Snapshot { run, leases } = snapshot;
+pub(super) fn show(
+    snapshot: &Snapshot,
+    received: impl Fn(&SiteName) -> u64,
+    word: impl Fn(&SiteName) -> Word,
+) -> v1::ShowRunReply {
+    let Snapshot { run, leases, trouble } = snapshot;
     let mut reply = v1::ShowRunReply {
-        run: Some(self::run(run)),
+        run: Some(self::run(run, trouble.clone())),
         manifest_digest: run.manifest_digest().as_bytes().to_vec().into(),
         manifest_json: run.manifest().to_json().into(),
         round: run.round(),
@@ -143,7 +151,7 @@ pub(super) fn show(snapshot: &Snapshot, received: impl Fn(&SiteName) -> u64) -> 
             reply.seats.push(v1::SeatRow {
                 site: site.to_string(),
                 state: seat.as_str().to_owned(),
-                detail: seat.detail(),
+                detail: seat_detail(seat, &word(site)),
                 phase: progress.phase,
                 step: progress.step,
                 steps: progress.steps,
@@ -154,6 +162,26 @@ pub(super) fn show(snapshot: &Snapshot, received: impl Fn(&SiteName) -> u64) -> 
         }
     }
     reply
+}
+
+/// Why a site does not contribute, and the trouble that it reports while it may.
+fn seat_detail(seat: &Seat, word: &Word) -> String {
+    let detail = seat.detail();
+    match (seat.is_final() || word.trouble.is_empty(), detail.is_empty()) {
+        (true, _) => detail,
+        (false, true) => format!("reports {}", word.trouble),
+        (false, false) => format!("{detail}; reports {}", word.trouble),
+    }
+}
+
+/// Sites with trouble, for the coordinator's status.
+pub(super) fn troubles(troubles: Vec<(SiteName, Word)>) -> Vec<v1::SiteTrouble> {
+    let row = |(site, word): (SiteName, Word)| v1::SiteTrouble {
+        site: site.to_string(),
+        trouble: word.trouble,
+        since_ms: word.since.map_or(0, Timestamp::as_millis),
+    };
+    troubles.into_iter().map(row).collect()
 }
 
 /// Bytes of a site's counted delta.

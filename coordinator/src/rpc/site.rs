@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
-use tributary_proto::channel::{Peer, Role, require};
+use tributary_proto::channel::{Peer, Role, SESSION, require};
 use tributary_proto::v1::{self, site_server::Site};
 use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
@@ -42,7 +42,10 @@ impl SiteService {
     fn site<T>(&self, request: &Request<T>) -> Result<SiteName, Status> {
         let peer = self.seen(request)?;
         match self.0.driver.members().standing(&peer) {
-            Standing::Active => Ok(peer.member.name),
+            Standing::Active => {
+                self.unshared(&peer.member.name)?;
+                Ok(peer.member.name)
+            }
             Standing::Suspended | Standing::Unknown => {
                 Err(Status::permission_denied(Refusal::Suspended.to_string()))
             }
@@ -63,8 +66,22 @@ impl SiteService {
     /// The peer behind a request, noted as seen now.
     fn seen<T>(&self, request: &Request<T>) -> Result<Peer, Status> {
         let peer = require(request, &[Role::Site])?.clone();
-        self.0.driver.store().touch_seen(&peer.member, clock::now());
+        let now = clock::now();
+        self.0.driver.store().touch_seen(&peer.member, now);
+        let nonce = request.metadata().get(SESSION).and_then(|value| value.to_str().ok());
+        self.0.driver.presence().session(&peer.member.name, nonce, now);
         Ok(peer)
+    }
+
+    /// Refuses work to an identity that two programs use.
+    fn unshared(&self, site: &SiteName) -> Result<(), Status> {
+        if !self.0.driver.presence().is_shared(site, clock::now()) {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "two programs use the identity of site/{site} at the same time, perhaps from a copied \
+             directory; neither gets work until one of them is stopped"
+        )))
     }
 }
 
@@ -77,7 +94,11 @@ impl Site for SiteService {
         request: Request<v1::HelloRequest>,
     ) -> Result<Response<v1::HelloReply>, Status> {
         let peer = self.seen(&request)?;
-        let version: String = request.into_inner().client_version.chars().take(40).collect();
+        let (site, now) = (&peer.member.name, clock::now());
+        let v1::HelloRequest { client_version, trouble, .. } = request.into_inner();
+        let presence = self.0.driver.presence();
+        presence.hello(site, &client_version, &trouble, now);
+        let version = presence.word(site, now).version;
         tracing::info!(member = %peer.member, version, "hello");
         let suspended = self.0.driver.members().standing(&peer) == Standing::Suspended;
         let suspend_reason = match suspended {
@@ -92,7 +113,7 @@ impl Site for SiteService {
             suspend_reason,
             log_verifier_key: self.0.signer.verifier_key().to_string(),
             address: self.0.announced.clone().unwrap_or_default(),
-            ..v1::HelloReply::default()
+            shared_identity: presence.is_shared(site, now),
         }))
     }
 
@@ -106,10 +127,12 @@ impl Site for SiteService {
         let busy = (!request.busy_run.is_empty())
             .then_some((request.busy_run.as_str(), request.busy_round));
         let driver = &self.0.driver;
+        driver.presence().trouble(&site, &request.trouble, clock::now());
         let mut changes = driver.changes();
         let deadline = tokio::time::Instant::now() + wait;
         let found = loop {
             changes.mark_unchanged();
+            self.unshared(&site)?;
             if let Some(found) = driver.assignment(&site, busy).await {
                 break Some(found);
             }

@@ -42,6 +42,10 @@ pub const CHUNK_BYTES: usize = 512 * 1024;
 /// Most bytes of one gRPC message, tonic's own default written down.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// The metadata key under which a site's program sends the random nonce that it drew at its start:
+/// two programs with one identity have two.
+pub const SESSION: &str = "tributary-session";
+
 /// The one protocol spoken inside TLS.
 const ALPN: &[u8] = b"h2";
 

@@ -1,6 +1,7 @@
 //! `doctor`: everything that taking part needs, one line each, with what mends it.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use crate::config::site::SiteConfig;
 use crate::data::{Dataset, InputSpec};
 use crate::site::addresses::Addresses;
 use crate::site::directory::{identity_of, is_held};
+use crate::site::status::Status;
+use crate::site::trouble::free_bytes;
 use crate::site::{source, suspended};
 use crate::transport::{CallError, Coordinator};
 
@@ -27,6 +30,10 @@ const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
 const SKEW_MAX_MS: u64 = 60_000;
 /// Room for a few large adapters and deltas.
 const DISK_FREE_MIN: u64 = 1 << 30;
+
+/// The file that tries whether the directory can be written.
+const PROBE: &str = "doctor.part";
+const PROBE_BYTES: usize = 256 * 1024;
 
 /// What was found, or what is wrong.
 type Found = Result<String, Failure>;
@@ -39,6 +46,8 @@ pub(super) fn run(args: &ConfigArgs, format: Format) -> Result<(), Failure> {
             .map_err(|e| Failure::invalid("identity", chain(&e)));
         findings.push(("policy", policy(config)));
         findings.push(("directory", directory(&config.directory)));
+        findings.push(("disk", disk(&config.directory)));
+        findings.push(("client", running(&config.directory)));
         findings.push(("identity", identity.as_ref().map_err(copied).and_then(valid_until)));
         if let Ok(identity) = &identity {
             findings.push(("coordinator", coordinator(config, identity)));
@@ -85,33 +94,58 @@ fn directory(directory: &Path) -> Found {
     if is_held(directory) {
         return Ok(format!("{} is in use by a running client", directory.display()));
     }
-    let probe = directory.join("doctor.part");
-    File::create(&probe)
-        .and_then(|_| std::fs::remove_file(&probe))
-        .map_err(|e| failed(e.to_string()))?;
+    private_probe(directory).map_err(|e| failed(e.to_string()))?;
+    Ok(format!("{} can be written", directory.display()))
+}
+
+/// Makes a file and removes it.
+fn private_probe(directory: &Path) -> std::io::Result<()> {
+    let probe = directory.join(PROBE);
+    File::create(&probe).and_then(|_| std::fs::remove_file(&probe))
+}
+
+/// Room on the disk, also under a running client: asked for, and tried.
+fn disk(directory: &Path) -> Found {
+    let place = directory.display();
+    let short = |message: String| {
+        Failure::invalid("disk", message).hint("make room for adapters and deltas")
+    };
+    let probe = directory.join(PROBE);
+    let written = File::create(&probe).and_then(|mut file| {
+        file.write_all(&[0; PROBE_BYTES])?;
+        file.sync_all()
+    });
+    // The first error is the one to tell.
+    let _ = std::fs::remove_file(&probe);
+    written.map_err(|e| short(format!("{place}: {e}")))?;
     let Some(free) = free_bytes(directory) else {
-        return Ok(format!("{} can be written", directory.display()));
+        return Ok(format!("{place} takes {PROBE_BYTES} bytes"));
     };
     let free_gb = free as f64 / 1e9;
     if free < DISK_FREE_MIN {
-        let message = format!("{}: {free_gb:.2} GB free", directory.display());
-        return Err(Failure::invalid("disk", message).hint("make room for adapters and deltas"));
+        return Err(short(format!("{place}: {free_gb:.2} GB free")));
     }
-    Ok(format!("{} can be written, {free_gb:.1} GB free", directory.display()))
+    Ok(format!("{free_gb:.1} GB free"))
 }
 
-/// Free bytes for this user on the disk of `folder`; `None` where it cannot be asked.
-fn free_bytes(folder: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    {
-        let disk = rustix::fs::statvfs(folder).ok()?;
-        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+/// What the running client says of itself.
+fn running(directory: &Path) -> Found {
+    if !is_held(directory) {
+        return Ok("not running".to_owned());
     }
-    #[cfg(not(unix))]
-    {
-        let _ = folder;
-        None
+    let status = Status::read(directory)
+        .map_err(|e| Failure::invalid("status", format!("{}: {e}", directory.display())))?;
+    let Some(status) = status else { return Ok("runs, and has said nothing yet".to_owned()) };
+    let mut troubles: Vec<String> = status.troubles.iter().map(ToString::to_string).collect();
+    let waits = &status.activity.trouble;
+    if troubles.is_empty() && !waits.is_empty() {
+        troubles.push(waits.clone());
     }
+    if troubles.is_empty() {
+        return Ok(format!("process {} runs without trouble", status.process));
+    }
+    let message = format!("process {} reports {}", status.process, troubles.join("; "));
+    Err(Failure::refused("client_trouble", message))
 }
 
 fn valid_until(identity: &Identity) -> Found {
@@ -151,9 +185,10 @@ fn coordinator(config: &SiteConfig, identity: &Identity) -> Found {
 async fn ask(config: &SiteConfig, identity: &Identity) -> Result<(String, HelloReply), CallError> {
     let mut first = None;
     for address in Addresses::load(config, identity).in_order() {
-        let connected = Coordinator::connect(&address, identity, config.proxy.as_deref()).await;
+        let connected =
+            Coordinator::connect(&address, identity, config.proxy.as_deref(), None).await;
         let hello = match connected {
-            Ok(connected) => connected.hello().await,
+            Ok(connected) => connected.hello("").await,
             Err(error) => Err(error),
         };
         match hello {

@@ -78,6 +78,9 @@ fn tell(now: &Now) {
         if !activity.trouble.is_empty() {
             say!("  {}", printable(&activity.trouble));
         }
+        for ailment in &last.troubles {
+            say!("  trouble: {}", printable(&ailment.to_string()));
+        }
     } else if last.left {
         say!("Not running; it left at {}.", last.at);
     } else {

@@ -64,6 +64,18 @@ fn no(reason: &str) -> Refusal {
     serde_json::from_value(serde_json::json!({ "code": "site_failed", "reason": reason })).unwrap()
 }
 
+fn disk_full(_: &SiteName) -> Word {
+    Word { trouble: "disk_full".to_owned(), ..Word::default() }
+}
+
+fn untroubled(run: Run) -> Snapshot {
+    Snapshot { run, leases: Leases::new(NOW), trouble: String::new() }
+}
+
+fn warned(run: &Run) -> Vec<String> {
+    super::run(run, String::new()).warnings
+}
+
 /// Losses as a site reports them.
 fn losses(holdout: f64, train: f64) -> SiteMetrics {
     SiteMetrics {
@@ -117,7 +129,7 @@ fn a_settled_seat_shows_no_progress_and_an_open_one_does() {
         let progress = Progress { phase, steps: 100_260, eta_s: 9, ..Progress::default() };
         leases.hear(&site(name), NOW, progress);
     }
-    let reply = show(&Snapshot { run, leases }, |_| 7);
+    let reply = show(&Snapshot { run, leases, trouble: String::new() }, |_| 7, disk_full);
     let seats: Vec<_> = reply
         .seats
         .iter()
@@ -133,7 +145,7 @@ fn a_round_names_the_version_it_began_with_also_after_a_void_round() {
     let reason = no("not today");
     run = command(run, Command::Decline { site: site("a"), round: 2, reason });
     run = publish(contribute(open(run, &["a"]), "a", losses(0.5, 0.5)));
-    let reply = show(&Snapshot { run, leases: Leases::new(NOW) }, |_| 0);
+    let reply = show(&untroubled(run), |_| 0, |_| Word::default());
     let versions: Vec<u32> = reply.rounds.iter().map(|round| round.base_version).collect();
     assert_eq!(versions, [0, 1, 1]);
 }
@@ -147,17 +159,17 @@ const HEALTHY: [(f64, f64); 3] = [(0.7001, 0.7161), (0.6752, 0.7211), (0.7538, 0
 #[test]
 fn a_learning_rate_of_one_is_warned_of_from_the_first_round_on_and_a_sound_one_is_not() {
     for rounds in 1..=3 {
-        let warnings = run(&trained(&WRECKED[..rounds])).warnings;
+        let warnings = warned(&trained(&WRECKED[..rounds]));
         assert!(!warnings.is_empty(), "{rounds} rounds");
         assert!(
             warnings.iter().all(|w| w.contains("lower training.learning_rate")),
             "{warnings:?}"
         );
-        assert_eq!(run(&trained(&HEALTHY[..rounds])).warnings, [""; 0], "{rounds} rounds");
+        assert_eq!(warned(&trained(&HEALTHY[..rounds])), [""; 0], "{rounds} rounds");
     }
-    let first = &run(&trained(&WRECKED[..1])).warnings;
+    let first = &warned(&trained(&WRECKED[..1]));
     assert!(first[0].starts_with("mean training loss of round 1 is 19.1840"), "{first:?}");
-    let last = &run(&trained(&WRECKED)).warnings;
+    let last = &warned(&trained(&WRECKED));
     let said = "held-out loss of adapter v2 is 16.8369, that of v0 was 0.7001";
     assert!(last.len() == 1 && last[0].starts_with(said), "{last:?}");
 }
@@ -165,8 +177,8 @@ fn a_learning_rate_of_one_is_warned_of_from_the_first_round_on_and_a_sound_one_i
 #[test]
 fn a_run_that_recovers_is_no_longer_warned_of() {
     let recovered = [(0.7001, 0.7), (5.0, 0.8), (0.6, 0.6)];
-    assert_eq!(run(&trained(&recovered[..2])).warnings.len(), 1);
-    assert_eq!(run(&trained(&recovered)).warnings, [""; 0]);
+    assert_eq!(warned(&trained(&recovered[..2])).len(), 1);
+    assert_eq!(warned(&trained(&recovered)), [""; 0]);
 }
 
 #[test]
@@ -174,7 +186,16 @@ fn a_training_that_left_the_finite_numbers_is_warned_of_by_site() {
     let open = contribute(collecting(&["a", "b"]), "a", SiteMetrics::default());
     let reason = no("training diverged at step 3: the loss is not finite");
     let closed = command(open, Command::Decline { site: site("b"), round: 1, reason });
-    let warnings = run(&closed).warnings;
+    let warnings = warned(&closed);
     assert!(warnings.len() == 1 && warnings[0].contains("in round 1 at b;"), "{warnings:?}");
-    assert_eq!(run(&collecting(&["a"])).warnings, [""; 0]);
+    assert_eq!(warned(&collecting(&["a"])), [""; 0]);
+}
+
+/// Before, a site's full disk showed nowhere: its seat said `training`.
+#[test]
+fn a_seat_shows_the_trouble_that_its_site_reports_until_it_is_settled() {
+    let run = contribute(accept(collecting(&["a", "b"]), "b"), "a", SiteMetrics::default());
+    let reply = show(&untroubled(run), |_| 0, disk_full);
+    let details: Vec<&str> = reply.seats.iter().map(|seat| seat.detail.as_str()).collect();
+    assert_eq!(details, ["", "reports disk_full"]);
 }
