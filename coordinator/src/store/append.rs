@@ -1,19 +1,20 @@
 //! Appending to the history: events, leaves, tree nodes and head in one transaction.
 
-use sqlx::{Sqlite, SqliteConnection, Transaction};
+use sqlx::SqliteConnection;
 use tributary_shared::digest::Digest;
 use tributary_shared::name::RunName;
 use tributary_shared::timestamp::Timestamp;
 use tributary_shared::tlog::frontier::Frontier;
 use tributary_shared::tlog::merkle::leaf_hash;
 
+use super::writer::{Appended, Transaction};
 use super::{Store, StoreError, int};
 use crate::round::record::{Event, LEAF_BYTES_MAX, Record, Stream};
 
 /// Why events were not committed; nothing of them is stored.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// The stream is not where the caller thought: somebody else has written to it.
+    /// The stream is not where the caller thought: another writer was there.
     #[error("{stream} has moved on from event {expected_seq}")]
     Stale {
         /// The stream.
@@ -48,13 +49,15 @@ impl Store {
         events: &[Event],
     ) -> Result<Vec<(u64, Record)>, CommitError> {
         let (stream, events) = (stream.clone(), events.to_vec());
-        self.write(async move |store: Self| {
-            let mut tx = store.begin("commit").await?;
-            let moved = advance(&mut tx, &stream, expected_seq, events.len()).await?;
-            if !moved {
-                return Err(CommitError::Stale { stream, expected_seq });
-            }
-            Ok(store.append(tx, at, &stream, expected_seq, events).await?)
+        self.write("commit", move |store, tx| {
+            Box::pin(async move {
+                let moved =
+                    advance(&mut tx.connection, &stream, expected_seq, events.len()).await?;
+                if !moved {
+                    return Ok(Err(CommitError::Stale { stream, expected_seq }));
+                }
+                Ok(Ok(store.append(tx, at, &stream, expected_seq, events).await?))
+            })
         })
         .await
     }
@@ -73,30 +76,23 @@ impl Store {
         }
     }
 
-    pub(super) async fn begin(
-        &self,
-        verb: &'static str,
-    ) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        self.0.writer.begin().await.map_err(StoreError::sql(verb))
-    }
-
-    /// Ends transaction `tx`, in which `stream` was advanced by `events`, with their leaves.
+    /// Adds the leaves of `events`, by which `stream` was advanced, to transaction `tx`.
     pub(super) async fn append(
         &self,
-        mut tx: Transaction<'static, Sqlite>,
+        tx: &mut Transaction,
         at: Timestamp,
         stream: &Stream,
         first_seq: u64,
         events: Vec<Event>,
     ) -> Result<Vec<(u64, Record)>, StoreError> {
         let failed = StoreError::sql("append to the history");
-        let mut frontier = load_frontier(&mut tx).await?;
+        let mut frontier = load_frontier(&mut tx.connection).await?;
         let old_size = frontier.size();
         let mut records = Vec::with_capacity(events.len());
         for (seq, event) in (first_seq..).zip(events) {
             let leaf = frontier.size();
             let record = Record::new(at, stream.clone(), seq, event);
-            insert_leaf(&mut tx, &mut frontier, &record).await?;
+            insert_leaf(&mut tx.connection, &mut frontier, &record).await?;
             records.push((leaf, record));
         }
         if records.is_empty() {
@@ -106,13 +102,11 @@ impl Store {
             .bind(int(frontier.size()))
             .bind(&frontier.root().as_bytes()[..])
             .bind(int(old_size))
-            .execute(&mut *tx)
+            .execute(&mut tx.connection)
             .await
             .map_err(&failed)?;
-        let seen = self.write_seen(&mut tx).await?;
-        tx.commit().await.map_err(&failed)?;
-        self.forget_seen(seen);
-        self.0.size.send_replace(frontier.size());
+        let seen = self.write_seen(&mut tx.connection).await?;
+        tx.appended = Some(Appended { size: frontier.size(), seen });
         Ok(records)
     }
 }

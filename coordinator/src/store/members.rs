@@ -126,20 +126,13 @@ impl Store {
         event: RegistryEvent,
     ) -> Result<(), StoreError> {
         let invitation = invitation.clone();
-        self.write(async move |store: Self| {
-            let mut tx = store.begin("store an invitation").await?;
-            let seq = advance_registry(&mut tx).await?;
-            sqlx::query(
-                "INSERT INTO invitation (token_digest, member, expires) VALUES ($1, $2, $3)",
-            )
-            .bind(&invitation.token_digest.as_bytes()[..])
-            .bind(invitation.member.to_string())
-            .bind(invitation.expires.as_millis())
-            .execute(&mut *tx)
-            .await
-            .map_err(StoreError::sql("store an invitation"))?;
-            store.append(tx, at, &Stream::Registry, seq, vec![Event::Registry(event)]).await?;
-            Ok(())
+        self.write("store an invitation", move |store, tx| {
+            Box::pin(async move {
+                let seq = advance_registry(&mut tx.connection).await?;
+                insert_invitation(&mut tx.connection, &invitation).await?;
+                store.append(tx, at, &Stream::Registry, seq, vec![Event::Registry(event)]).await?;
+                Ok(Ok(()))
+            })
         })
         .await
     }
@@ -155,27 +148,19 @@ impl Store {
         event: RegistryEvent,
     ) -> Result<Vec<u8>, EnrolError> {
         let certificate = certificate.clone();
-        self.write(async move |store: Self| {
-            let mut tx = store.begin("enrol").await?;
-            let claimed: Option<String> = sqlx::query_scalar(
-                "UPDATE invitation SET key_digest = $2, certificate = $3
-                 WHERE token_digest = $1 AND key_digest IS NULL AND expires > $4
-                 RETURNING member",
-            )
-            .bind(&token_digest.as_bytes()[..])
-            .bind(&key_digest.as_bytes()[..])
-            .bind(&certificate.der[..])
-            .bind(at.as_millis())
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(StoreError::sql("enrol"))?;
-            let Some(member) = claimed else {
-                return already_used(&mut tx, token_digest, key_digest).await;
-            };
-            upsert_member(&mut tx, &member, &certificate).await?;
-            let seq = advance_registry(&mut tx).await?;
-            store.append(tx, at, &Stream::Registry, seq, vec![Event::Registry(event)]).await?;
-            Ok(certificate.der)
+        self.write("enrol", move |store, tx| {
+            Box::pin(async move {
+                let connection = &mut tx.connection;
+                let claimed =
+                    claim(connection, at, token_digest, key_digest, &certificate.der).await?;
+                let Some(member) = claimed else {
+                    return already_used(connection, token_digest, key_digest).await;
+                };
+                upsert_member(connection, &member, &certificate).await?;
+                let seq = advance_registry(connection).await?;
+                store.append(tx, at, &Stream::Registry, seq, vec![Event::Registry(event)]).await?;
+                Ok(Ok(certificate.der))
+            })
         })
         .await
     }
@@ -189,12 +174,13 @@ impl Store {
         event: RegistryEvent,
     ) -> Result<(), StoreError> {
         let (member, certificate) = (member.to_string(), certificate.clone());
-        self.write(async move |store: Self| {
-            let mut tx = store.begin("enrol").await?;
-            let seq = advance_registry(&mut tx).await?;
-            upsert_member(&mut tx, &member, &certificate).await?;
-            store.append(tx, at, &Stream::Registry, seq, vec![Event::Registry(event)]).await?;
-            Ok(())
+        self.write("enrol", move |store, tx| {
+            Box::pin(async move {
+                let seq = advance_registry(&mut tx.connection).await?;
+                upsert_member(&mut tx.connection, &member, &certificate).await?;
+                store.append(tx, at, &Stream::Registry, seq, vec![Event::Registry(event)]).await?;
+                Ok(Ok(()))
+            })
         })
         .await
     }
@@ -208,23 +194,15 @@ impl Store {
         event: RegistryEvent,
     ) -> Result<StateChange, StateError> {
         let member = member.clone();
-        self.write(async move |store: Self| {
-            let mut tx = store.begin("change a member").await?;
-            let done = sqlx::query(
-                "UPDATE member SET state = $2
-                 WHERE member = $1 AND state <> $2 AND state <> 'revoked'",
-            )
-            .bind(member.to_string())
-            .bind(state.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(StoreError::sql("change a member"))?;
-            if done.rows_affected() == 0 {
-                return unchanged(&mut tx, member, state).await;
-            }
-            let seq = advance_registry(&mut tx).await?;
-            store.append(tx, at, &Stream::Registry, seq, vec![Event::Registry(event)]).await?;
-            Ok(StateChange::Changed)
+        self.write("change a member", move |store, tx| {
+            Box::pin(async move {
+                if !put_state(&mut tx.connection, &member, state).await? {
+                    return unchanged(&mut tx.connection, member, state).await;
+                }
+                let seq = advance_registry(&mut tx.connection).await?;
+                store.append(tx, at, &Stream::Registry, seq, vec![Event::Registry(event)]).await?;
+                Ok(Ok(StateChange::Changed))
+            })
         })
         .await
     }
@@ -302,6 +280,42 @@ impl Store {
     }
 }
 
+async fn insert_invitation(
+    tx: &mut SqliteConnection,
+    invitation: &Invitation,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO invitation (token_digest, member, expires) VALUES ($1, $2, $3)")
+        .bind(&invitation.token_digest.as_bytes()[..])
+        .bind(invitation.member.to_string())
+        .bind(invitation.expires.as_millis())
+        .execute(tx)
+        .await
+        .map_err(StoreError::sql("store an invitation"))?;
+    Ok(())
+}
+
+/// Takes up an unused invitation for a key; the member it invites, if there is one.
+async fn claim(
+    tx: &mut SqliteConnection,
+    at: Timestamp,
+    token_digest: Digest,
+    key_digest: Digest,
+    certificate: &[u8],
+) -> Result<Option<String>, StoreError> {
+    sqlx::query_scalar(
+        "UPDATE invitation SET key_digest = $2, certificate = $3
+         WHERE token_digest = $1 AND key_digest IS NULL AND expires > $4
+         RETURNING member",
+    )
+    .bind(&token_digest.as_bytes()[..])
+    .bind(&key_digest.as_bytes()[..])
+    .bind(certificate)
+    .bind(at.as_millis())
+    .fetch_optional(tx)
+    .await
+    .map_err(StoreError::sql("enrol"))
+}
+
 async fn upsert_member(
     tx: &mut SqliteConnection,
     member: &str,
@@ -332,36 +346,55 @@ async fn already_used(
     tx: &mut SqliteConnection,
     token_digest: Digest,
     key_digest: Digest,
-) -> Result<Vec<u8>, EnrolError> {
+) -> Result<Result<Vec<u8>, EnrolError>, StoreError> {
     let row: Option<InvitationColumns> =
         sqlx::query_as("SELECT * FROM invitation WHERE token_digest = $1")
             .bind(&token_digest.as_bytes()[..])
             .fetch_optional(tx)
             .await
             .map_err(StoreError::sql("enrol"))?;
-    let invitation = row.ok_or(EnrolError::UnknownToken)?.into_invitation()?;
-    match invitation.used {
+    let Some(row) = row else { return Ok(Err(EnrolError::UnknownToken)) };
+    let invitation = row.into_invitation()?;
+    Ok(match invitation.used {
         Some((key, certificate)) if key == key_digest => Ok(certificate),
         Some(_) => Err(EnrolError::Used),
         None => Err(EnrolError::Expired(invitation.expires)),
-    }
+    })
+}
+
+/// Puts a member into a state, unless it is there or is revoked; says whether it was put.
+async fn put_state(
+    tx: &mut SqliteConnection,
+    member: &Member,
+    state: MemberState,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        "UPDATE member SET state = $2
+         WHERE member = $1 AND state <> $2 AND state <> 'revoked'",
+    )
+    .bind(member.to_string())
+    .bind(state.as_str())
+    .execute(tx)
+    .await
+    .map_err(StoreError::sql("change a member"))?;
+    Ok(done.rows_affected() > 0)
 }
 
 async fn unchanged(
     tx: &mut SqliteConnection,
     member: Member,
     wanted: MemberState,
-) -> Result<StateChange, StateError> {
+) -> Result<Result<StateChange, StateError>, StoreError> {
     let state: Option<String> = sqlx::query_scalar("SELECT state FROM member WHERE member = $1")
         .bind(member.to_string())
         .fetch_optional(tx)
         .await
         .map_err(StoreError::sql("change a member"))?;
-    match state {
+    Ok(match state {
         None => Err(StateError::Unknown(member)),
         Some(state) if state == wanted.as_str() => Ok(StateChange::Unchanged),
         Some(_) => Err(StateError::Revoked(member)),
-    }
+    })
 }
 
 #[derive(FromRow)]

@@ -1,8 +1,7 @@
 //! The database: the history with its Merkle tree, and who may take part. SQLite, one writer.
 //!
-//! Every verb that writes is one transaction, begins with a write (a transaction that reads first
-//! and writes later can fail with `SQLITE_BUSY`), and runs to its end even when whoever asked has
-//! gone away.
+//! Every verb that writes is one transaction (`writer`), and runs to its end even when the caller
+//! has gone away. What memory holds beside the file follows only a commit that counts.
 
 mod append;
 mod inspect;
@@ -10,13 +9,13 @@ mod members;
 mod open;
 mod proofs;
 mod read;
+mod writer;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -26,7 +25,8 @@ use tributary_proto::channel::Member;
 use tributary_shared::timestamp::Timestamp;
 use tributary_shared::tlog::merkle::ProofError;
 
-use crate::unbroken::{Interrupted, to_the_end};
+use self::writer::Writer;
+use crate::unbroken::Interrupted;
 
 pub use append::{CommitError, StartError};
 pub use inspect::{Inspection, inspect, is_in_use};
@@ -42,8 +42,7 @@ pub struct Store(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
-    /// One connection: the only writer.
-    writer: SqlitePool,
+    writer: Writer,
     readers: SqlitePool,
     /// Leaves in the log.
     size: watch::Sender<u64>,
@@ -110,7 +109,18 @@ pub enum StoreError {
     Interrupted(#[from] Interrupted),
 }
 
+/// What SQLite says where a disk, a quota or a file-size limit leaves no room: `SQLITE_FULL`, and
+/// `SQLITE_IOERR` of writing, of syncing and of the shared memory's size.
+const FULL: [&str; 4] = ["13", "778", "1034", "4874"];
+
 impl StoreError {
+    /// Whether the disk has no room.
+    pub fn is_full(&self) -> bool {
+        let Self::Sql { source, .. } = self else { return false };
+        let code = source.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        code.is_some_and(|code| FULL.contains(&&*code))
+    }
+
     fn sql(verb: &'static str) -> impl Fn(sqlx::Error) -> Self {
         move |source| Self::Sql { verb, source }
     }
@@ -135,22 +145,11 @@ impl Store {
     /// process in.
     pub async fn close(&self) {
         self.0.readers.close().await;
+        // The last one to go writes the journal back.
         self.0.writer.close().await;
         if let Err(error) = self.0.lock.unlock() {
             tracing::warn!(%error, "the database stays locked until this process ends");
         }
-    }
-
-    /// Runs a transaction to its end even when the caller's future is dropped: nobody may be left
-    /// in doubt about what was committed, and followers hear of it.
-    async fn write<T, E, F>(&self, work: impl FnOnce(Self) -> F) -> Result<T, E>
-    where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-        F: Future<Output = Result<T, E>> + Send + 'static,
-    {
-        let done = to_the_end(work(self.clone())).await;
-        done.unwrap_or_else(|interrupted| Err(StoreError::from(interrupted).into()))
     }
 
     fn seen(&self) -> MutexGuard<'_, BTreeMap<Member, Timestamp>> {

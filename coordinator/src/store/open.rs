@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sqlx::ConnectOptions;
 use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection};
 use tokio::sync::watch;
 
+use super::writer::Writer;
 use super::{Inner, Store, StoreError};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
@@ -34,12 +35,11 @@ impl Store {
             .busy_timeout(BUSY_TIMEOUT)
             .disable_statement_logging();
         refuse_foreign(path).await?;
-        let writer = pool(path, options.clone().create_if_missing(true), 1).await?;
-        MIGRATIONS.run(&writer).await.map_err(|error| migration_failed(path, error))?;
-        let readers = pool(path, options.read_only(true), READERS).await?;
+        migrate(path, &options).await?;
+        let readers = readers(path, options.clone().read_only(true)).await?;
         let store = Self(Arc::new(Inner {
             path: path.to_owned(),
-            writer,
+            writer: Writer::new(options),
             readers,
             size: watch::Sender::new(0),
             seen: Mutex::default(),
@@ -80,14 +80,24 @@ pub(super) fn lock_path(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-async fn pool(
-    path: &Path,
-    options: SqliteConnectOptions,
-    connections: u32,
-) -> Result<SqlitePool, StoreError> {
+/// Makes the file if there is none, and brings its schema up to date. The connection is not used
+/// for anything else.
+async fn migrate(path: &Path, options: &SqliteConnectOptions) -> Result<(), StoreError> {
+    let options = options.clone().create_if_missing(true);
+    let mut connection = options.connect().await.map_err(|error| not_ours(path, error))?;
+    let migrated = MIGRATIONS.run(&mut connection).await;
+    migrated.map_err(|error| migration_failed(path, error))?;
+    connection.close().await.map_err(StoreError::sql("migrate"))
+}
+
+/// The connections that read. One stays open for good: as long as there is one, no other
+/// connection recovers the journal, which could bring back a commit that was reported as failed.
+async fn readers(path: &Path, options: SqliteConnectOptions) -> Result<SqlitePool, StoreError> {
     SqlitePoolOptions::new()
-        .max_connections(connections)
-        .min_connections(0)
+        .max_connections(READERS)
+        .min_connections(1)
+        .idle_timeout(None)
+        .max_lifetime(None)
         .test_before_acquire(false)
         .connect_with(options)
         .await

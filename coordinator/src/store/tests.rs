@@ -1,5 +1,6 @@
 //! The store's promises, on real files.
 
+mod faults;
 mod history;
 mod members;
 
@@ -46,6 +47,15 @@ impl Room {
 
     async fn open(&self) -> Store {
         Store::open(&self.file()).await.unwrap()
+    }
+
+    /// Several statements that go past our verbs.
+    async fn run(&self, sql: &str) {
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(self.file());
+        let mut connection = sqlx::ConnectOptions::connect(&options).await.unwrap();
+        let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()));
+        sql.execute(&mut connection).await.unwrap();
+        sqlx::Connection::close(connection).await.unwrap();
     }
 
     /// SQL that goes past our verbs, as a person with a shell would.

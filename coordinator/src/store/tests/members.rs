@@ -2,21 +2,21 @@
 
 use super::*;
 
-fn site(name: &str) -> Member {
+pub(super) fn site(name: &str) -> Member {
     format!("site/{name}").parse().unwrap()
 }
 
-fn certificate(content: &str) -> Certificate {
+pub(super) fn certificate(content: &str) -> Certificate {
     let serial_hex = Digest::of(content.as_bytes()).short();
     Certificate { der: content.as_bytes().to_vec(), serial_hex, expires: at(1_000_000) }
 }
 
-fn enrolled(member: &Member, certificate: &Certificate) -> RegistryEvent {
+pub(super) fn enrolled(member: &Member, certificate: &Certificate) -> RegistryEvent {
     let digest = Digest::of(&certificate.der);
     RegistryEvent::Enrolled { member: member.to_string(), certificate: digest }
 }
 
-fn suspended(member: &Member) -> RegistryEvent {
+pub(super) fn suspended(member: &Member) -> RegistryEvent {
     let (reason, by) = ("late with papers".to_owned(), "operator/anna".to_owned());
     RegistryEvent::Suspended { member: member.to_string(), reason, by }
 }
