@@ -57,6 +57,8 @@ pub struct Ledger {
     standings: BTreeMap<(RunName, u32), Standing>,
     manifests: BTreeMap<RunName, Digest>,
     torn_bytes: u64,
+    /// Whether the last append failed: what lies behind `length` is unknown until it is mended.
+    in_doubt: bool,
 }
 
 impl Ledger {
@@ -76,6 +78,7 @@ impl Ledger {
             standings: BTreeMap::new(),
             manifests: BTreeMap::new(),
             torn_bytes: 0,
+            in_doubt: false,
         };
         let reading = ledger.file.try_clone().map_err(failed("open"))?;
         let read = scan(path, &reading, |entry| ledger.fold(&entry))?;
@@ -91,8 +94,13 @@ impl Ledger {
         self.torn_bytes
     }
 
-    /// Makes `entry` durable; after an error the ledger is as it was.
+    /// Makes `entry` durable. After an error the entry does not count, and the file is cut back and
+    /// read again before the next one is written: of a write that failed it is not known how much
+    /// is on the disk.
     pub fn append(&mut self, entry: &Entry) -> Result<(), LedgerError> {
+        if self.in_doubt {
+            self.mend()?;
+        }
         let mut line = serde_json::to_vec(entry).expect("an entry is plain data");
         line.push(b'\n');
         let written = self
@@ -101,12 +109,27 @@ impl Ledger {
             .and_then(|_| self.file.write_all(&line))
             .and_then(|()| self.file.sync_data());
         if let Err(source) = written {
-            // Best effort: a line that stays torn is removed by the next open.
-            let _ = self.cut_back();
+            self.in_doubt = true;
+            // At once where that is possible: another program may look.
+            let _ = self.mend();
             return Err(LedgerError::Io { file: self.path.clone(), what: "append", source });
         }
         self.length += line.len() as u64;
         self.fold(entry);
+        Ok(())
+    }
+
+    /// Takes away what the failed append may have left, and begins anew with what the file says.
+    fn mend(&mut self) -> Result<(), LedgerError> {
+        let failed = |source| LedgerError::Io {
+            file: self.path.clone(),
+            what: "cut off an entry that failed",
+            source,
+        };
+        let file = OpenOptions::new().write(true).open(&self.path).map_err(failed)?;
+        file.set_len(self.length).and_then(|()| file.sync_all()).map_err(failed)?;
+        let torn_bytes = self.torn_bytes;
+        *self = Self { torn_bytes, ..Self::open(&self.path)? };
         Ok(())
     }
 
@@ -263,6 +286,40 @@ mod tests {
             drop(ledger);
             assert_eq!(read(&path).unwrap(), [trained(1), counted(1)], "cut at {cut}");
         }
+    }
+
+    /// Failed before: the handle that had failed was used again, for good.
+    #[test]
+    fn after_a_failed_entry_the_ledger_is_opened_anew_and_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let mut ledger = Ledger::open(&path).unwrap();
+        ledger.append(&trained(1)).unwrap();
+        ledger.file = File::open(&path).unwrap();
+        let failed = ledger.append(&counted(1)).unwrap_err();
+        assert!(failed.to_string().contains("cannot append"), "{failed}");
+        assert_eq!(ledger.owed().len(), 1, "a failed entry does not count");
+        ledger.append(&counted(1)).unwrap();
+        assert_eq!(ledger.owed(), []);
+        assert_eq!(read(&path).unwrap(), [trained(1), counted(1)]);
+    }
+
+    /// Failed before: a line that could not be cut off stayed behind the next, shorter one.
+    #[test]
+    fn what_a_failed_entry_left_is_cut_off_before_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let mut ledger = Ledger::open(&path).unwrap();
+        ledger.append(&trained(1)).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let left =
+            [&whole[..], &b"{\"half of a line that is longer than the next\"".repeat(50)[..]];
+        std::fs::write(&path, left.concat()).unwrap();
+        ledger.in_doubt = true;
+        ledger.append(&counted(1)).unwrap();
+        assert_eq!(read(&path).unwrap(), [trained(1), counted(1)]);
+        drop(ledger);
+        assert_eq!(Ledger::open(&path).unwrap().torn_bytes(), 0);
     }
 
     #[test]

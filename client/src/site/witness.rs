@@ -68,11 +68,16 @@ impl Keeper {
         let proof = hashes
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| broken(format!("the coordinator's consistency proof: {e}")))?;
-        let before = self.size();
-        match self.witness.advance(&reply.note, &proof) {
-            Ok(head) if head.size == before => Ok(()),
-            Ok(_) => write_durably(&self.path, self.witness.to_json().as_bytes(), 0o600)
-                .map_err(Unfollowed::Disk),
+        // Memory follows the file: a head that was not written was not seen.
+        let mut next = self.witness.clone();
+        match next.advance(&reply.note, &proof) {
+            Ok(head) if head.size == self.size() => Ok(()),
+            Ok(_) => {
+                write_durably(&self.path, next.to_json().as_bytes(), 0o600)
+                    .map_err(Unfollowed::Disk)?;
+                self.witness = next;
+                Ok(())
+            }
             Err(refusal) => Err(self.refused(&refusal, &reply.note)),
         }
     }
@@ -94,4 +99,39 @@ fn broken(message: String) -> Unfollowed {
     Unfollowed::Broken(Failure::refused("history_not_continued", message).hint(
         "this site takes no part until it is explained: keep its directory, call the consortium",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use tributary_shared::tlog::checkpoint::Checkpoint;
+    use tributary_shared::tlog::frontier::Frontier;
+    use tributary_shared::tlog::key::Signer;
+    use tributary_shared::tlog::merkle::leaf_hash;
+
+    use super::*;
+
+    /// Failed before: memory went ahead of the file, so that the head counted as seen although the
+    /// file was never written, and a restart followed another history without a word.
+    #[test]
+    fn a_head_that_could_not_be_written_was_not_seen() {
+        let random = ring::rand::SystemRandom::new();
+        let signer = Signer::from_pkcs8("log", &Signer::generate(&random).unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("away/witness.json");
+        let mut keeper = Keeper::open(&path, &signer.verifier_key().to_string()).unwrap();
+        let mut log = Frontier::new();
+        log.append(leaf_hash(b"first"));
+        let note = Checkpoint::sign(log.size(), log.root(), &signer);
+        let reply = v1::CheckpointReply { note, ..Default::default() };
+        for _ in 0..2 {
+            let unwritten = keeper.follow(&reply).unwrap_err();
+            assert!(matches!(unwritten, Unfollowed::Disk(_)), "{unwritten:?}");
+            assert_eq!(keeper.size(), 0);
+        }
+        std::fs::create_dir(folder.path().join("away")).unwrap();
+        keeper.follow(&reply).unwrap();
+        assert_eq!(keeper.size(), 1);
+        let again = Keeper::open(&path, &signer.verifier_key().to_string()).unwrap();
+        assert_eq!(again.size(), 1);
+    }
 }

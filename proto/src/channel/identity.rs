@@ -272,7 +272,8 @@ fn pem(label: &str, der: &[u8]) -> String {
     text
 }
 
-/// Writes `bytes` to `path` so that after a crash there is the old file or the new one, whole.
+/// Writes `bytes` to `path` so that after a crash there is the old file or the new one, whole. After
+/// an error it may be either, and nothing is left beside it.
 pub fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let no_name = || io::Error::new(io::ErrorKind::InvalidInput, "not a file path");
     let directory = path.parent().ok_or_else(no_name)?;
@@ -286,9 +287,15 @@ pub fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         Ok(()) | Err(_) => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        // Best effort: a full disk needs no halves of files.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
     File::open(directory)?.sync_all()
 }
 
