@@ -12,8 +12,8 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tributary_shared::digest::Digest;
 use tributary_shared::name::{RunName, SiteName};
@@ -32,6 +32,8 @@ struct Inner {
     blobs: PathBuf,
     spool: PathBuf,
     temporaries: AtomicU64,
+    /// Held while a file gets its name: one that has to be taken back must be ours.
+    naming: Mutex<()>,
 }
 
 /// Which delta a part in the spool belongs to.
@@ -68,7 +70,8 @@ impl Blobs {
         fs::create_dir_all(&blobs)?;
         fs::create_dir_all(&spool)?;
         sync_directory(root)?;
-        let store = Self(Arc::new(Inner { blobs, spool, temporaries: AtomicU64::new(0) }));
+        let (temporaries, naming) = (AtomicU64::new(0), Mutex::default());
+        let store = Self(Arc::new(Inner { blobs, spool, temporaries, naming }));
         store.remove_from_spool(|name| name.ends_with(".tmp"))?;
         Ok(store)
     }
@@ -161,7 +164,12 @@ impl Blobs {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         let received = file.metadata()?.len();
-        Ok(Spool { store: self.clone(), file, path, received, unsynced: 0 })
+        let mut spool = Spool { store: self.clone(), file, path, received, durable: 0 };
+        if received > 0 {
+            // Of what an earlier stream left nothing is known to be durable before this.
+            spool.sync()?;
+        }
+        Ok(spool)
     }
 
     /// Removes every part of `run`, which takes no more deltas.
@@ -188,18 +196,26 @@ impl Blobs {
         self.0.blobs.join(&hex[..2]).join(hex)
     }
 
-    /// Makes `file` durable, gives it its name, and makes that durable too.
+    /// Makes `file` durable, gives it its name, and makes that durable too. After an error there
+    /// is no blob that was not there before.
     fn name(&self, file: &File, from: &Path, digest: Digest) -> io::Result<()> {
         file.sync_all()?;
+        let _naming = self.0.naming.lock().unwrap_or_else(PoisonError::into_inner);
         let to = self.path(digest);
         let directory = to.parent().unwrap_or(&self.0.blobs);
         match fs::create_dir(directory) {
-            Ok(()) => sync_directory(&self.0.blobs)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Ok(()) | Err(_) => {}
         }
+        let known = to.is_file();
         fs::rename(from, &to)?;
-        sync_directory(directory)
+        // The outer one as well, every time: that it was made once says nothing about the disk.
+        let named = sync_directory(directory).and_then(|()| sync_directory(&self.0.blobs));
+        if named.is_err() && !known {
+            // A name that a power failure may take is not believed; its bytes are good.
+            fs::rename(&to, from).or_else(|_| fs::remove_file(&to))?;
+        }
+        named
     }
 }
 
@@ -211,8 +227,8 @@ pub struct Spool {
     file: File,
     path: PathBuf,
     received: u64,
-    /// Bytes that a power failure would take.
-    unsynced: u64,
+    /// Bytes of it that are known to survive a power failure.
+    durable: u64,
 }
 
 impl Spool {
@@ -236,23 +252,25 @@ impl Spool {
         }
     }
 
-    /// Writes the next bytes.
+    /// Writes the next bytes. After an error the part holds what is durable and no more, and this
+    /// value is of no further use.
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Err(error) = self.file.write_all(bytes) {
-            // A full disk may have taken half of them: leave what was acknowledged, no more.
-            self.file.set_len(self.received)?;
-            self.file.seek(SeekFrom::Start(self.received))?;
+            // A full disk may have taken half of them.
+            self.fall_back();
             return Err(error);
         }
         self.received += bytes.len() as u64;
-        self.unsynced += bytes.len() as u64;
-        if self.unsynced >= SYNC_EVERY { self.sync() } else { Ok(()) }
+        if self.received - self.durable >= SYNC_EVERY { self.sync() } else { Ok(()) }
     }
 
-    /// Makes durable what has arrived.
+    /// Makes durable what has arrived; an error is as one of [`Self::append`].
     pub fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data()?;
-        self.unsynced = 0;
+        if let Err(error) = self.file.sync_data() {
+            self.fall_back();
+            return Err(error);
+        }
+        self.durable = self.received;
         Ok(())
     }
 
@@ -260,13 +278,29 @@ impl Spool {
     pub fn restart(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
-        (self.received, self.unsynced) = (0, 0);
+        (self.received, self.durable) = (0, 0);
         Ok(())
     }
 
-    /// Makes the whole part the blob `digest`; durable when this returns.
-    pub fn finish(self, digest: Digest) -> io::Result<()> {
+    /// Makes the whole part the blob `digest`; durable when this returns. After an error there is
+    /// no such blob, and the part holds what is durable or is gone.
+    pub fn finish(mut self, digest: Digest) -> io::Result<()> {
+        self.sync()?;
         self.store.name(&self.file, &self.path, digest)
+    }
+
+    /// Cuts the part back to what is durable. After a failed sync the system counts pages as
+    /// written that never reached the disk, and a later sync says nothing about them. The part is
+    /// opened anew for that; one that cannot be cut is removed.
+    fn fall_back(&self) {
+        let cut = || {
+            let file = OpenOptions::new().write(true).open(&self.path)?;
+            file.set_len(self.durable)?;
+            file.sync_all()
+        };
+        if let Err(error) = cut().or_else(|_: io::Error| remove_if_there(&self.path)) {
+            tracing::error!(%error, "a part that failed cannot be removed: {}", self.path.display());
+        }
     }
 
     /// Removes the part.

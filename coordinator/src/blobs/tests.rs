@@ -105,3 +105,35 @@ async fn a_site_has_one_part_a_run_and_a_run_that_ends_none() {
     assert_eq!(spool_files(root.path()), 1);
     assert_eq!(blobs.spooled(&other).await.unwrap(), 4);
 }
+
+/// A file that takes bytes and cannot be made durable.
+fn unsyncable(path: &Path) -> File {
+    let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
+    assert!(made.success());
+    OpenOptions::new().read(true).write(true).open(path).unwrap()
+}
+
+/// Failed before: the bytes after the last good sync stayed in the part and were believed, and the
+/// next stream went on behind them.
+#[tokio::test]
+async fn what_could_not_be_made_durable_is_not_in_the_part() {
+    let root = tempfile::tempdir().unwrap();
+    let blobs = Blobs::at(root.path()).unwrap();
+    let key = key("a", 1, b"durable and lost");
+    let mut spool = blobs.spool(&key).unwrap();
+    spool.append(b"durable").unwrap();
+    spool.sync().unwrap();
+    spool.append(b" and lost").unwrap();
+    spool.file = unsyncable(&root.path().join("pipe"));
+    assert!(spool.sync().is_err());
+    assert_eq!(blobs.spooled(&key).await.unwrap(), 7);
+    let mut spool = blobs.spool(&key).unwrap();
+    spool.file = unsyncable(&root.path().join("another"));
+    assert!(spool.finish(key.digest).is_err());
+    assert!(!blobs.exists(key.digest));
+    let mut spool = blobs.spool(&key).unwrap();
+    spool.replay(|_| Ok::<_, io::Error>(())).unwrap();
+    spool.append(b" and lost").unwrap();
+    spool.finish(key.digest).unwrap();
+    assert_eq!(fs::read(blobs.path(key.digest)).unwrap(), b"durable and lost");
+}
