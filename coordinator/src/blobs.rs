@@ -79,7 +79,8 @@ impl Blobs {
     /// The store under `root` for readers: makes and removes nothing.
     pub fn look(root: &Path) -> Self {
         let (blobs, spool) = (root.join("blobs"), root.join("spool"));
-        Self(Arc::new(Inner { blobs, spool, temporaries: AtomicU64::new(0) }))
+        let (temporaries, naming) = (AtomicU64::new(0), Mutex::default());
+        Self(Arc::new(Inner { blobs, spool, temporaries, naming }))
     }
 
     /// Whether the blob is here.

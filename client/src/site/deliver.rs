@@ -42,11 +42,7 @@ impl Site {
             let event = Event::Released { digest: trained.digest, bytes: trained.bytes };
             self.record(id, event)?;
         }
-        self.activity.send_modify(|a| {
-            a.round = Some(id.clone());
-            a.enter(Phase::Uploading, trained.bytes);
-        });
-        let refusal = self.send(id, &trained).await?.err();
+        let refusal = self.send_when_there_is_room(id, &trained).await?.err();
         match &refusal {
             None => tracing::info!(run = %id.run, round = id.round, "the delta is counted"),
             Some(refusal) => {
@@ -57,6 +53,30 @@ impl Site {
         self.outbox.remove(&id.run, id.round).map_err(|e| Halt::disk("the outbox", &e))?;
         self.activity.send_modify(super::activity::Activity::rest);
         Ok(())
+    }
+
+    /// Sends a delta; a coordinator without room for it is asked again and again, while the round's
+    /// heartbeats go on.
+    async fn send_when_there_is_room(
+        &self,
+        id: &RoundId,
+        trained: &Trained,
+    ) -> Result<Result<(), Refusal>, Halt> {
+        let mut backoff = super::backoff();
+        loop {
+            self.activity.send_modify(|a| {
+                a.round = Some(id.clone());
+                let trouble = std::mem::take(&mut a.trouble);
+                a.enter(Phase::Uploading, trained.bytes);
+                a.trouble = trouble;
+            });
+            match self.send(id, trained).await {
+                Err(Halt::Call(CallError::Busy(failure))) => {
+                    self.wait_for_room(&failure, &mut backoff).await;
+                }
+                ended => return ended,
+            }
+        }
     }
 
     /// Sends what the coordinator still needs of a delta and asks for it to be counted. The inner
@@ -77,6 +97,7 @@ impl Site {
             if let Err(refusal) = verdict(status.refusal) {
                 return Ok(Err(refusal));
             }
+            self.activity.send_modify(|a| a.trouble.clear());
             if status.durable_offset == trained.bytes {
                 match self.submit(id, trained).await {
                     // Cut off between the last byte and its admission: a stream without bytes

@@ -199,10 +199,7 @@ impl Site {
 
     /// One step after the other; after trouble, a wait and the next.
     async fn serve(&mut self) -> Result<(), Failure> {
-        let mut seed = [0; 32];
-        // Jitter without randomness is still a backoff.
-        let _ = SystemRandom::new().fill(&mut seed);
-        let mut backoff = Backoff::new(seed);
+        let mut backoff = backoff();
         loop {
             let halt = match self.step().await {
                 Ok(()) => {
@@ -219,6 +216,10 @@ impl Site {
             let (failure, for_people) = match halt {
                 Halt::Call(CallError::Fatal(failure)) if !self.connected => {
                     return Err(failure);
+                }
+                Halt::Call(CallError::Busy(failure)) => {
+                    self.wait_for_room(&failure, &mut backoff).await;
+                    continue;
                 }
                 // The other program may be stopped at any moment.
                 Halt::Wrong(failure) if failure.code == SHARED_IDENTITY => (failure, false),
@@ -306,7 +307,9 @@ impl Site {
                     tracing::debug!("{}", error.failure());
                     unreachable.get_or_insert(error);
                 }
-                Err(error @ (CallError::Rejected(_) | CallError::Fatal(_))) => {
+                Err(
+                    error @ (CallError::Rejected(_) | CallError::Busy(_) | CallError::Fatal(_)),
+                ) => {
                     return Err(error.into());
                 }
             }
@@ -322,6 +325,21 @@ impl Site {
             Ok(false) => {}
             Err(error) => tracing::warn!("the announced address cannot be kept: {error}"),
         }
+    }
+
+    /// Says that the coordinator has no room, and waits a moment. The connection is good, and what
+    /// the site does meanwhile (heartbeats of its round) goes on.
+    async fn wait_for_room(&self, failure: &Failure, backoff: &mut Backoff) {
+        let trouble = failure.to_string();
+        let told = self.activity.send_if_modified(|a| {
+            let news = a.trouble != trouble;
+            a.trouble.clone_from(&trouble);
+            news
+        });
+        if told {
+            tracing::warn!("{trouble}");
+        }
+        tokio::time::sleep(backoff.next_wait_when_busy()).await;
     }
 
     /// Connects if need be and says hello.
@@ -447,6 +465,13 @@ fn new_session() -> Result<String, Failure> {
         Failure::new(ExitCode::Bug, "random", "the system gave no randomness".to_owned())
     })?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Waits between tries. Jitter without randomness is still a backoff.
+fn backoff() -> Backoff {
+    let mut seed = [0; 32];
+    let _ = SystemRandom::new().fill(&mut seed);
+    Backoff::new(seed)
 }
 
 /// Leaves in the outbox what the ledger says is owed, and nothing else: a half-written delta and

@@ -9,6 +9,8 @@ const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
 /// Longest wait for what a person must mend.
 const LONGEST_FOR_PEOPLE: Duration = Duration::from_secs(120);
+/// Longest wait for a coordinator that has no room: it is back within seconds of having some.
+const LONGEST_WHEN_BUSY: Duration = Duration::from_secs(5);
 
 /// Doubling waits up to half a minute (two minutes where a person must act), each shortened at random by up to a half, so that sites cut
 /// off together do not come back together.
@@ -32,6 +34,11 @@ impl Backoff {
     /// The wait after one more failure that only a person can mend.
     pub fn next_wait_for_people(&mut self) -> Duration {
         self.wait_up_to(LONGEST_FOR_PEOPLE)
+    }
+
+    /// The wait after the coordinator had no room once more.
+    pub fn next_wait_when_busy(&mut self) -> Duration {
+        self.wait_up_to(LONGEST_WHEN_BUSY)
     }
 
     fn wait_up_to(&mut self, most: Duration) -> Duration {
@@ -60,6 +67,7 @@ mod tests {
         }
         let patient = backoff.next_wait_for_people();
         assert!(patient >= LONGEST_FOR_PEOPLE / 2 && patient <= LONGEST_FOR_PEOPLE, "{patient:?}");
+        assert!(backoff.next_wait_when_busy() <= LONGEST_WHEN_BUSY);
         backoff.reset();
         assert!(backoff.next_wait() <= FIRST);
     }

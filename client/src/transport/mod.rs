@@ -35,6 +35,8 @@ pub enum CallError {
     Unreachable(Failure),
     /// The coordinator answered and would not have it: try again later, for a person may mend it.
     Rejected(Failure),
+    /// The coordinator has no room now and takes it later: nothing is wrong on this side.
+    Busy(Failure),
     /// Our configuration can't work: trying again is no use.
     Fatal(Failure),
 }
@@ -42,7 +44,10 @@ pub enum CallError {
 impl CallError {
     /// What happened, in one line.
     pub fn failure(&self) -> &Failure {
-        let (Self::Unreachable(failure) | Self::Rejected(failure) | Self::Fatal(failure)) = self;
+        let (Self::Unreachable(failure)
+        | Self::Rejected(failure)
+        | Self::Busy(failure)
+        | Self::Fatal(failure)) = self;
         failure
     }
 
@@ -81,11 +86,11 @@ impl CallError {
             | Code::FailedPrecondition
             | Code::OutOfRange
             | Code::Unimplemented => Self::Rejected(failure),
+            Code::ResourceExhausted => Self::Busy(failure),
             Code::Ok
             | Code::Cancelled
             | Code::Unknown
             | Code::DeadlineExceeded
-            | Code::ResourceExhausted
             | Code::Aborted
             | Code::Internal
             | Code::Unavailable
@@ -244,13 +249,15 @@ mod tests {
     /// Failed before: both ended the program, and a coordinator restored from an older backup
     /// lost every site that had enrolled since.
     #[test]
-    fn a_certificate_that_is_not_accepted_is_waited_out() {
+    fn a_certificate_that_is_not_accepted_and_a_full_disk_there_are_waited_out() {
         let unknown = Status::unauthenticated("the certificate of site/a is revoked");
         let refused = ConnectError::Certificate { address: "a:1".to_owned(), untimely: None };
         for error in [CallError::from_status("a:1", &unknown), CallError::from_connect(&refused)] {
             let CallError::Rejected(failure) = error else { panic!("{error:?}") };
             assert_eq!(failure.code, CERTIFICATE_NOT_ACCEPTED);
         }
+        let short = Status::resource_exhausted("the coordinator is short of disk space");
+        assert!(matches!(CallError::from_status("a:1", &short), CallError::Busy(_)));
         let address = ConnectError::Address { address: "nonsense".to_owned() };
         assert!(matches!(CallError::from_connect(&address), CallError::Fatal(_)));
     }
