@@ -51,6 +51,8 @@ pub async fn serve(
     config: &CoordinatorConfig,
     ready: impl FnOnce(&Listening),
 ) -> Result<(), Failure> {
+    // First: what the last process kept may be what this one needs to open its database.
+    let space = Space::of(&[database_folder(config), &config.directory], config.reserve_bytes);
     let authority = Arc::new(Authority::load(&config.directory).map_err(|e| e.failure())?);
     let signer = Arc::new(authority.log_signer().map_err(|e| e.failure())?);
     let identity = workable_identity(config)?;
@@ -61,7 +63,6 @@ pub async fn serve(
     let blobs = open_blobs(config)?;
     let signals = Signals::listen()?;
     let stop = CancellationToken::new();
-    let space = Space::of(&[&config.directory, database_folder(config)], config.reserve_bytes);
     let connections = acceptor.connections();
     let driver = Driver::start(store.clone(), blobs, connections, space, stop.clone())
         .await
@@ -69,8 +70,11 @@ pub async fn serve(
     let listener = TcpListener::bind(config.listen).await.map_err(|e| bind_failure(config, &e))?;
     let listening = listening(config, &authority, &listener)?;
     let address_file = config.directory.join(ADDRESS);
-    write_durably(&address_file, listening.bound.to_string().as_bytes(), 0o644)
-        .map_err(|e| Failure::invalid("file", format!("{}: {e}", address_file.display())))?;
+    // The file helps people and scripts; a full disk keeps no coordinator from serving.
+    if let Err(error) = write_durably(&address_file, listening.bound.to_string().as_bytes(), 0o644)
+    {
+        tracing::error!(%error, "{} cannot be written", address_file.display());
+    }
 
     let announced = config.address.is_some().then(|| listening.address.clone());
     let routes =
@@ -211,6 +215,8 @@ impl Signals {
     /// Before recovery, so that a signal during it is not lost.
     fn listen() -> Result<Self, Failure> {
         let on = |kind| signal(kind).map_err(|e| Failure::invalid("signals", e.to_string()));
+        // A file that outgrows the process's limit is an error like a full disk, not its end.
+        drop(on(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
         Ok(Self {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,

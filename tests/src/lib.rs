@@ -3,6 +3,7 @@
 
 pub mod images;
 pub mod member;
+pub mod small_disk;
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -35,8 +36,15 @@ pub struct Scratch {
 impl Scratch {
     /// A coordinator that serves, and nobody else.
     pub fn found() -> Self {
-        let folder = TempDir::new().expect("a temporary folder");
+        Self::found_in(TempDir::new().expect("a temporary folder"), |text| text)
+    }
+
+    /// As [`Self::found`], in a folder at hand and with an edited `coordinator.toml`.
+    pub fn found_in(folder: TempDir, edit: impl FnOnce(String) -> String) -> Self {
         let mut federation = Federation::found(binaries(), folder.path()).expect("founding");
+        let file = federation.coordinator_directory().join("coordinator.toml");
+        let text = std::fs::read_to_string(&file).expect("init wrote it");
+        std::fs::write(&file, edit(text)).expect("it is written");
         federation.start_coordinator().expect("the coordinator starts");
         Self { federation, folder }
     }

@@ -86,7 +86,7 @@ impl CallError {
             | Code::FailedPrecondition
             | Code::OutOfRange
             | Code::Unimplemented => Self::Rejected(failure),
-            Code::ResourceExhausted => Self::Busy(failure),
+            Code::ResourceExhausted => Self::Busy(Failure { code: "coordinator_short", ..failure }),
             Code::Ok
             | Code::Cancelled
             | Code::Unknown

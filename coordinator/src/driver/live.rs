@@ -1,7 +1,8 @@
 //! One live run: the fold, its place in the history, and the leases of its open round.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tributary_shared::name::{RunName, SiteName};
@@ -29,7 +30,13 @@ pub struct LiveRun {
     aggregating: AtomicU32,
     /// Why this coordinator itself does not get on with the run; empty when it does.
     trouble: std::sync::Mutex<String>,
+    /// Whether time stood still for its sites at the last tick.
+    held: AtomicBool,
 }
+
+/// Least time that sites have to come back once the coordinator has room again: they ask every few
+/// seconds.
+const GRACE_MIN: Duration = Duration::from_secs(10);
 
 struct State {
     /// Taken out only while an event is folded in.
@@ -72,6 +79,7 @@ impl LiveRun {
             state: Mutex::new(State { run: Some(run), seq, leases: Leases::new(now) }),
             aggregating: AtomicU32::new(0),
             trouble: std::sync::Mutex::default(),
+            held: AtomicBool::new(false),
         }
     }
 
@@ -143,13 +151,20 @@ impl LiveRun {
     async fn apply(&self, driver: &Driver, command: Command) -> Result<bool, DriverError> {
         let mut state = self.state.lock().await;
         let now = clock::now();
-        let events = state.run().decide(now, command)?;
+        // A deadline that passes while the coordinator is short of room closes nothing.
+        let moment = match state.run().next_deadline() {
+            Some(deadline) if deadline <= now && holds(driver, state.run(), now) => {
+                Timestamp::from_millis(deadline.as_millis() - 1)
+            }
+            Some(_) | None => now,
+        };
+        let events = state.run().decide(moment, command)?;
         if events.is_empty() {
             return Ok(false);
         }
         let stream = Stream::Run(self.name.clone());
         let records: Vec<Event> = events.iter().cloned().map(Event::Run).collect();
-        if let Err(error) = driver.0.store.commit(now, &stream, state.seq, &records).await {
+        if let Err(error) = driver.commit(now, &stream, state.seq, &records).await {
             let error = DriverError::from(error);
             if matches!(error, DriverError::Superseded) {
                 driver.0.stop.cancel();
@@ -176,6 +191,8 @@ impl LiveRun {
         loop {
             let phase = self.read(|run| run.phase().clone()).await;
             match phase {
+                // The ticker looks again.
+                Phase::Waiting if driver.space().check(clock::now()).is_err() => return Ok(()),
                 Phase::Waiting => {
                     let active = driver.members().active_sites();
                     if !self.apply(driver, Command::Open { active }).await? {
@@ -183,6 +200,10 @@ impl LiveRun {
                     }
                 }
                 Phase::Aggregating(aggregating) => {
+                    let bytes = self.read(|run| run.contract().layout.payload_bytes()).await;
+                    if !driver.space().fits(bytes) {
+                        return Ok(());
+                    }
                     // One aggregation a round in this process; its end comes back as a command.
                     let round = aggregating.round;
                     if self.aggregating.swap(round, Ordering::SeqCst) != round {
@@ -247,15 +268,23 @@ impl LiveRun {
             return Ok(());
         }
         let now = clock::now();
-        let lapsed = {
-            let state = self.state.lock().await;
-            match state.run().phase() {
+        let (held, lapsed) = {
+            let mut state = self.state.lock().await;
+            let held = holds(driver, state.run(), now);
+            if self.held.swap(held, Ordering::SeqCst) && !held {
+                state.leases.restart(now);
+            }
+            let lapsed = match state.run().phase() {
                 Phase::Collecting(collecting) => {
                     state.leases.lapsed(&collecting.seats, &state.run().manifest().rounds, now)
                 }
                 Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => Vec::new(),
-            }
+            };
+            (held, lapsed)
         };
+        if held {
+            return self.act(driver).await;
+        }
         for (site, cause) in lapsed {
             self.command(driver, Command::Lose { site, cause }).await?;
         }
@@ -267,15 +296,24 @@ impl LiveRun {
     }
 
     /// When [`Self::tick`] has something to do, if nobody asks anything before.
-    pub(super) async fn next_deadline(&self) -> Option<Timestamp> {
+    pub(super) async fn next_deadline(&self, driver: &Driver) -> Option<Timestamp> {
         if self.trouble().starts_with(BASE_GONE) {
             return None;
         }
         let state = self.state.lock().await;
         let Phase::Collecting(collecting) = state.run().phase() else { return None };
+        if holds(driver, state.run(), clock::now()) {
+            return None;
+        }
         let lease = state.leases.next_deadline(&collecting.seats, &state.run().manifest().rounds);
         state.run().next_deadline().into_iter().chain(lease).min()
     }
+}
+
+/// Whether time stands still for a run's sites: the coordinator itself is short of room, or was so
+/// a moment ago. It blames itself and not them.
+fn holds(driver: &Driver, run: &Run, now: Timestamp) -> bool {
+    driver.space().is_or_was_short(now, run.manifest().rounds.lease().max(GRACE_MIN))
 }
 
 /// One line for the operational log; the whole event is in the history.

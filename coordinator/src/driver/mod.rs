@@ -29,7 +29,7 @@ use tributary_shared::timestamp::Timestamp;
 use inquiries::{Inquiries, Pending, Question, TooManyQuestions};
 pub use live::{LiveRun, Snapshot};
 pub use members::{Members, Standing};
-pub use uploads::Upload;
+pub use uploads::{NO_UPLOAD, Upload};
 
 use crate::blobs::Blobs;
 use crate::clock;
@@ -39,7 +39,7 @@ use crate::round::lease::Progress;
 use crate::round::record::Event;
 use crate::round::seat::Accepted;
 use crate::round::{Command, CorruptHistory, Run};
-use crate::space::Space;
+use crate::space::{Shortage, Space};
 use crate::store::{CommitError, MemberState, StartError, StateError, Store, StoreError};
 use crate::unbroken::{Interrupted, to_the_end};
 
@@ -73,6 +73,14 @@ pub enum DriverError {
     /// The stored history is impossible.
     #[error(transparent)]
     Corrupt(#[from] CorruptHistory),
+    /// The disk is short of room.
+    #[error("{shortage}; {mend}")]
+    Short {
+        /// How short.
+        shortage: Shortage,
+        /// What then.
+        mend: &'static str,
+    },
     /// The process is shutting down.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -115,6 +123,27 @@ impl From<CommitError> for DriverError {
 }
 
 impl DriverError {
+    /// Whether there was no room on the disk.
+    pub fn is_full(&self) -> bool {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match self {
+            Self::Short { .. } => true,
+            Self::Store(error) => error.is_full(),
+            Self::Io { source, .. } => {
+                [StorageFull, QuotaExceeded, FileTooLarge].contains(&source.kind())
+            }
+            Self::Refused(_)
+            | Self::UnknownRun(_)
+            | Self::RunExists(_)
+            | Self::UnknownMember(_)
+            | Self::RevokedMember(_)
+            | Self::NotUploaded(_)
+            | Self::Superseded
+            | Self::Corrupt(_)
+            | Self::Interrupted(_) => false,
+        }
+    }
+
     /// Wraps a file system error of the operation `what`.
     pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
@@ -257,6 +286,7 @@ impl Driver {
 
     async fn begin_run(&self, manifest: RunManifest, by: &str) -> Result<(), DriverError> {
         let name = manifest.name.clone();
+        self.check_room_for(&manifest).await?;
         let mut runs = self.0.runs.write().await;
         if runs.contains_key(&name) {
             return Err(DriverError::RunExists(name));
@@ -383,11 +413,13 @@ impl Driver {
 
     /// Takes a site out of every open round, after its standing changed.
     async fn withdraw(&self, site: &SiteName, cause: LossCause) -> Result<(), DriverError> {
+        let mut ended = Ok(());
         for run in self.runs().await {
             let command = Command::Lose { site: site.clone(), cause: cause.clone() };
-            run.command(self, command).await?;
+            // One run's trouble keeps the site in no other run.
+            ended = ended.and(run.command(self, command).await);
         }
-        Ok(())
+        ended
     }
 
     /// Suspends, reinstates or revokes a site. Whoever may not take part any more is cut off and
@@ -400,16 +432,18 @@ impl Driver {
     ) -> Result<(), DriverError> {
         let (driver, member) = (self.clone(), member.clone());
         to_the_end(async move {
-            driver.0.store.set_member_state(clock::now(), &member, state, event).await?;
-            driver.members_changed().await?;
+            driver.commit_state(&member, state, event).await?;
+            driver.0.members.reload(&driver.0.store).await?;
             let cause = match state {
-                MemberState::Active => return Ok(()),
+                MemberState::Active => return driver.members_changed().await,
                 MemberState::Suspended => LossCause::Suspended,
                 MemberState::Revoked => LossCause::Revoked,
             };
-            driver.withdraw(&member.name, cause).await?;
+            // Cut off first: whatever else cannot be done now, the member is out.
             driver.0.members.cut(&member);
-            Ok(())
+            let withdrawn = driver.withdraw(&member.name, cause).await;
+            driver.members_changed().await?;
+            withdrawn
         })
         .await?
     }

@@ -1,4 +1,4 @@
-//! Time: one task that wakes when the next deadline of any run has come.
+//! Time: one task that wakes when the next deadline of any run has come, and watches the disk.
 
 use std::time::Duration;
 
@@ -8,25 +8,37 @@ use tributary_shared::outcome::chain;
 use super::Driver;
 use crate::clock;
 
-/// Longest sleep: what a clock that jumped, or a disk that was full, may cost.
+/// Longest time between two looks at everything: what a clock that jumped may cost.
 const IDLE: Duration = Duration::from_secs(5);
+/// The same while the disk is short: what was freed is noticed soon.
+const IDLE_SHORT: Duration = Duration::from_secs(1);
 
 /// Runs until the coordinator stops.
 pub(super) async fn tick(driver: Driver) {
     let mut changes = driver.changes();
+    let mut short = driver.room().await.short_since.is_some();
+    let mut looked = Instant::now();
     loop {
-        let mut next = IDLE;
+        let idle = looked + if short { IDLE_SHORT } else { IDLE };
+        let mut next = idle;
         for run in driver.runs().await {
-            if let Some(deadline) = run.next_deadline().await {
-                next = next.min(deadline.since(clock::now()));
+            if let Some(deadline) = run.next_deadline(&driver).await {
+                next = next.min(Instant::now() + deadline.since(clock::now()));
             }
         }
         tokio::select! {
             () = driver.stopping().cancelled() => return,
-            () = sleep_until(Instant::now() + next) => {}
+            () = sleep_until(next) => {}
             // Deadlines may have moved; look again before sleeping on.
-            _ = changes.changed() => continue,
+            _ = changes.changed(), if Instant::now() < idle => continue,
         }
+        short = driver.room().await.short_since.is_some();
+        if short {
+            // The database's own journal may be what takes the room.
+            driver.store().give_room_back().await;
+            short = driver.room().await.short_since.is_some();
+        }
+        looked = Instant::now();
         for run in driver.runs().await {
             if let Err(error) = run.tick(&driver).await {
                 tracing::error!(run = %run.name(), error = %chain(&error), "tick failed");

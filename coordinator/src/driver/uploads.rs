@@ -14,7 +14,12 @@ use tributary_shared::tensors::Header;
 
 use super::{Driver, DriverError};
 use crate::blobs::{Blobs, SpoolKey};
+use crate::clock;
 use crate::ingest::{self, Admitted, Ingest, IngestError};
+use crate::space::Arriving;
+
+/// What a site is told to which no upload is allowed.
+pub const NO_UPLOAD: &str = "it takes the delta when there is room";
 
 /// The uploads of one coordinator.
 #[derive(Default)]
@@ -94,6 +99,7 @@ pub struct Upload {
     /// Absent while a thread works on it, and once the delta is whole.
     writing: Option<Writing>,
     lane: Lane,
+    arriving: Arriving,
 }
 
 /// A part being written and the site's turn, in one: a stream that is cut off while a thread
@@ -104,7 +110,8 @@ struct Writing {
 }
 
 impl Upload {
-    /// Takes the site's turn, and the spool where an earlier stream left it.
+    /// Takes the site's turn, and the spool where an earlier stream left it. Refused before
+    /// anything is written where the disk is short.
     pub async fn begin(
         driver: &Driver,
         site: &SiteName,
@@ -116,6 +123,11 @@ impl Upload {
     ) -> Result<Self, DriverError> {
         let lane = driver.uploads().enter(site, run, round);
         let turn = lane.turn.clone().lock_owned().await;
+        let here = driver.uploads().durable_offset(driver.blobs(), site, run, round, digest).await;
+        let missing = bytes.saturating_sub(here.map_err(DriverError::io("reading the spool"))?);
+        let accepted = driver.space().accept(clock::now(), site, run, missing);
+        let arriving =
+            accepted.map_err(|shortage| DriverError::Short { shortage, mend: NO_UPLOAD })?;
         let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
         let blobs = driver.blobs().clone();
         let writing = blocking("opening the spool", move || {
@@ -124,7 +136,7 @@ impl Upload {
         })
         .await??;
         lane.received.store(writing.ingest.received(), Ordering::Relaxed);
-        Ok(Self { site: site.clone(), digest, writing: Some(writing), lane })
+        Ok(Self { site: site.clone(), digest, writing: Some(writing), lane, arriving })
     }
 
     /// Bytes taken so far, those of earlier streams included.
@@ -145,7 +157,9 @@ impl Upload {
             (writing, pushed)
         })
         .await?;
-        self.lane.received.store(writing.ingest.received(), Ordering::Relaxed);
+        let received = writing.ingest.received();
+        let before = self.lane.received.swap(received, Ordering::Relaxed);
+        self.arriving.came(received.saturating_sub(before));
         self.writing = Some(writing);
         Ok(pushed?)
     }

@@ -69,6 +69,14 @@ impl Leases {
         lease.moved = now;
     }
 
+    /// Begins every lease afresh: for a while the sites could not move, and it was not their doing.
+    pub fn restart(&mut self, now: Timestamp) {
+        self.since = now;
+        for lease in self.leases.values_mut() {
+            (lease.heard, lease.moved) = (now, now);
+        }
+    }
+
     /// Whether `site` has moved within the stall timeout.
     pub fn is_moving(&self, site: &SiteName, rounds: &Rounds, now: Timestamp) -> bool {
         let moved = self.leases.get(site).map_or(self.since, |l| l.moved);

@@ -66,6 +66,8 @@ impl Services {
             let text = format!("valid_s: {valid_s} is above {} (90 days)", VALID_MAX.as_secs());
             return Err(Status::invalid_argument(text));
         }
+        let mend = "free some on its disk, then invite again";
+        self.driver.check_room(mend).map_err(status)?;
         let now = clock::now();
         let (kit, invitation) =
             membership::new_kit(&self.authority, &self.address, &member, valid, now)

@@ -74,6 +74,9 @@ impl Services {
     }
 }
 
+/// What is said where the disk was full when it was needed.
+const FULL: &str = "the coordinator is short of disk space; it goes on when there is room";
+
 /// A refusal that is part of an answer; every other error becomes a status.
 fn answer(result: Result<(), DriverError>) -> Result<Option<v1::Refusal>, Status> {
     match result {
@@ -87,6 +90,8 @@ fn answer(result: Result<(), DriverError>) -> Result<Option<v1::Refusal>, Status
 /// inside stays here.
 fn status(error: DriverError) -> Status {
     let code = match &error {
+        full if full.is_full() => Code::ResourceExhausted,
+        DriverError::Short { .. } => Code::ResourceExhausted,
         DriverError::Refused(_) | DriverError::NotUploaded(_) | DriverError::RevokedMember(_) => {
             Code::FailedPrecondition
         }
@@ -95,6 +100,10 @@ fn status(error: DriverError) -> Status {
         DriverError::Superseded | DriverError::Interrupted(_) => Code::Unavailable,
         DriverError::Store(_) | DriverError::Corrupt(_) | DriverError::Io { .. } => Code::Internal,
     };
+    if code == Code::ResourceExhausted && !matches!(error, DriverError::Short { .. }) {
+        tracing::error!(error = %chain(&error), "request failed: the disk is full");
+        return Status::new(code, FULL);
+    }
     if code == Code::Internal {
         tracing::error!(error = %chain(&error), "request failed");
     }

@@ -35,8 +35,22 @@ impl OperatorService {
             let trouble = run.trouble();
             runs.push(run.read(|run| rows::run(run, trouble)).await);
         }
+        self.name_shortage(&mut runs);
         runs.sort_by_key(|row| std::cmp::Reverse(row.started_ms));
         runs
+    }
+
+    /// Says of runs that go on that the disk is short, and of those that wait that they wait for it.
+    fn name_shortage(&self, runs: &mut [v1::RunRow]) {
+        let Err(shortage) = self.0.driver.space().check(clock::now()) else { return };
+        for run in runs.iter_mut().filter(|run| run.ended_ms == 0) {
+            if run.state == "waiting" {
+                run.detail = "the next round waits for room on the coordinator's disk".to_owned();
+            }
+            if run.trouble.is_empty() {
+                run.trouble = shortage.to_string();
+            }
+        }
     }
 
     async fn change_state(
@@ -173,7 +187,9 @@ impl Operator for OperatorService {
         let round = snapshot.run.round();
         let received = |site: &SiteName| driver.uploads().received(site, &name, round);
         let word = |site: &SiteName| driver.presence().word(site, clock::now());
-        Ok(Response::new(rows::show(&snapshot, received, word)))
+        let mut shown = rows::show(&snapshot, received, word);
+        self.name_shortage(shown.run.as_mut_slice());
+        Ok(Response::new(shown))
     }
 
     type LogStream = Boxed<v1::LogEntry>;

@@ -12,7 +12,7 @@ use tributary_shared::tensors::Header;
 
 use super::{digest, parse, status};
 use crate::clock;
-use crate::driver::{Driver, DriverError, Expected, Upload};
+use crate::driver::{Driver, DriverError, Expected, NO_UPLOAD, Upload};
 
 /// A sender that is silent for this long is cut off; it may resume.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -70,6 +70,9 @@ pub(super) async fn durable_offset(driver: &Driver, subject: &Subject) -> Result
         .await
         .map_err(DriverError::io("reading the spool"))
         .map_err(status)?;
+    if offset < subject.bytes {
+        driver.check_room(NO_UPLOAD).map_err(status)?;
+    }
     Ok((offset, None))
 }
 

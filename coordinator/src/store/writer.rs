@@ -93,6 +93,14 @@ impl Writer {
 }
 
 impl Store {
+    /// Writes the journal back and gives its room to the disk, as far as that is possible now.
+    pub async fn give_room_back(&self) {
+        let slot = self.0.writer.slot.lock().await;
+        if !slot.closed {
+            self.0.writer.settle().await;
+        }
+    }
+
     /// Runs `work` in a transaction of its own, to the end even when the caller's future is
     /// dropped: no caller may be left in doubt about what was committed, and followers hear of it.
     pub(super) async fn write<T, E, W>(&self, verb: &'static str, work: W) -> Result<T, E>

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use tributary_proto::channel::{
     Identity, IdentityError, InvalidCertificate, KitError, Member, StartupKit, certified,
+    write_durably,
 };
 use tributary_shared::digest::Digest;
 use tributary_shared::timestamp::Timestamp;
@@ -124,4 +125,14 @@ fn only_the_one_uri_names_a_member() {
     let mut longer = identity.certificate.to_vec();
     longer.push(0);
     assert!(matches!(certified(&longer), Err(InvalidCertificate::Malformed(_))));
+}
+
+/// Failed before: every failed write left its temporary file, on a disk that was full already.
+#[test]
+fn a_write_that_fails_leaves_nothing_beside_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = folder.path().join("taken");
+    fs::create_dir_all(taken.join("by a folder")).unwrap();
+    assert!(write_durably(&taken, b"new", 0o600).is_err());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }

@@ -32,9 +32,7 @@ fn faults() -> Vec<Fault> {
         "UPDATE OF state ON member",
         "UPDATE OF last_seen ON member",
     ] {
-        for (time, way) in
-            [("BEFORE", "ROLLBACK"), ("AFTER", "ROLLBACK"), ("AFTER", "ABORT"), ("AFTER", "FAIL")]
-        {
+        for (time, way) in [("BEFORE", "ROLLBACK"), ("AFTER", "ROLLBACK"), ("AFTER", "ABORT")] {
             let body = format!("BEGIN SELECT RAISE({way}, 'no room'); END");
             let make = format!("CREATE TRIGGER fault {time} {place} {body}");
             faults.push(Fault { make, mend: "DROP TRIGGER fault" });
@@ -212,4 +210,88 @@ async fn a_closed_store_takes_nothing_more() {
     store.close().await;
     assert!(perform(&store, Verb::Commit).await.is_err());
     assert_eq!(*room.open().await.follow().borrow(), 3);
+}
+
+/// Set in the process of its own that [`limited_files`] runs a test in.
+const ALONE: &str = "TRIBUTARY_TEST_ALONE";
+
+/// Runs the test `name` of this program again in a process of its own, whose limits are its own:
+/// true in there.
+fn limited_files(name: &str) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let this = std::env::current_exe().unwrap();
+    // The signal that would kill a program at the limit is ignored, so that it sees the error.
+    let mut child = std::process::Command::new("sh");
+    child.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(this);
+    let output = child.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("1 passed"), "no such test: {said}");
+    false
+}
+
+/// From now on this process may write no file longer than that; any it likes when absent.
+fn limit_files(bytes: Option<u64>) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Fsize);
+    setrlimit(Resource::Fsize, Rlimit { current: bytes.or(maximum), maximum }).unwrap();
+}
+
+/// The journal may grow by so many bytes and no more: every page of every verb's commit meets the
+/// limit once.
+#[tokio::test]
+async fn a_disk_that_ends_within_any_page_costs_its_own_verb_and_nothing_else() {
+    if !limited_files(
+        "store::tests::faults::a_disk_that_ends_within_any_page_costs_its_own_verb_and_nothing_else",
+    ) {
+        return;
+    }
+    for verb in VERBS {
+        let room = Room::new();
+        let store = room.open().await;
+        prepare(&store).await;
+        let mut leaves = 3;
+        for step in 0.. {
+            let case = format!("{verb:?}, step {step}");
+            let before = dump(&room).await;
+            let journal = room.directory.path().join("tributary.db-wal");
+            let length = std::fs::metadata(&journal).map_or(0, |found| found.len());
+            limit_files(Some(length + step * 2_060));
+            let ended = perform(&store, verb).await;
+            limit_files(None);
+            if ended.is_ok() {
+                assert!(step > 2, "{case}: nothing ever failed");
+                break;
+            }
+            assert_eq!(dump(&room).await, before, "{case}: something of it was stored");
+            let later = run(&format!("later-{step}"));
+            store.commit(at(4), &later, 0, &events(1, 5)).await.expect(&case);
+            leaves += 1;
+            check(&room, &store, leaves, &case).await;
+        }
+        leaves += if matches!(verb, Verb::Commit) { 2 } else { 1 };
+        check(&room, &store, leaves, "in the end").await;
+        let rows = dump(&room).await;
+        drop(store);
+        assert_eq!(*room.open().await.follow().borrow(), leaves, "{verb:?}: the next process");
+        assert_eq!(dump(&room).await, rows, "{verb:?}: the next process");
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_finds_no_room_is_known_as_that() {
+    if !limited_files("store::tests::faults::a_commit_that_finds_no_room_is_known_as_that") {
+        return;
+    }
+    let room = Room::new();
+    let store = room.open().await;
+    prepare(&store).await;
+    limit_files(Some(1));
+    let full = store.commit(at(3), &run("old"), 1, &events(1, 1)).await.unwrap_err();
+    limit_files(None);
+    let CommitError::Store(full) = full else { panic!("{full:?}") };
+    assert!(full.is_full(), "{full:?}");
+    assert!(!StoreError::Unreadable.is_full());
 }
