@@ -36,6 +36,8 @@ struct Inner {
     folders: Vec<PathBuf>,
     /// The reserve as the configuration has it.
     configured: Option<u64>,
+    /// Whether the file beside the database is this process's to take and to give up.
+    keeps: bool,
     state: Mutex<State>,
 }
 
@@ -103,10 +105,19 @@ impl Space {
     /// The disks under `folders`, the database's first, with the reserve that the configuration
     /// has. What an earlier process kept is given up: to start may need it.
     pub fn of(folders: &[&Path], configured: Option<u64>) -> Self {
-        let folders: Vec<_> = folders.iter().map(|folder| folder.to_path_buf()).collect();
-        let space = Self(Arc::new(Inner { folders, configured, state: Mutex::default() }));
+        let space = Self::new(folders, configured, true);
         space.remove_kept();
         space
+    }
+
+    /// The same for a process that only measures, beside a running coordinator too.
+    pub fn to_look_at(folders: &[&Path], configured: Option<u64>) -> Self {
+        Self::new(folders, configured, false)
+    }
+
+    fn new(folders: &[&Path], configured: Option<u64>, keeps: bool) -> Self {
+        let folders: Vec<_> = folders.iter().map(|folder| folder.to_path_buf()).collect();
+        Self(Arc::new(Inner { folders, configured, keeps, state: Mutex::default() }))
     }
 
     /// Measures, with the demand of the open runs.
@@ -222,7 +233,7 @@ impl Space {
 
     /// Takes the room that is kept beside the database, where there is twice as much.
     fn keep(&self, free_bytes: u64) -> bool {
-        let Some(folder) = self.0.folders.first() else { return true };
+        let Some(folder) = self.0.folders.first().filter(|_| self.0.keeps) else { return true };
         let bytes = KEPT_BYTES_MAX.min(total(folder) / 16);
         if free_bytes < bytes.saturating_mul(2) {
             return false;
@@ -238,7 +249,8 @@ impl Space {
     }
 
     fn is_kept(&self) -> bool {
-        self.0.folders.first().is_none_or(|folder| folder.join(KEPT).exists())
+        let kept = self.0.folders.first().filter(|_| self.0.keeps);
+        kept.is_none_or(|folder| folder.join(KEPT).exists())
     }
 
     /// Whether there was a file to remove.
@@ -384,7 +396,10 @@ mod tests {
         assert_eq!(space.look(at(4)).short_since, None, "there is room again");
         assert!(space.is_or_was_short(at(7), grace), "sites have some time to come back");
         assert!(!space.is_or_was_short(at(8), grace));
-        // The next process begins without it.
+        // One that only looks leaves it alone, the next one to serve begins without it.
+        assert_eq!(space.look(at(9)).short_since, None);
+        Space::to_look_at(&[folder.path()], Some(MIB)).look(at(9));
+        assert!(kept.exists());
         Space::of(&[folder.path()], Some(MIB));
         assert!(!kept.exists());
     }

@@ -16,7 +16,7 @@ use crate::clock;
 use crate::config::CoordinatorConfig;
 use crate::membership::{Authority, EXPIRY_WARNING, ServerCertificate, odd, server_identity};
 use crate::serve::{ADDRESS, database_folder};
-use crate::space::{Demand, Space};
+use crate::space::Space;
 use crate::store::{Inspection, inspect, is_in_use};
 
 /// Longest wait for the listener's answer.
@@ -225,8 +225,8 @@ fn blobs(config: &CoordinatorConfig, running: bool, found: &Inspection) -> Found
 }
 
 fn disk(config: &CoordinatorConfig) -> Found {
-    let space = Space::of(&[&config.directory, database_folder(config)], config.reserve_bytes);
-    let room = space.look(clock::now(), Demand::default());
+    let folders = [database_folder(config), &config.directory];
+    let room = Space::to_look_at(&folders, config.reserve_bytes).look(clock::now());
     let (free, reserve) = (bytes(room.free_bytes), bytes(room.reserve_bytes));
     if room.short_since.is_some() {
         let message = format!("{}: {free} free, reserve {reserve}", config.directory.display());

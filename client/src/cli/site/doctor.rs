@@ -194,7 +194,9 @@ async fn ask(config: &SiteConfig, identity: &Identity) -> Result<(String, HelloR
         match hello {
             Ok(reply) => return Ok((address, reply)),
             Err(error @ CallError::Unreachable(_)) => drop(first.get_or_insert(error)),
-            Err(error @ (CallError::Rejected(_) | CallError::Fatal(_))) => return Err(error),
+            Err(error @ (CallError::Rejected(_) | CallError::Busy(_) | CallError::Fatal(_))) => {
+                return Err(error);
+            }
         }
     }
     let nowhere = || CallError::Unreachable(Failure::connection("no address is known"));
