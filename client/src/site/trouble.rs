@@ -150,7 +150,7 @@ pub(super) fn of(halt: &Halt) -> Option<Ailment> {
         Halt::Call(CallError::Rejected(failure)) if failure.code == CERTIFICATE_NOT_ACCEPTED => {
             (failure, TroubleClass::Certificate)
         }
-        Halt::Call(CallError::Rejected(_)) => return None,
+        Halt::Call(CallError::Rejected(_) | CallError::Busy(_)) => return None,
         Halt::Wrong(failure) if failure.code == SHARED_IDENTITY => {
             (failure, TroubleClass::SharedIdentity)
         }
@@ -201,5 +201,7 @@ mod tests {
     fn the_coordinators_own_no_is_no_trouble_of_the_site() {
         let failure = tributary_shared::outcome::Failure::refused("refused", "no disk here");
         assert_eq!(of(&Halt::Call(CallError::Rejected(failure))), None);
+        let failure = tributary_shared::outcome::Failure::refused("refused", "no room there");
+        assert_eq!(of(&Halt::Call(CallError::Busy(failure))), None);
     }
 }
