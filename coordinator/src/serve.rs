@@ -16,14 +16,17 @@ use tributary_proto::channel::{
 };
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
+use tributary_shared::tlog::key::Signer;
 
 use crate::blobs::Blobs;
 use crate::clock;
 use crate::config::{CoordinatorConfig, Level, Log, LogFormat};
 use crate::driver::{Driver, DriverError};
+use crate::heads::Heads;
 use crate::membership::{
-    Authority, EXPIRY_WARNING, FOUNDER, ServerCertificate, odd, server_identity,
+    Authority, EXPIRY_WARNING, FOUNDER, SIGNED_HEAD, ServerCertificate, odd, server_identity,
 };
+use crate::recovery::{Place, check};
 use crate::round::event::RegistryEvent;
 use crate::round::record::{Event, Stream};
 use crate::rpc::Services;
@@ -58,7 +61,9 @@ pub async fn serve(
     let identity = workable_identity(config)?;
     let acceptor =
         Acceptor::new(&identity).map_err(|e| Failure::invalid("server_certificate", chain(&e)))?;
+    let heads = open_heads(config, signer)?;
     let store = open_store(config).await?;
+    check::refuse_older(&Place::of(config), &store, &heads).await?;
     found(&store, &authority, config).await?;
     let blobs = open_blobs(config)?;
     let signals = Signals::listen()?;
@@ -76,10 +81,11 @@ pub async fn serve(
         tracing::error!(%error, "{} cannot be written", address_file.display());
     }
 
+    remember_head(&store, &heads).await?;
+    tokio::spawn(heads.clone().keep(stop.clone()));
     let announced = config.address.is_some().then(|| listening.address.clone());
-    let routes =
-        Services { driver, authority, signer, address: listening.address.clone(), announced }
-            .routes();
+    let address = listening.address.clone();
+    let routes = Services { driver, authority, heads: heads.clone(), address, announced }.routes();
     let incoming = acceptor.incoming(listener, stop.clone());
     let server = server_builder(config.windows)
         .add_routes(routes)
@@ -98,7 +104,13 @@ pub async fn serve(
     }
     // Best effort: the file only says where a running coordinator listens.
     let _ = std::fs::remove_file(&address_file);
+    if let Err(error) = heads.write() {
+        tracing::warn!(%error, "cannot remember the signed head");
+    }
     store.close().await;
+    if let Some(lost) = heads.lost() {
+        return Err(check::older_than(&config.database, lost));
+    }
     if told.is_cancelled() {
         return Ok(());
     }
@@ -111,8 +123,25 @@ async fn drained(stop: &CancellationToken) {
     tokio::time::sleep(DRAIN).await;
 }
 
-/// Opens the database, creating it or bringing its schema up to date.
+fn open_heads(config: &CoordinatorConfig, signer: Arc<Signer>) -> Result<Heads, Failure> {
+    let path = config.directory.join(SIGNED_HEAD);
+    Heads::open(&config.directory, signer).map_err(|e| {
+        Failure::invalid("authority", format!("{}: {e}", path.display()))
+            .hint("it is the memory of what was signed: restore it from a backup, or move it away and keep it; sites bring the coordinator what they hold")
+    })
+}
+
+/// Signs the present head, so that there is a memory of it from the first start on.
+async fn remember_head(store: &Store, heads: &Heads) -> Result<(), Failure> {
+    let head = store.head().await.map_err(|e| store_failure(&e))?;
+    heads.sign(head.size, head.root);
+    Ok(())
+}
+
+/// Opens the database, creating it or bringing its schema up to date; an empty one is not begun
+/// where there was a history.
 pub async fn open_store(config: &CoordinatorConfig) -> Result<Store, Failure> {
+    check::refuse_missing(&Place::of(config))?;
     Store::open(&config.database).await.map_err(|e| store_failure(&e))
 }
 

@@ -118,6 +118,12 @@ pub enum Refusal {
         /// Its end state.
         state: String,
     },
+    /// The coordinator knows no such run: its history was restored from an older backup.
+    #[error("the coordinator knows no run `{run}`; its history was restored from an older backup")]
+    RunUnknown {
+        /// The run of the request.
+        run: String,
+    },
     /// The site is suspended.
     #[error("this site is suspended; ask the operator of the consortium")]
     Suspended,
@@ -156,6 +162,7 @@ impl Refusal {
             Self::RoundOver { .. } => "round_over",
             Self::NotInCohort { .. } => "not_in_cohort",
             Self::RunEnded { .. } => "run_ended",
+            Self::RunUnknown { .. } => "run_unknown",
             Self::Suspended => "suspended",
             Self::Policy { .. } => "policy",
             Self::SiteFailed { .. } => "site_failed",
@@ -177,6 +184,7 @@ impl Refusal {
             | Self::RoundOver { .. }
             | Self::NotInCohort { .. }
             | Self::RunEnded { .. }
+            | Self::RunUnknown { .. }
             | Self::Suspended => RefusalClass::Never,
         }
     }

@@ -3,6 +3,7 @@
 mod doctor;
 mod enroll;
 mod history;
+mod recovery;
 
 use std::path::PathBuf;
 
@@ -32,6 +33,9 @@ pub enum SiteCommand {
     Status(ConfigArgs),
     /// Print what was agreed, refused and trained, and what left the building.
     Ledger(history::LedgerArgs),
+    /// A history that was restored from a backup: what was lost, and this site's yes.
+    #[command(subcommand)]
+    Recovery(recovery::RecoveryCommand),
 }
 
 /// Where the configuration is.
@@ -62,6 +66,7 @@ pub fn run(command: &SiteCommand, format: Format, display: Display) -> Result<()
         SiteCommand::Run(args) => take_part(args.load()?, display),
         SiteCommand::Status(args) => history::status(&args.read()?, format),
         SiteCommand::Ledger(args) => history::ledger(args, format),
+        SiteCommand::Recovery(command) => recovery::run(command, format),
     }
 }
 

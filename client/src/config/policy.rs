@@ -40,6 +40,8 @@ struct PolicyFile {
     #[serde(default)]
     allow_rehearsal: bool,
     #[serde(default)]
+    recovery: OnRecovery,
+    #[serde(default)]
     hours: Vec<String>,
     utc_offset: Option<String>,
 }
@@ -80,6 +82,17 @@ pub enum Backbones {
     Listed(BTreeSet<Digest>),
 }
 
+/// The site's answer to a history that was restored from a backup and has lost what it has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnRecovery {
+    /// It waits until its engineer has accepted the statement that explains it.
+    #[default]
+    Ask,
+    /// It goes on when the log and an operator have both signed the statement.
+    Accept,
+}
+
 /// What the site agrees to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
@@ -103,6 +116,8 @@ pub struct Policy {
     pub adapter_bytes_max: u64,
     /// Whether it takes part in rehearsals, which read no image.
     pub allow_rehearsal: bool,
+    /// The answer to a history that was restored from a backup.
+    pub recovery: OnRecovery,
     hours: Vec<Window>,
     utc_offset_minutes: i64,
 }
@@ -181,6 +196,7 @@ impl Policy {
             delta_norm_max: norm,
             adapter_bytes_max: written.adapter_bytes_max,
             allow_rehearsal: written.allow_rehearsal,
+            recovery: written.recovery,
             hours,
             utc_offset_minutes,
         })

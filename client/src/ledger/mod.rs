@@ -20,6 +20,9 @@ pub const FILE_NAME: &str = "ledger.jsonl";
 /// Longest line read, bytes; the longest written holds a refusal of at most 64 KiB.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
+/// Most runs that the coordinator is told of.
+const KNOWN_RUNS_MAX: usize = 500;
+
 /// Why a ledger cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -56,6 +59,9 @@ pub struct Ledger {
     length: u64,
     standings: BTreeMap<(RunName, u32), Standing>,
     manifests: BTreeMap<RunName, Digest>,
+    /// The place in the ledger at which each run was last written: a larger number is later.
+    written: BTreeMap<RunName, u64>,
+    entries: u64,
     torn_bytes: u64,
     /// Whether the last append failed: what lies behind `length` is unknown until it is mended.
     in_doubt: bool,
@@ -77,6 +83,8 @@ impl Ledger {
             length: 0,
             standings: BTreeMap::new(),
             manifests: BTreeMap::new(),
+            written: BTreeMap::new(),
+            entries: 0,
             torn_bytes: 0,
             in_doubt: false,
         };
@@ -155,7 +163,39 @@ impl Ledger {
         self.standings.iter().filter_map(pending).collect()
     }
 
+    /// Rounds of `run` of which the site has made a delta.
+    pub fn trained_rounds(&self, run: &RunName) -> u64 {
+        let trained = self.standings.iter().filter(|((of, _), standing)| {
+            of == run && matches!(standing, Standing::Owed { .. } | Standing::Answered { .. })
+        });
+        trained.count() as u64
+    }
+
+    /// The highest round of each run of which the site holds an answered delta, and the highest of
+    /// which it owes one: run, round, whether it was answered. The runs last written alone.
+    pub fn known_rounds(&self) -> Vec<(RunName, u32, bool)> {
+        let mut runs: Vec<(&RunName, &u64)> = self.written.iter().collect();
+        runs.sort_by_key(|(_, place)| std::cmp::Reverse(**place));
+        let mut known = Vec::new();
+        for (run, _) in runs.into_iter().take(KNOWN_RUNS_MAX) {
+            let rounds = self.standings.range((run.clone(), 0)..=(run.clone(), u32::MAX));
+            let (mut answered, mut owed) = (None, None);
+            for ((_, round), standing) in rounds {
+                match standing {
+                    Standing::Answered { .. } => answered = Some(*round),
+                    Standing::Owed { .. } => owed = Some(*round),
+                    Standing::Agreed | Standing::Declined(_) | Standing::Stopped => {}
+                }
+            }
+            known.extend(answered.map(|round| (run.clone(), round, true)));
+            known.extend(owed.map(|round| (run.clone(), round, false)));
+        }
+        known
+    }
+
     fn fold(&mut self, entry: &Entry) {
+        self.entries += 1;
+        self.written.insert(entry.run.clone(), self.entries);
         if let Event::Agreed { manifest, .. } = &entry.event {
             self.manifests.entry(entry.run.clone()).or_insert(*manifest);
         }
@@ -320,6 +360,24 @@ mod tests {
         assert_eq!(read(&path).unwrap(), [trained(1), counted(1)]);
         drop(ledger);
         assert_eq!(Ledger::open(&path).unwrap().torn_bytes(), 0);
+    }
+
+    #[test]
+    fn the_highest_answered_and_owed_rounds_of_each_run_are_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let mut ledger = Ledger::open(&path).unwrap();
+        for line in [trained(1), counted(1), trained(2), counted(2), trained(5)] {
+            ledger.append(&line).unwrap();
+        }
+        let run: RunName = "other".parse().unwrap();
+        ledger.append(&Entry { run: run.clone(), ..trained(9) }).unwrap();
+        drop(ledger);
+        let ledger = Ledger::open(&path).unwrap();
+        let first: RunName = "run".parse().unwrap();
+        let known = [(run, 9, false), (first.clone(), 2, true), (first.clone(), 5, false)];
+        assert_eq!(ledger.known_rounds(), known);
+        assert_eq!(ledger.trained_rounds(&first), 3);
     }
 
     #[test]

@@ -24,6 +24,11 @@ pub fn ledger_of(directory: &Path) -> PathBuf {
     directory.join(ledger::FILE_NAME)
 }
 
+/// The folder of recovery statements and of the site's answers to them.
+pub fn recoveries_of(directory: &Path) -> PathBuf {
+    directory.join("recoveries")
+}
+
 /// Whether a program holds the directory right now.
 pub fn is_held(directory: &Path) -> bool {
     let lock = File::options().write(true).open(directory.join(LOCK));
@@ -75,6 +80,7 @@ impl SiteDirectory {
         let held = Self { root: root.to_path_buf(), _lock: lock };
         directory(&held.outbox())?;
         directory(&held.adapters())?;
+        directory(&recoveries_of(root))?;
         Ok(held)
     }
 

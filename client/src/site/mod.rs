@@ -14,6 +14,7 @@ mod judge;
 mod lease;
 mod outbox;
 pub mod progress;
+pub mod recovery;
 mod round;
 pub mod status;
 mod terms;
@@ -21,6 +22,7 @@ pub mod trouble;
 mod witness;
 mod work;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +31,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tributary_proto::channel::{Identity, Role};
+use tributary_proto::v1;
 use tributary_shared::digest::Digest;
 use tributary_shared::name::SiteName;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
@@ -136,6 +139,8 @@ struct Site {
     coordinator: Option<Coordinator>,
     /// Whether the coordinator knows us since the last trouble.
     greeted: bool,
+    /// The file that says yes to the recovery statement that the site asks about.
+    awaited: Option<PathBuf>,
     /// Whether a connection ever came about: from then on the configuration is known to work.
     connected: bool,
     /// Images and backbone of the run that was last worked on, by its manifest.
@@ -191,6 +196,7 @@ impl Site {
             activity: watch::Sender::new(Activity::default()),
             coordinator: None,
             greeted: false,
+            awaited: None,
             connected: false,
             prepared: None,
             idle_polls: 0,
@@ -253,7 +259,7 @@ impl Site {
                 let phase = if a.phase == Phase::Suspended { a.phase } else { Phase::Connecting };
                 *a = Activity { phase, trouble, ..Activity::default() };
             });
-            tokio::time::sleep(wait).await;
+            self.pause(wait).await;
         }
     }
 
@@ -264,7 +270,12 @@ impl Site {
         }
         // Nothing leaves the building under a history that was rewritten.
         self.witness().await?;
-        self.deliver_owed().await?;
+        if !self.ledger.owed().is_empty() {
+            self.deliver_owed().await?;
+            // A coordinator that has lost the round must hear that this site will not train it.
+            self.greeted = false;
+            return Ok(());
+        }
         self.activity.send_if_modified(|a| {
             let changed = a.phase != Phase::Waiting;
             a.rest();
@@ -347,7 +358,8 @@ impl Site {
         if self.coordinator.is_none() {
             self.connect().await?;
         }
-        let reply = self.coordinator()?.hello(self.trouble()).await?;
+        let known = self.known_rounds();
+        let reply = self.coordinator()?.hello(self.trouble(), known).await?;
         if reply.log_verifier_key != self.identity.log_verifier_key {
             let message = "the coordinator's log has another key than at enrolment";
             return Err(Halt::Wrong(Failure::refused("log_key", message).hint(
@@ -421,12 +433,29 @@ impl Site {
         }
     }
 
-    /// Follows the coordinator's history, and halts before one that was rewritten.
+    /// The highest rounds of which the ledger holds a delta, as the coordinator is told them.
+    fn known_rounds(&self) -> Vec<v1::KnownRound> {
+        let known = self.ledger.known_rounds().into_iter();
+        known
+            .map(|(run, round, answered)| v1::KnownRound { run: run.to_string(), round, answered })
+            .collect()
+    }
+
+    /// Follows the coordinator's history, and halts before one that was rewritten and is not
+    /// explained by a recovery statement that this site accepts.
     async fn witness(&mut self) -> Result<(), Halt> {
-        let reply = self.coordinator()?.checkpoint(self.keeper.size()).await?;
-        tokio::task::block_in_place(|| self.keeper.follow(&reply)).map_err(|e| match e {
-            Unfollowed::Disk(error) => Halt::disk("the witness file", &error),
-            Unfollowed::Broken(failure) => Halt::Wrong(failure),
+        self.awaited = None;
+        let (size, note) = (self.keeper.size(), self.keeper.note());
+        let reply = self.coordinator()?.checkpoint(size, note).await?;
+        tokio::task::block_in_place(|| match self.keeper.follow(&reply) {
+            Ok(()) => {
+                if self.keeper.size() != size {
+                    tracing::info!("follows the history at {} leaves", self.keeper.size());
+                }
+                Ok(())
+            }
+            Err(Unfollowed::Disk(error)) => Err(Halt::disk("the witness file", &error)),
+            Err(Unfollowed::Broken(failure)) => self.recover(&reply.recoveries_json, failure),
         })
     }
 

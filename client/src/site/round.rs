@@ -13,7 +13,7 @@ use super::activity::{Activity, Phase, RoundId};
 use super::adapters::{self, FetchError};
 use super::deliver::reason_failed;
 use super::lease::Lease;
-use super::terms::{self, Asked};
+use super::terms::{self, Asked, Before};
 use super::trouble::{DISK_FULL, is_full};
 use super::work::{Finished, Job, Running, Trouble, Unfinished, Work};
 use super::{Halt, Site};
@@ -51,7 +51,12 @@ impl Site {
             round,
             ..Activity::default()
         });
-        let asked = match terms::check(&id, assignment, self.ledger.manifest_of(&id.run)) {
+        let before = Before {
+            manifest: self.ledger.manifest_of(&id.run),
+            trained: self.ledger.trained_rounds(&id.run),
+            lost_leaves: self.lost_leaves(),
+        };
+        let asked = match terms::check(&id, assignment, before) {
             Ok(asked) => asked,
             Err(refusal) => {
                 tracing::error!(run = %id.run, round = id.round, "not a round to train: {refusal}");

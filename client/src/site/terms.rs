@@ -47,21 +47,37 @@ pub(super) fn round_of(assignment: &v1::Assignment) -> Option<RoundId> {
     (assignment.round > 0).then_some(RoundId { run, round: assignment.round })
 }
 
-/// Checks an assignment of `id` against its own manifest. `known` is the manifest that this site
-/// agreed to for the run before: it can't change under way.
+/// The site's own record of a run, before a round of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Before {
+    /// The manifest that it agreed to: it can't change under way.
+    pub(super) manifest: Option<Digest>,
+    /// Rounds of which it has made a delta.
+    pub(super) trained: u64,
+    /// Leaves that accepted recovery statements say were lost.
+    pub(super) lost_leaves: u64,
+}
+
+/// Rounds that a recovery may have taken away before this site saw them in the log: it looks at
+/// the log before each round, so that each recovery takes one at most.
+const LOST_UNSEEN_MAX: u64 = 8;
+
+/// Checks an assignment of `id` against its own manifest and what the site has of the run.
 pub(super) fn check(
     id: &RoundId,
     assignment: &v1::Assignment,
-    known: Option<Digest>,
+    before: Before,
 ) -> Result<Asked, Refusal> {
     let malformed = |detail: String| Refusal::Malformed { detail };
-    let manifest = read_manifest(&id.run, &assignment.manifest_json, known)?;
+    let manifest = read_manifest(&id.run, &assignment.manifest_json, before.manifest)?;
     // A round that ended below quorum is followed by another, so that there may be more rounds
-    // than adapter versions.
+    // than adapter versions. Numbers may jump after a recovery; what is bounded is what leaves.
     let rounds_max =
         manifest.rounds.count.saturating_mul(manifest.rounds.void_max.saturating_add(1));
-    if id.round > rounds_max {
-        return Err(wrong("round", format!("at most {rounds_max}"), id.round));
+    let lost_max = before.lost_leaves.saturating_add(LOST_UNSEEN_MAX);
+    if before.trained >= u64::from(rounds_max).saturating_add(lost_max) {
+        let found = format!("{} trained already", before.trained);
+        return Err(wrong("round", format!("at most {rounds_max} rounds"), found));
     }
     let base = Digest::try_from(&assignment.base_digest[..])
         .map_err(|e| malformed(format!("base digest: {e}")))?;
@@ -144,7 +160,7 @@ mod tests {
     }
 
     fn checked(assignment: &v1::Assignment) -> Result<Asked, Refusal> {
-        let asked = check(&round_of(assignment).unwrap(), assignment, None)?;
+        let asked = check(&round_of(assignment).unwrap(), assignment, Before::default())?;
         asked.check_initial().map(|()| asked)
     }
 
@@ -178,7 +194,6 @@ mod tests {
             "malformed"
         );
         assert_eq!(refused(|a| a.run = "other".to_owned()), "run");
-        assert_eq!(refused(|a| a.round = 7), "round");
         assert_eq!(refused(|a| a.base_digest = vec![7; 32].into()), "base");
         assert_eq!(refused(|a| a.base_digest = vec![7; 31].into()), "malformed");
         assert_eq!(refused(|a| a.base_bytes += 1), "size");
@@ -189,8 +204,26 @@ mod tests {
     #[test]
     fn a_run_keeps_the_manifest_it_began_with() {
         let id = RoundId { run: "r".parse().unwrap(), round: 1 };
-        assert!(check(&id, &assignment(1), Some(manifest().digest())).is_ok());
-        let refusal = check(&id, &assignment(1), Some(Digest::of(b"before"))).unwrap_err();
+        let known = |manifest| Before { manifest: Some(manifest), ..Before::default() };
+        assert!(check(&id, &assignment(1), known(manifest().digest())).is_ok());
+        let refusal = check(&id, &assignment(1), known(Digest::of(b"before"))).unwrap_err();
         assert!(matches!(refusal, Refusal::Wrong { field, .. } if field == "manifest"));
+    }
+
+    /// Failed before: the number of a round was bounded, and a run that went on above rounds lost
+    /// with a coordinator's disk was refused.
+    #[test]
+    fn rounds_trained_are_bounded_and_their_numbers_are_not() {
+        let check = |round, trained, lost_leaves| {
+            let id = RoundId { run: "r".parse().unwrap(), round };
+            check(&id, &assignment(round), Before { trained, lost_leaves, ..Before::default() })
+        };
+        let manifest = manifest();
+        let most = u64::from(manifest.rounds.count * (manifest.rounds.void_max + 1));
+        assert!(check(500, 0, 0).is_ok());
+        assert!(check(3, most + LOST_UNSEEN_MAX - 1, 0).is_ok());
+        let refusal = check(3, most + LOST_UNSEEN_MAX, 0).unwrap_err();
+        assert!(matches!(refusal, Refusal::Wrong { field, .. } if field == "round"));
+        assert!(check(3, most + LOST_UNSEEN_MAX, 1).is_ok());
     }
 }

@@ -8,6 +8,8 @@ use tributary_proto::channel::write_durably;
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::tlog::checkpoint::Checkpoint;
+use tributary_shared::tlog::recovery::Recovery;
 use tributary_shared::tlog::witness::{Witness, WitnessRefusal};
 
 /// Largest witness file and checkpoint read, bytes.
@@ -15,7 +17,7 @@ const NOTE_BYTES_MAX: usize = 16 * 1024;
 /// Most hashes of a consistency proof: a log of 2^64 leaves needs no more.
 const PROOF_HASHES_MAX: usize = 130;
 
-/// Why the log was not followed.
+/// The reason for which the log was not followed.
 #[derive(Debug)]
 pub(super) enum Unfollowed {
     /// The site's own disk said no.
@@ -51,6 +53,30 @@ impl Keeper {
             return Err(refused("it is of another log than the identity's".to_owned()));
         }
         Ok(Self { path: path.to_path_buf(), witness })
+    }
+
+    /// The last head seen.
+    pub(super) fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.witness.checkpoint()
+    }
+
+    /// The last head seen, with its signature; empty when there is none.
+    pub(super) fn note(&self) -> String {
+        self.witness.note().unwrap_or_default().to_owned()
+    }
+
+    /// Goes on from the head that `recovery` keeps. The head held so far stays in a file of its
+    /// own, as evidence, whose path is given.
+    pub(super) fn resume(&mut self, recovery: &Recovery) -> io::Result<PathBuf> {
+        let kept = Witness::at(self.witness.key().clone(), &recovery.statement.kept.note)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, chain(&e)))?;
+        let lost = format!("witness-lost-{}-leaves.json", self.size());
+        let evidence = self.path.with_file_name(lost);
+        // First the copy, then the change: a crash in between leaves both.
+        write_durably(&evidence, self.witness.to_json().as_bytes(), 0o600)?;
+        write_durably(&self.path, kept.to_json().as_bytes(), 0o600)?;
+        self.witness = kept;
+        Ok(evidence)
     }
 
     /// Leaves of the last head seen.

@@ -146,11 +146,15 @@ impl Coordinator {
         Ok(Self { address: address.to_owned(), site })
     }
 
-    /// Says hello, with the class of the site's trouble, empty for none; the answer tells who we are
-    /// to the coordinator.
-    pub async fn hello(&self, trouble: &str) -> Result<v1::HelloReply, CallError> {
+    /// Says hello, with the class of the site's trouble, empty for none, and the rounds that the ledger
+    /// holds; the answer tells who we are to the coordinator.
+    pub async fn hello(
+        &self,
+        trouble: &str,
+        known_rounds: Vec<v1::KnownRound>,
+    ) -> Result<v1::HelloReply, CallError> {
         let (client_version, trouble) = (env!("CARGO_PKG_VERSION").to_owned(), trouble.to_owned());
-        let request = v1::HelloRequest { client_version, trouble };
+        let request = v1::HelloRequest { client_version, trouble, known_rounds };
         let mut site = self.site.clone();
         self.answer(ANSWER_TIMEOUT, site.hello(request)).await
     }
@@ -222,10 +226,15 @@ impl Coordinator {
         self.answer(ANSWER_TIMEOUT, site.submit(request)).await
     }
 
-    /// Asks for the log's head and the proof that it continues a log of `old_size` leaves.
-    pub async fn checkpoint(&self, old_size: u64) -> Result<v1::CheckpointReply, CallError> {
+    /// Asks for the log's head and the proof that it continues a log of `old_size` leaves, whose
+    /// signed head is `held_note`.
+    pub async fn checkpoint(
+        &self,
+        old_size: u64,
+        held_note: String,
+    ) -> Result<v1::CheckpointReply, CallError> {
         let mut site = self.site.clone();
-        let request = v1::CheckpointRequest { old_size };
+        let request = v1::CheckpointRequest { old_size, held_note };
         self.answer(ANSWER_TIMEOUT, site.checkpoint(request)).await
     }
 

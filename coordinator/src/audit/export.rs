@@ -146,6 +146,7 @@ pub(super) fn tensor_of_run(event: &RunEvent) -> Option<Digest> {
         | RunEvent::SiteReturned { .. }
         | RunEvent::DeltaRefused { .. }
         | RunEvent::RoundClosed { .. }
+        | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => None,
     }
 }

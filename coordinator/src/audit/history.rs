@@ -7,16 +7,25 @@ use tributary_shared::initial::initial_digest;
 use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::tensors::{Header, Subject};
 use tributary_shared::timestamp::Timestamp;
+use tributary_shared::tlog::key::VerifierKey;
+use tributary_shared::tlog::recovery::Recovery;
 
 use super::export::tensor_of_run;
 use super::finding::{Finding, Place, printable};
+use super::recoveries::Recoveries;
 use crate::round::event::{RegistryEvent, RunEvent};
 use crate::round::record::{Event, Record, Stream};
 use crate::round::{Collecting, Phase, Run};
 
 /// What the leaves add up to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct History {
+    key: VerifierKey,
+    /// Digest of the root certificate, as leaf 0 has it.
+    root: Option<Digest>,
+    /// The certificate that the registry last gave each member.
+    certificates: BTreeMap<String, Digest>,
+    recoveries: Recoveries,
     next_leaf: u64,
     next_seq: HashMap<Stream, u64>,
     runs: BTreeMap<RunName, Run>,
@@ -63,8 +72,24 @@ impl Named {
 }
 
 impl History {
-    /// Takes the next leaf's bytes.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(), Finding> {
+    /// An empty history of the log of `key`.
+    pub(super) fn new(key: VerifierKey) -> Self {
+        Self {
+            key,
+            root: None,
+            certificates: BTreeMap::new(),
+            recoveries: Recoveries::default(),
+            next_leaf: 0,
+            next_seq: HashMap::new(),
+            runs: BTreeMap::new(),
+            tensors: HashMap::new(),
+            members: BTreeMap::new(),
+            span: None,
+        }
+    }
+
+    /// Takes the next leaf's bytes, after which the tree has the root `root`.
+    pub(super) fn take(&mut self, bytes: &[u8], root: Digest) -> Result<(), Finding> {
         let leaf = self.next_leaf;
         let record = |source| Finding::Record { leaf, source };
         let parsed = Record::from_bytes(bytes).map_err(record)?;
@@ -90,7 +115,13 @@ impl History {
         let first = self.span.map_or(parsed.at, |(first, _)| first);
         self.span = Some((first, parsed.at));
         self.next_leaf += 1;
+        self.recoveries.grow(root);
         Ok(())
+    }
+
+    /// The statements about lost leaves.
+    pub(super) fn recoveries(&self) -> &Recoveries {
+        &self.recoveries
     }
 
     /// Runs by name, each as its events leave it.
@@ -123,7 +154,11 @@ impl History {
             return Err(impossible(place, problem.to_owned()));
         }
         let (member, state) = match event {
-            RegistryEvent::Founded { .. } => return Ok(()),
+            RegistryEvent::Founded { root, .. } => {
+                self.root = Some(*root);
+                return Ok(());
+            }
+            RegistryEvent::Recovered { recovery } => return self.take_recovery(place, recovery),
             RegistryEvent::Invited { member, .. } => (member, MemberState::Invited),
             RegistryEvent::Enrolled { member, .. } | RegistryEvent::Reinstated { member, .. } => {
                 (member, MemberState::Active)
@@ -131,12 +166,46 @@ impl History {
             RegistryEvent::Suspended { member, .. } => (member, MemberState::Suspended),
             RegistryEvent::Revoked { member, .. } => (member, MemberState::Revoked),
         };
+        if let RegistryEvent::Enrolled { member, certificate } = event {
+            self.certificates.insert(member.clone(), *certificate);
+        }
+        if let RegistryEvent::Revoked { member, .. } = event {
+            self.certificates.remove(member);
+        }
         let before = self.members.insert(member.clone(), state);
         // A new invitation alone takes nothing from a member that already works.
         if let (MemberState::Invited, Some(before)) = (state, before) {
             self.members.insert(member.clone(), before);
         }
         Ok(())
+    }
+
+    fn take_recovery(&mut self, place: Place, recovery: &Recovery) -> Result<(), Finding> {
+        let Self { key, root, certificates, recoveries, .. } = self;
+        let Some(root) = *root else {
+            return Err(impossible(place, "a log begins with `founded`".to_owned()));
+        };
+        let enrolled = |member: &str, digest| certificates.get(member) == Some(&digest);
+        recoveries
+            .take(place.leaf, recovery, key, root, enrolled)
+            .map_err(|problem| impossible(place, problem))
+    }
+
+    /// A skip of rounds is explained by a recovery, and no larger than what was lost.
+    fn check_skip(&self, run: &Run, event: &RunEvent) -> Result<(), String> {
+        let RunEvent::RoundsSkipped { to, site, recovery } = event else { return Ok(()) };
+        let lost = self.recoveries.lost_leaves(*recovery).ok_or_else(|| {
+            format!("rounds up to {to} skipped for a recovery that the history does not have")
+        })?;
+        let skipped = run.skipped(*recovery);
+        if skipped > lost {
+            return Err(format!("{skipped} rounds skipped where {lost} leaves were lost"));
+        }
+        if self.enrolled(site) {
+            Ok(())
+        } else {
+            Err(format!("rounds skipped for {site}, which was never enrolled"))
+        }
     }
 
     /// Whether a site ever held a certificate. Whether it may take part at this moment is not
@@ -172,6 +241,7 @@ impl History {
             }
         };
         let run = run.map_err(|e| corrupt(e.0))?;
+        self.check_skip(&run, event).map_err(corrupt)?;
         if run.manifest().name != *name {
             return Err(corrupt(format!("the manifest is of run {}", run.manifest().name)));
         }
@@ -220,6 +290,7 @@ fn check_before(run: &Run, event: &RunEvent) -> Result<(), String> {
         | RunEvent::SiteReturned { .. }
         | RunEvent::DeltaRefused { .. }
         | RunEvent::RoundClosed { .. }
+        | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => {}
     }
     if let (Some(cohort), RunEvent::RoundOpened { cohort: asked, .. }) = (&manifest.cohort, event)
@@ -250,6 +321,7 @@ fn names(leaf: u64, run: &Run, event: &RunEvent) -> Option<(Digest, Named)> {
         | RunEvent::SiteReturned { .. }
         | RunEvent::DeltaRefused { .. }
         | RunEvent::RoundClosed { .. }
+        | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => {
             (Subject::Adapter { run: name.clone(), version: run.rounds_published() }, None)
         }

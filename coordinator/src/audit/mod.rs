@@ -8,6 +8,7 @@ mod container;
 pub mod export;
 pub mod finding;
 mod history;
+mod recoveries;
 mod replay;
 pub mod report;
 mod verify;
@@ -17,5 +18,6 @@ mod tests;
 
 pub use export::{ExportError, ExportWriter, tensor_of};
 pub use finding::Finding;
+pub use recoveries::RecoveryReport;
 pub use report::Report;
 pub use verify::{Progress, verify, verify_file};

@@ -12,6 +12,7 @@ use tributary_shared::tlog::checkpoint::Checkpoint;
 
 use super::finding::printable;
 use super::history::{History, MemberState};
+use super::recoveries::RecoveryReport;
 use super::replay::Replays;
 use crate::round::event::Missing;
 use crate::round::seat::Seat;
@@ -34,6 +35,8 @@ pub struct Report {
     pub last_at: Option<Timestamp>,
     /// Members and where the registry left them.
     pub members: BTreeMap<String, MemberState>,
+    /// Leaves that were lost and what is said of it, each statement with both its signatures.
+    pub recoveries: Vec<RecoveryReport>,
     /// Every run.
     pub runs: Vec<RunReport>,
     /// Delta and adapter files in the export, each with the digest, shapes and norm recorded.
@@ -105,6 +108,7 @@ impl Report {
     pub(super) fn new(
         checkpoint: &Checkpoint,
         history: &History,
+        recoveries: Vec<RecoveryReport>,
         replays: &Replays,
         tensor_files: usize,
     ) -> Self {
@@ -121,6 +125,7 @@ impl Report {
             first_at: history.span().map(|(first, _)| first),
             last_at: history.span().map(|(_, last)| last),
             members: history.members().clone(),
+            recoveries,
             tensor_files,
             adapters_recomputed,
             adapters_not_recomputed,
@@ -219,6 +224,7 @@ impl fmt::Display for Report {
         writeln!(f, "tensor files {}, each as recorded", self.tensor_files)?;
         let asked = self.adapters_recomputed + self.adapters_not_recomputed;
         writeln!(f, "adapters     {} of {asked} recomputed bit for bit", self.adapters_recomputed)?;
+        self.recoveries.iter().try_for_each(|recovery| write!(f, "{recovery}"))?;
         for run in &self.runs {
             write!(f, "\n{run}")?;
         }

@@ -68,19 +68,19 @@ pub fn verify<R: Read + Seek>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, Finding> {
     let mut input = Container::new(export);
-    let checkpoint = read_checkpoint(&mut input, key, known)?;
-    let history = read_leaves(&mut input, &checkpoint, known, progress)?;
+    let checkpoint = read_checkpoint(&mut input, key)?;
+    let history = read_leaves(&mut input, &checkpoint, key, progress)?;
+    let recoveries = history.recoveries().judge(known)?;
     let extents = read_tensors(&mut input, &checkpoint, &history, progress)?;
     let replays = replay(input.into_inner(), &history, &extents, |done, total| {
         progress(Progress::Rounds { done, total });
     })?;
-    Ok(Report::new(&checkpoint, &history, &replays, extents.len()))
+    Ok(Report::new(&checkpoint, &history, recoveries, &replays, extents.len()))
 }
 
 fn read_checkpoint<R: Read>(
     input: &mut Container<R>,
     key: &VerifierKey,
-    known: &[Checkpoint],
 ) -> Result<Checkpoint, Finding> {
     if input.array(|| "the file's first bytes".to_owned())? != *MAGIC {
         return Err(malformed(0, "not an export of an audit log".to_owned()));
@@ -96,29 +96,23 @@ fn read_checkpoint<R: Read>(
         let problem = "the checkpoint has more than the log's own signature";
         return Err(malformed(offset, problem.to_owned()));
     }
-    let exported = checkpoint.size;
-    match known.iter().map(|known| known.size).find(|known| *known > exported) {
-        Some(known) => Err(Finding::Rollback { known, exported }),
-        None => Ok(checkpoint),
-    }
+    Ok(checkpoint)
 }
 
 fn read_leaves<R: Read>(
     input: &mut Container<R>,
     checkpoint: &Checkpoint,
-    known: &[Checkpoint],
+    key: &VerifierKey,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<History, Finding> {
-    let mut history = History::default();
+    let mut history = History::new(key.clone());
     let mut frontier = Frontier::new();
-    compare(&frontier, known)?;
     let total = checkpoint.size;
     for leaf in 0..total {
         progress(Progress::Leaves { done: leaf, total });
         let bytes = read_leaf(input, leaf, total)?;
         frontier.append(leaf_hash(&bytes));
-        history.take(&bytes)?;
-        compare(&frontier, known)?;
+        history.take(&bytes, frontier.root())?;
     }
     progress(Progress::Leaves { done: total, total });
     let (found, signed) = (frontier.root(), checkpoint.root);
@@ -143,18 +137,6 @@ fn read_leaf<R: Read>(input: &mut Container<R>, leaf: u64, total: u64) -> Result
         return Err(Finding::LeafHash { place: Place::read(leaf, &bytes), found, recorded });
     }
     Ok(bytes)
-}
-
-/// The tree so far against every known head of its size.
-fn compare(frontier: &Frontier, known: &[Checkpoint]) -> Result<(), Finding> {
-    let size = frontier.size();
-    for known in known.iter().filter(|known| known.size == size) {
-        let found = frontier.root();
-        if found != known.root {
-            return Err(Finding::Fork { size, found, known: known.root });
-        }
-    }
-    Ok(())
 }
 
 /// Tensor files, each checked as it passes by, and the end marker.

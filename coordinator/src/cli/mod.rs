@@ -12,6 +12,7 @@ mod operator;
 mod present;
 mod pull;
 mod reason;
+mod recovery;
 mod runs;
 mod service;
 mod session;

@@ -53,6 +53,10 @@ fn run(event: &RunEvent) -> String {
             "round {round}: adapter version {version} published by {strategy} over {cases} cases: \
              {adapter}"
         ),
+        RunEvent::RoundsSkipped { to, site, recovery } => format!(
+            "rounds up to {to} skipped: {site} holds a delta of round {to} from before recovery {}",
+            recovery.short()
+        ),
         RunEvent::RunEnded { state, detail } if detail.is_empty() => {
             format!("ended: {}", state.as_str())
         }
@@ -75,6 +79,18 @@ fn registry(event: &RegistryEvent) -> String {
             format!("{member} suspended by {by}: {reason}")
         }
         RegistryEvent::Reinstated { member, by } => format!("{member} reinstated by {by}"),
+        RegistryEvent::Recovered { recovery } => {
+            let said = &recovery.statement;
+            format!(
+                "history recovered by {}: {} leaves after leaf {} lost (of {}, root {}): {}",
+                said.operator,
+                said.lost_leaves(),
+                said.kept.size,
+                said.lost.size,
+                said.lost.root.short(),
+                said.reason
+            )
+        }
         RegistryEvent::Revoked { member, reason, by } => {
             format!("{member} revoked by {by}: {reason}")
         }

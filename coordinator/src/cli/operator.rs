@@ -11,6 +11,7 @@ use tributary_shared::outcome::{ExitCode, Failure};
 use super::audit::{AuditCommand, audit};
 use super::members::{PersonCommand, SiteCommand, person, site};
 use super::reason::Reason;
+use super::recovery::{self, RecoveryCommand};
 use super::session::Globals;
 use super::{Answer, Format, Program, enroll, log, pull, run, runs, show, status};
 
@@ -59,6 +60,9 @@ enum Command {
     /// Export the history and prove it
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Sign what a restored coordinator says of the leaves it lost
+    #[command(subcommand)]
+    Recovery(RecoveryCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -149,6 +153,7 @@ async fn dispatch(command: Command, mut globals: Globals) -> Result<Answer, Fail
         }
         Command::Run(command) => dispatch_run(command, &globals).await,
         Command::Audit(command) => audit(command, &globals).await,
+        Command::Recovery(RecoveryCommand::Sign(arguments)) => recovery::sign(&arguments, &globals),
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::json;
 use tributary_shared::name::{ConsortiumName, SiteName};
 use tributary_shared::outcome::{ExitCode, Failure, ok_envelope};
 
+use super::recovery::{self, Backup, Recover, Restore};
 use super::{Answer, Format, Program, doctor, emit, run};
 use crate::clock;
 use crate::config::CoordinatorConfig;
@@ -37,6 +38,12 @@ enum Command {
     Serve(Configured),
     /// Bring the database's schema up to date and check it, without serving
     Migrate(Configured),
+    /// Write everything of the coordinator into one verified file, while it serves
+    Backup(Backup),
+    /// Put a backup in the place of a lost database
+    Restore(Restore),
+    /// Go on with a restored history that has lost leaves, and say so under two signatures
+    Recover(Recover),
     /// Replace the server's key and certificate; a running coordinator takes them on SIGHUP
     RenewServer {
         /// coordinator.toml
@@ -106,6 +113,9 @@ impl Program for Service {
             Command::Init(arguments) => init(arguments),
             Command::Serve(Configured { config }) => serve(&load(&config)?, self.format),
             Command::Migrate(Configured { config }) => migrate(&load(&config)?),
+            Command::Backup(arguments) => recovery::backup(&arguments),
+            Command::Restore(arguments) => recovery::restore(&arguments),
+            Command::Recover(arguments) => recovery::recover(&arguments),
             Command::RenewServer { config, server_names, dropped, replace_server_names } => {
                 let names = match replace_server_names {
                     true => ServerNames::Only(server_names),
@@ -120,11 +130,15 @@ impl Program for Service {
     }
 }
 
-fn load(file: &Path) -> Result<CoordinatorConfig, Failure> {
-    let environment: Vec<_> = std::env::vars_os()
+pub(super) fn load(file: &Path) -> Result<CoordinatorConfig, Failure> {
+    CoordinatorConfig::load(file, &environment())
+}
+
+/// The environment as text; a variable that is not text overrides nothing.
+pub(super) fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
-    CoordinatorConfig::load(file, &environment)
+        .collect()
 }
 
 fn init(arguments: Init) -> Result<Answer, Failure> {
@@ -223,7 +237,7 @@ fn renew_server(config: &CoordinatorConfig, names: ServerNames) -> Result<Answer
 }
 
 /// Two workers: the service moves bytes, and what computes runs beside them.
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     built.map_err(|e| Failure::new(ExitCode::Bug, "runtime", e.to_string()))
 }

@@ -148,7 +148,11 @@ impl LiveRun {
     }
 
     /// decide -> commit -> evolve; says whether anything happened.
-    async fn apply(&self, driver: &Driver, command: Command) -> Result<bool, DriverError> {
+    pub(super) async fn apply(
+        &self,
+        driver: &Driver,
+        command: Command,
+    ) -> Result<bool, DriverError> {
         let mut state = self.state.lock().await;
         let now = clock::now();
         // A deadline that passes while the coordinator is short of room closes nothing.
@@ -194,6 +198,7 @@ impl LiveRun {
                 // The ticker looks again.
                 Phase::Waiting if driver.space().check(clock::now()).is_err() => return Ok(()),
                 Phase::Waiting => {
+                    self.skip_known(driver).await?;
                     let active = driver.members().active_sites();
                     if !self.apply(driver, Command::Open { active }).await? {
                         return Ok(());
@@ -345,6 +350,9 @@ fn describe(event: &RunEvent) -> String {
         }
         RunEvent::AdapterPublished { round, version, adapter, .. } => {
             format!("round {round}: adapter version {version} is {}", adapter.short())
+        }
+        RunEvent::RoundsSkipped { to, site, .. } => {
+            format!("rounds up to {to} skipped: {site} knows them from before the recovery")
         }
         RunEvent::RunEnded { state, detail } => format!("run ended: {} {detail}", state.as_str()),
     }

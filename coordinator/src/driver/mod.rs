@@ -6,6 +6,7 @@ mod live;
 mod members;
 pub mod presence;
 mod publish;
+mod recall;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -30,7 +31,9 @@ use inquiries::{Inquiries, Pending, Question, TooManyQuestions};
 pub use live::{LiveRun, Snapshot};
 pub use members::{Members, Standing};
 pub use uploads::{NO_UPLOAD, Upload};
+pub use recall::{KnownRound, recoveries};
 
+use self::recall::Recalled;
 use crate::blobs::Blobs;
 use crate::clock;
 use crate::ingest::Admitted;
@@ -165,6 +168,8 @@ struct Inner {
     uploads: uploads::Uploads,
     presence: presence::Presence,
     inquiries: Inquiries,
+    /// Rounds that sites hold from a lost branch of the history, and the statements that explain it.
+    recalled: Recalled,
     /// Bumped whenever somebody waiting (a site, the ticker) should look again.
     changed: watch::Sender<u64>,
     /// Set when this coordinator must not go on.
@@ -182,6 +187,7 @@ impl Driver {
         stop: CancellationToken,
     ) -> Result<Self, DriverError> {
         let members = Members::load(&store, connections).await?;
+        let recalled = Recalled::load(&store).await?;
         let driver = Self(Arc::new(Inner {
             store,
             blobs,
@@ -192,6 +198,7 @@ impl Driver {
             uploads: uploads::Uploads::default(),
             presence: presence::Presence::default(),
             inquiries: Inquiries::new(format!("{:x}", clock::now().as_millis())),
+            recalled,
             changed: watch::Sender::new(0),
             stop,
         }));

@@ -27,6 +27,11 @@ pub const FOUNDER: &str = "founder.pem";
 pub const LOG_KEY: &str = "log-key.pem";
 /// The log's public key in C2SP verifier form.
 pub const LOG_VERIFIER_KEY: &str = "log.vkey";
+/// The largest head that the log's key has signed: a signed note. A database with fewer leaves is
+/// an older one.
+pub const SIGNED_HEAD: &str = "signed-head";
+/// The largest head that a site showed and the database does not continue, until it is recovered.
+pub const LOST_HEAD: &str = "lost-head";
 /// The coordinator's configuration.
 pub const CONFIG: &str = "coordinator.toml";
 /// The manifest of a rehearsal, to try a new consortium with.

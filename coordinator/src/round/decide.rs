@@ -42,6 +42,7 @@ impl Run {
             }
             Command::Tick => Ok(self.close_if_due(now, &[])),
             Command::Publish { round, adapter } => Ok(self.publish(round, adapter)),
+            Command::Skip(skip) => Ok(self.skip(skip)),
             Command::Stop { reason } => self.stop(reason),
         }
     }
@@ -220,6 +221,31 @@ impl Run {
         events
     }
 
+    /// Goes on above the round that a site will not train again, as far as the leaves that were
+    /// lost can have opened rounds.
+    fn skip(&self, skip: Skip) -> Vec<RunEvent> {
+        let Skip { site, round, answered, recovery, most } = skip;
+        let stands_in_the_way = match &self.phase {
+            Phase::Waiting => round > self.round(),
+            Phase::Collecting(open) if open.round == round => match open.seats.get(&site) {
+                // It was never asked here, and so its delta is of the other branch.
+                Some(Seat::Asked | Seat::Lost { cases: None, .. }) => true,
+                Some(Seat::Training { .. } | Seat::Lost { .. }) => answered,
+                Some(Seat::Accepted(_) | Seat::Refused { .. } | Seat::Declined { .. }) | None => {
+                    false
+                }
+            },
+            Phase::Collecting(open) => round > open.round,
+            Phase::Aggregating(_) | Phase::Ended { .. } => false,
+        };
+        let fits = self.skipped(recovery).saturating_add(self.given_up(round)) <= most;
+        if stands_in_the_way && fits {
+            vec![RunEvent::RoundsSkipped { to: round, site, recovery }]
+        } else {
+            Vec::new()
+        }
+    }
+
     fn stop(&self, reason: String) -> Result<Vec<RunEvent>, Refusal> {
         if let Phase::Ended { state, .. } = &self.phase {
             return Err(Refusal::RunEnded { state: state.as_str().to_owned() });
@@ -362,6 +388,7 @@ fn bounded(reason: Refusal) -> Refusal {
         | Refusal::RoundOver { .. }
         | Refusal::NotInCohort { .. }
         | Refusal::RunEnded { .. }
+        | Refusal::RunUnknown { .. }
         | Refusal::Suspended => reason,
     }
 }

@@ -8,6 +8,7 @@ use tributary_shared::name::SiteName;
 use tributary_shared::refusal::Refusal;
 use tributary_shared::terms::SiteMetrics;
 use tributary_shared::timestamp::Timestamp;
+use tributary_shared::tlog::recovery::Recovery;
 
 /// An event of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,7 +29,7 @@ pub enum RunEvent {
     },
     /// A round was opened to its cohort.
     RoundOpened {
-        /// The round, from 1, without gaps.
+        /// The round, from 1, without gaps but those of `rounds_skipped`.
         round: u32,
         /// Digest of the global adapter to start from.
         base: Digest,
@@ -120,6 +121,17 @@ pub enum RunEvent {
         strategy: String,
         /// Cases behind it.
         cases: u64,
+    },
+    /// Rounds that a lost branch of the history knows of: a site has released a delta for them and
+    /// will never train them again. The run goes on above them; an open round ends here, and
+    /// counts neither as void nor against any site.
+    RoundsSkipped {
+        /// The last round skipped.
+        to: u32,
+        /// The site that knows it.
+        site: SiteName,
+        /// Digest of the recovery statement that explains it.
+        recovery: Digest,
     },
     /// The last event.
     RunEnded {
@@ -250,6 +262,11 @@ pub enum RegistryEvent {
         member: String,
         /// Who asked.
         by: String,
+    },
+    /// The history was restored from a backup and leaves were lost; what is said of them.
+    Recovered {
+        /// The statement, with the log's and an operator's signature.
+        recovery: Box<Recovery>,
     },
     /// The certificate is dead for good; a new invitation is needed.
     Revoked {

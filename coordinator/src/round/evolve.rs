@@ -30,6 +30,8 @@ impl Run {
             phase: Phase::Waiting,
             past: BTreeMap::new(),
             void_in_a_row: 0,
+            skipped_to: 0,
+            skipped: BTreeMap::new(),
         })
     }
 
@@ -79,6 +81,7 @@ impl Run {
             RunEvent::AdapterPublished { round, version, adapter, cases, .. } => {
                 self.adapter_published(at, *round, *version, *adapter, *cases)?;
             }
+            RunEvent::RoundsSkipped { to, recovery, .. } => self.rounds_skipped(*to, *recovery)?,
             RunEvent::RunEnded { state, detail } => self.run_ended(at, *state, detail)?,
         }
         Ok(self)
@@ -220,6 +223,29 @@ impl Run {
         Ok(())
     }
 
+    fn rounds_skipped(&mut self, to: u32, recovery: Digest) -> Result<(), CorruptHistory> {
+        require(matches!(self.phase, Phase::Waiting | Phase::Collecting(_)), || {
+            format!("rounds up to {to} skipped while none could be opened")
+        })?;
+        let given_up = self.given_up(to);
+        require(given_up > 0, || format!("rounds up to {to} skipped after {}", self.round()))?;
+        *self.skipped.entry(recovery).or_default() += given_up;
+        self.skipped_to = to;
+        self.cut_short(Phase::Waiting);
+        Ok(())
+    }
+
+    /// Goes to `phase`. A round cut short by that keeps its seats: its sites may still ask for a
+    /// lost answer.
+    fn cut_short(&mut self, phase: Phase) {
+        if let Phase::Collecting(Collecting { round, base, opened, seats, .. }) =
+            std::mem::replace(&mut self.phase, phase)
+        {
+            let past = PastRound { base, opened, seats, missing: Vec::new(), published: None };
+            self.past.insert(round, past);
+        }
+    }
+
     fn run_ended(
         &mut self,
         at: Timestamp,
@@ -238,14 +264,7 @@ impl Run {
             let (done, asked) = (self.rounds_published(), self.manifest.rounds.count);
             format!("ended as {} with {done} of {asked} rounds", state.as_str())
         })?;
-        let ended = Phase::Ended { state, detail: detail.to_owned(), at };
-        // A round cut short keeps its seats: its sites may still ask for a lost answer.
-        if let Phase::Collecting(Collecting { round, base, opened, seats, .. }) =
-            std::mem::replace(&mut self.phase, ended)
-        {
-            let past = PastRound { base, opened, seats, missing: Vec::new(), published: None };
-            self.past.insert(round, past);
-        }
+        self.cut_short(Phase::Ended { state, detail: detail.to_owned(), at });
         Ok(())
     }
 

@@ -42,6 +42,10 @@ pub struct Run {
     past: BTreeMap<u32, PastRound>,
     /// Rounds in a row that ended below quorum.
     void_in_a_row: u32,
+    /// Every round up to this one is taken, by this branch of the history or by a lost one.
+    skipped_to: u32,
+    /// Rounds given up for each recovery statement.
+    skipped: BTreeMap<Digest, u64>,
 }
 
 /// Where a run stands, with the data valid there.
@@ -179,11 +183,28 @@ pub enum Command {
         /// Digest of the new adapter.
         adapter: Digest,
     },
+    /// A site holds a delta of a round that a lost branch of the history knows.
+    Skip(Skip),
     /// The operator ends the run.
     Stop {
         /// The operator's words.
         reason: String,
     },
+}
+
+/// A round of a site's ledger that this history does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skip {
+    /// The site.
+    pub site: SiteName,
+    /// The highest round of which its ledger holds a delta.
+    pub round: u32,
+    /// True when that delta was answered; one that was not may still be delivered.
+    pub answered: bool,
+    /// The recovery statement that explains it.
+    pub recovery: Digest,
+    /// Most rounds that may be given up for that statement: the leaves that were lost.
+    pub most: u64,
 }
 
 /// Events that no run could have written.
@@ -237,14 +258,27 @@ impl Run {
         self.adapters[self.adapters.len() - 1]
     }
 
-    /// The open round, the one being aggregated, or the last one closed; 0 before the first.
+    /// The open round, the one being aggregated, or the last one closed or skipped; 0 before the
+    /// first.
     pub fn round(&self) -> u32 {
         match &self.phase {
             Phase::Collecting(collecting) => collecting.round,
             Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => {
-                self.past.last_key_value().map_or(0, |(round, _)| *round)
+                let closed = self.past.last_key_value().map_or(0, |(round, _)| *round);
+                closed.max(self.skipped_to)
             }
         }
+    }
+
+    /// Rounds given up for the recovery statement `recovery`.
+    pub fn skipped(&self, recovery: Digest) -> u64 {
+        self.skipped.get(&recovery).copied().unwrap_or_default()
+    }
+
+    /// Rounds that a skip to round `to` would give up; an open round is one of them.
+    pub fn given_up(&self, to: u32) -> u64 {
+        let open = u32::from(matches!(self.phase, Phase::Collecting(_)));
+        u64::from(to.saturating_sub(self.round().saturating_sub(open)))
     }
 
     /// When the run next needs a [`Command::Tick`] although nobody asks anything.

@@ -3,6 +3,7 @@
 mod leases;
 mod property;
 mod scenarios;
+mod skips;
 
 use tributary_shared::refusal::RefusalClass;
 use tributary_shared::terms::SiteMetrics;

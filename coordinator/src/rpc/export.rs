@@ -1,7 +1,6 @@
 //! The audit export as a stream: leaves from the database, tensor files from the blobs.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::Sender;
@@ -10,12 +9,11 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 use tributary_proto::channel::CHUNK_BYTES;
 use tributary_shared::digest::Digest;
-use tributary_shared::tlog::checkpoint::Checkpoint;
-use tributary_shared::tlog::key::Signer;
 
 use super::{history, status};
 use crate::audit::export::{ExportError, ExportWriter, tensor_of};
 use crate::driver::{Driver, DriverError};
+use crate::heads::Heads;
 use crate::round::record::Record;
 
 /// Leaves read from the store at once.
@@ -26,11 +24,11 @@ type Piece = Result<Bytes, Status>;
 /// Streams an export of the whole log as it stands now.
 pub(super) async fn export(
     driver: &Driver,
-    signer: Arc<Signer>,
+    heads: &Heads,
     with_tensors: bool,
 ) -> Result<impl Stream<Item = Piece> + Send + use<>, Status> {
     let head = driver.store().head().await.map_err(|e| status(DriverError::Store(e)))?;
-    let note = Checkpoint::sign(head.size, head.root, &signer);
+    let note = heads.sign(head.size, head.root);
     let (sender, receiver) = tokio::sync::mpsc::channel(2);
     let driver = driver.clone();
     tokio::spawn(async move {

@@ -1,5 +1,7 @@
 //! Reading the history and the blobs for whoever may: checkpoints, log entries, exports.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_stream::Stream;
@@ -9,16 +11,20 @@ use tributary_proto::channel::CHUNK_BYTES;
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
 use tributary_shared::name::RunName;
-use tributary_shared::tlog::checkpoint::Checkpoint;
-use tributary_shared::tlog::key::Signer;
+use tributary_shared::outcome::chain;
+use tributary_shared::tlog::recovery::{Head, RECOVERIES_MAX};
 
 use super::status;
 use crate::blobs::Blobs;
 use crate::driver::{Driver, DriverError};
+use crate::heads::Heads;
 use crate::round::event::RunEvent;
 use crate::round::record::{self, Event, Record};
 use crate::store::Store;
 
+/// Time between the first head that shows this history to be old and the end of the service: other
+/// sites may hold larger ones, which a recovery should name.
+const LOST_GRACE: Duration = Duration::from_secs(5);
 /// Chunks in flight to one reader.
 const CHUNKS_AHEAD: usize = 2;
 /// Leaves read from the store, and entries in flight to one reader.
@@ -27,7 +33,7 @@ const LEAVES_AT_ONCE: u32 = 256;
 /// The signed head of the log, and the proof that it continues the one of `old_size` leaves.
 pub(super) async fn checkpoint(
     store: &Store,
-    signer: &Signer,
+    heads: &Heads,
     old_size: u64,
 ) -> Result<v1::CheckpointReply, Status> {
     let fault = |e| status(DriverError::Store(e));
@@ -40,8 +46,52 @@ pub(super) async fn checkpoint(
     let proof = store.consistency_proof(old_size, head.size).await;
     let proof = proof.map_err(|e| fault(e.into()))?;
     let consistency = proof.iter().map(|hash| Bytes::copy_from_slice(hash.as_bytes())).collect();
-    let note = Checkpoint::sign(head.size, head.root, signer);
-    Ok(v1::CheckpointReply { note, consistency })
+    let note = heads.sign(head.size, head.root);
+    Ok(v1::CheckpointReply { note, consistency, recoveries_json: Vec::new() })
+}
+
+/// [`checkpoint`] for a site, which shows the head it holds. A head that this log has signed and
+/// does not continue is answered by the statements that explain it. Without one it says that this
+/// history is not the newest, and the coordinator must not go on.
+pub(super) async fn witnessed(
+    driver: &Driver,
+    heads: &Heads,
+    request: &v1::CheckpointRequest,
+) -> Result<v1::CheckpointReply, Status> {
+    let store = driver.store();
+    if request.held_note.is_empty() {
+        return checkpoint(store, heads, request.old_size).await;
+    }
+    let held = Head::open(&request.held_note, &heads.signer().verifier_key())
+        .map_err(|e| Status::invalid_argument(format!("held_note: {}", chain(&e))))?;
+    let fault = |e| status(DriverError::Store(e));
+    let head = store.head().await.map_err(fault)?;
+    let continued =
+        held.size <= head.size && store.root_at(held.size).await.map_err(fault)? == held.root;
+    if continued {
+        return checkpoint(store, heads, held.size).await;
+    }
+    let recoveries = driver.recoveries();
+    let forks = recoveries.iter().filter(|r| r.statement.kept.size < held.size);
+    let recoveries_json: Vec<Bytes> =
+        forks.rev().take(RECOVERIES_MAX).map(|r| r.to_json().into()).collect();
+    let covered = recoveries.iter().any(|r| r.statement.covers(&held.checkpoint()));
+    if !covered && heads.lose(&held, recoveries_json.is_empty()) {
+        let stop = driver.stopping().clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(LOST_GRACE).await;
+            stop.cancel();
+        });
+    }
+    if recoveries_json.is_empty() {
+        let text = format!(
+            "this coordinator's history of {} leaves does not continue the {} leaves that it signed before; it stops until its operator has restored or recovered it",
+            head.size, held.size
+        );
+        return Err(Status::failed_precondition(text));
+    }
+    let note = heads.sign(head.size, head.root);
+    Ok(v1::CheckpointReply { note, consistency: Vec::new(), recoveries_json })
 }
 
 /// A blob's bytes from `offset`, in chunks.

@@ -16,15 +16,16 @@ use tonic::{Code, Status};
 use tributary_proto::channel::{Guard, Peer, Role};
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
+use tributary_shared::name::RunName;
 use tributary_shared::outcome::chain;
 use tributary_shared::refusal::{Refusal, RefusalClass};
-use tributary_shared::tlog::key::Signer;
 
 pub use enrolment::EnrolmentService;
 pub use operator::OperatorService;
 pub use site::SiteService;
 
 use crate::driver::{Driver, DriverError, Standing};
+use crate::heads::Heads;
 use crate::membership::Authority;
 
 /// What every service needs.
@@ -34,8 +35,8 @@ pub struct Services {
     pub driver: Driver,
     /// Signs certificates.
     pub authority: Arc<Authority>,
-    /// Signs checkpoints.
-    pub signer: Arc<Signer>,
+    /// Signs checkpoints and remembers the largest.
+    pub heads: Heads,
     /// What kits tell members to connect to, `host:port`.
     pub address: String,
     /// What members that are connected are told: as `address`, when the configuration names one.
@@ -82,8 +83,15 @@ fn answer(result: Result<(), DriverError>) -> Result<Option<v1::Refusal>, Status
     match result {
         Ok(()) => Ok(None),
         Err(DriverError::Refused(refusal)) => Ok(Some((&refusal).into())),
+        Err(DriverError::UnknownRun(run)) => Ok(Some((&unknown(&run)).into())),
         Err(error) => Err(status(error)),
     }
+}
+
+/// The answer for a run that this history does not have: a site that holds a delta of it must not
+/// be held up for ever.
+fn unknown(run: &RunName) -> Refusal {
+    Refusal::RunUnknown { run: run.to_string() }
 }
 
 /// The status of an error that is no part of an answer. Faults are logged here, once, and their

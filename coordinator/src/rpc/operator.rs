@@ -250,7 +250,7 @@ impl Operator for OperatorService {
         request: Request<v1::CheckpointRequest>,
     ) -> Result<Response<v1::CheckpointReply>, Status> {
         let old_size = request.into_inner().old_size;
-        let reply = history::checkpoint(self.0.driver.store(), &self.0.signer, old_size).await?;
+        let reply = history::checkpoint(self.0.driver.store(), &self.0.heads, old_size).await?;
         Ok(Response::new(reply))
     }
 
@@ -261,7 +261,7 @@ impl Operator for OperatorService {
         request: Request<v1::ExportRequest>,
     ) -> Result<Response<Self::ExportStream>, Status> {
         let with_tensors = request.into_inner().with_tensors;
-        let stream = export::export(&self.0.driver, self.0.signer.clone(), with_tensors).await?;
+        let stream = export::export(&self.0.driver, &self.0.heads, with_tensors).await?;
         Ok(Response::new(Box::pin(stream.map(|piece| piece.map(|data| v1::Chunk { data })))))
     }
 }

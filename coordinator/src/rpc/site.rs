@@ -11,10 +11,10 @@ use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
 use tributary_shared::terms::SiteMetrics;
 
-use super::{Services, answer, digest, history, parse, refusal, status, upload};
+use super::{Services, answer, digest, history, parse, refusal, status, unknown, upload};
 use crate::clock;
 use crate::driver::inquiries::{Answer, Delivery};
-use crate::driver::{DriverError, Standing};
+use crate::driver::{DriverError, KnownRound, Standing};
 use crate::round::Command;
 use crate::round::event::RegistryEvent;
 use crate::round::lease::Progress;
@@ -23,6 +23,8 @@ use crate::round::lease::Progress;
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Longest metrics read, bytes.
 const METRICS_BYTES_MAX: usize = 4 * 1024;
+/// Most rounds that a site may say its ledger holds.
+const KNOWN_ROUNDS_MAX: usize = 1_000;
 /// Longest reason kept of a site, characters.
 const REASON_CHARS_MAX: usize = 500;
 /// Most warnings kept of one answer, and their length, characters.
@@ -95,7 +97,8 @@ impl Site for SiteService {
     ) -> Result<Response<v1::HelloReply>, Status> {
         let peer = self.seen(&request)?;
         let (site, now) = (&peer.member.name, clock::now());
-        let v1::HelloRequest { client_version, trouble, .. } = request.into_inner();
+        let v1::HelloRequest { client_version, trouble, known_rounds: known } =
+            request.into_inner();
         let presence = self.0.driver.presence();
         presence.hello(site, &client_version, &trouble, now);
         let version = presence.word(site, now).version;
@@ -105,13 +108,15 @@ impl Site for SiteService {
             true => self.suspend_reason(&peer).await?,
             false => String::new(),
         };
+        let known = known_rounds(known)?;
+        self.0.driver.recall(&peer.member.name, known).await.map_err(status)?;
         Ok(Response::new(v1::HelloReply {
             member: peer.member.to_string(),
             coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
             now_ms: clock::now().as_millis(),
             suspended,
             suspend_reason,
-            log_verifier_key: self.0.signer.verifier_key().to_string(),
+            log_verifier_key: self.0.heads.signer().verifier_key().to_string(),
             address: self.0.announced.clone().unwrap_or_default(),
             shared_identity: presence.is_shared(site, now),
         }))
@@ -228,7 +233,10 @@ impl Site for SiteService {
             loss: request.loss,
         };
         let beat = self.0.driver.heartbeat(&site, &run, request.round, progress).await;
-        let stop_reason = beat.map_err(status)?.unwrap_or_default();
+        let stop_reason = match beat {
+            Err(DriverError::UnknownRun(run)) => unknown(&run).to_string(),
+            beat => beat.map_err(status)?.unwrap_or_default(),
+        };
         Ok(Response::new(v1::HeartbeatReply { stop_reason }))
     }
 
@@ -291,8 +299,8 @@ impl Site for SiteService {
         request: Request<v1::CheckpointRequest>,
     ) -> Result<Response<v1::CheckpointReply>, Status> {
         self.seen(&request)?;
-        let old_size = request.into_inner().old_size;
-        let reply = history::checkpoint(self.0.driver.store(), &self.0.signer, old_size).await?;
+        let request = request.into_inner();
+        let reply = history::witnessed(&self.0.driver, &self.0.heads, &request).await?;
         Ok(Response::new(reply))
     }
 }
@@ -314,6 +322,20 @@ fn warnings(wire: &[String]) -> Vec<String> {
     let word =
         |text: &String| -> String { text.chars().filter(plain).take(WARNING_CHARS_MAX).collect() };
     wire.iter().take(WARNINGS_MAX).map(word).filter(|word| !word.is_empty()).collect()
+}
+
+/// The rounds that a site says its ledger holds, bounded.
+fn known_rounds(wire: Vec<v1::KnownRound>) -> Result<Vec<KnownRound>, Status> {
+    if wire.len() > KNOWN_ROUNDS_MAX {
+        let text = format!("known_rounds: {} of at most {KNOWN_ROUNDS_MAX}", wire.len());
+        return Err(Status::invalid_argument(text));
+    }
+    wire.into_iter()
+        .map(|known| {
+            let v1::KnownRound { run, round, answered } = known;
+            Ok(KnownRound { run: parse("known_rounds.run", &run)?, round, answered })
+        })
+        .collect()
 }
 
 /// Metrics go into the history: small, known fields, finite numbers.

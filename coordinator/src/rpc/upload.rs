@@ -10,7 +10,7 @@ use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
 use tributary_shared::tensors::Header;
 
-use super::{digest, parse, status};
+use super::{digest, parse, status, unknown};
 use crate::clock;
 use crate::driver::{Driver, DriverError, Expected, NO_UPLOAD, Upload};
 
@@ -51,6 +51,7 @@ impl Subject {
             Ok(Expected::Verdict(Err(refusal))) | Err(DriverError::Refused(refusal)) => {
                 Ok(Err((0, Some((&refusal).into()))))
             }
+            Err(DriverError::UnknownRun(run)) => Ok(Err((0, Some((&unknown(&run)).into())))),
             Err(error) => Err(status(error)),
         }
     }

@@ -5,6 +5,7 @@
 
 mod append;
 mod inspect;
+mod look;
 mod members;
 mod open;
 mod proofs;
@@ -30,9 +31,11 @@ use crate::unbroken::Interrupted;
 
 pub use append::{CommitError, StartError};
 pub use inspect::{Inspection, inspect, is_in_use};
+pub use look::Look;
 pub use members::{
     Certificate, EnrolError, Invitation, MemberRow, MemberState, StateChange, StateError,
 };
+pub use open::lock;
 pub use read::{Head, Leaf};
 
 /// The coordinator's database. Cheap to clone; the last clone closes it.

@@ -15,12 +15,12 @@ use tokio::sync::watch;
 use super::writer::Writer;
 use super::{Inner, Store, StoreError};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// "TRIB": what SQLite's file header calls our databases; the first migration writes it.
 const APPLICATION_ID: i64 = 1_414_678_850;
 /// A backup tool may hold the file for a moment.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const READERS: u32 = 2;
 
 impl Store {
@@ -58,7 +58,7 @@ impl Store {
 
 /// Takes the lock that keeps a second coordinator out. It is on a file of its own: SQLite's locks
 /// come and go with each transaction.
-fn lock(path: &Path) -> Result<File, StoreError> {
+pub fn lock(path: &Path) -> Result<File, StoreError> {
     let open = |source| StoreError::Open { path: path.to_owned(), source };
     let file = File::options()
         .create(true)
@@ -136,7 +136,7 @@ pub(super) async fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
 }
 
 /// SQLITE_NOTADB among the reasons why a connection fails.
-fn not_ours(path: &Path, error: sqlx::Error) -> StoreError {
+pub(super) fn not_ours(path: &Path, error: sqlx::Error) -> StoreError {
     let not_a_database =
         error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "26");
     if not_a_database {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use tributary_shared::digest::Digest;
+use tributary_shared::tlog::frontier::Frontier;
 use tributary_shared::tlog::merkle::{ProofError, consistency_proof, inclusion_proof};
 
 use super::read::digest;
@@ -41,6 +42,18 @@ impl Store {
         new: u64,
     ) -> Result<Vec<Digest>, ProofError<StoreError>> {
         self.prove(|node| consistency_proof(old, new, &node)).await
+    }
+
+    /// The root over the first `size` leaves, of which there must be as many.
+    pub async fn root_at(&self, size: u64) -> Result<Digest, StoreError> {
+        let mut edge = BTreeMap::new();
+        for level in (0..u64::BITS).filter(|level| size >> level & 1 == 1) {
+            let index = (size >> level) - 1;
+            edge.insert((level, index), self.node(level, index).await?);
+        }
+        let node = |level, index| Ok::<_, Infallible>(edge[&(level, index)]);
+        let Ok(frontier) = Frontier::load(size, node);
+        Ok(frontier.root())
     }
 
     /// A proof asks for its nodes through a function that cannot wait for a database: ask once to

@@ -125,21 +125,26 @@ impl Store {
     /// Compares the stored head with the tree under it; gives the size.
     pub(super) async fn check_head(&self) -> Result<u64, StoreError> {
         let failed = StoreError::sql("read the history's head");
-        let mut connection = self.0.readers.acquire().await.map_err(&failed)?;
-        let head = read_head(&mut connection).await?;
-        let root = load_frontier(&mut connection).await?.root();
-        let leaves: u64 = sqlx::query_scalar("SELECT COALESCE(MAX(idx) + 1, 0) FROM leaf")
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(&failed)?;
-        if (leaves, root) != (head.size, head.root) {
-            let (size, stored) = (head.size, head.root);
-            return Err(StoreError::Corrupt(format!(
-                "its head says {size} leaves under {stored}, it holds {leaves} under {root}"
-            )));
-        }
-        Ok(head.size)
+        let mut connection = self.0.readers.acquire().await.map_err(failed)?;
+        Ok(checked_head(&mut connection).await?.size)
     }
+}
+
+/// The stored head, compared with the tree under it.
+pub(super) async fn checked_head(connection: &mut SqliteConnection) -> Result<Head, StoreError> {
+    let head = read_head(connection).await?;
+    let root = load_frontier(connection).await?.root();
+    let leaves: u64 = sqlx::query_scalar("SELECT COALESCE(MAX(idx) + 1, 0) FROM leaf")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(StoreError::sql("read the history's head"))?;
+    if (leaves, root) != (head.size, head.root) {
+        let (size, stored) = (head.size, head.root);
+        return Err(StoreError::Corrupt(format!(
+            "its head says {size} leaves under {stored}, it holds {leaves} under {root}"
+        )));
+    }
+    Ok(head)
 }
 
 async fn read_head(connection: &mut SqliteConnection) -> Result<Head, StoreError> {

@@ -14,6 +14,7 @@ mod member;
 mod proxy;
 mod server;
 mod verify;
+mod vouch;
 mod words;
 
 pub use client::{ConnectOptions, connect, host_of, presented};
@@ -33,6 +34,7 @@ pub use server::{
     server_builder,
 };
 pub use verify::{ServerFault, judge_server};
+pub use vouch::{VouchError, check_recovery, sign_recovery};
 pub use words::{Broken, Untimely};
 
 /// Most bytes of tensor data in one message of a stream. Measured: 512 KiB to 1 MiB is fastest,

@@ -9,4 +9,5 @@ pub mod frontier;
 pub mod key;
 pub mod merkle;
 pub mod note;
+pub mod recovery;
 pub mod witness;

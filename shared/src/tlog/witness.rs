@@ -87,6 +87,17 @@ impl Witness {
         Self { key, seen: None }
     }
 
+    /// A witness that goes on from the head in `note`, which `key` must have signed.
+    pub fn at(key: VerifierKey, note: &str) -> Result<Self, InvalidCheckpoint> {
+        let checkpoint = Checkpoint::open(note, &key)?;
+        Ok(Self { key, seen: Some(Seen { note: note.to_owned(), checkpoint }) })
+    }
+
+    /// The last head followed, with its signature.
+    pub fn note(&self) -> Option<&str> {
+        self.seen.as_ref().map(|seen| &seen.note[..])
+    }
+
     /// The log's key.
     pub fn key(&self) -> &VerifierKey {
         &self.key

@@ -188,7 +188,7 @@ async fn ask(config: &SiteConfig, identity: &Identity) -> Result<(String, HelloR
         let connected =
             Coordinator::connect(&address, identity, config.proxy.as_deref(), None).await;
         let hello = match connected {
-            Ok(connected) => connected.hello("").await,
+            Ok(connected) => connected.hello("", Vec::new()).await,
             Err(error) => Err(error),
         };
         match hello {

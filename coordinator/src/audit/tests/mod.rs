@@ -1,6 +1,7 @@
 //! Every way to change the export of a small history, and what is found.
 
 mod fixture;
+mod recovered;
 
 use std::collections::BTreeMap;
 use std::io::Cursor;

@@ -1,0 +1,126 @@
+//! `recovery show|accept`: what a restored coordinator says it lost, and this site's yes to it.
+
+use serde::Serialize;
+use tributary_proto::channel::Identity;
+use tributary_shared::digest::Digest;
+use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::timestamp::Timestamp;
+use tributary_shared::tlog::recovery::Recovery;
+
+use super::{ConfigArgs, printable};
+use crate::cli::{Format, print};
+use crate::config::site::SiteConfig;
+use crate::site::directory::identity_of;
+use crate::site::recovery::{Files, kept};
+
+/// Commands about a restored history.
+#[derive(Debug, clap::Subcommand)]
+pub enum RecoveryCommand {
+    /// Print what the coordinator says was lost, with who signed it.
+    Show(ConfigArgs),
+    /// Accept it: the running client goes on from the head that was kept.
+    Accept(AcceptArgs),
+}
+
+/// Which statement to accept.
+#[derive(Debug, clap::Args)]
+pub struct AcceptArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The statement's digest, as `show` prints it [default: the one that waits]
+    #[arg(long, value_name = "DIGEST")]
+    statement: Option<Digest>,
+}
+
+/// One statement.
+#[derive(Debug, Serialize)]
+struct Row {
+    statement: Digest,
+    accepted: bool,
+    at: Timestamp,
+    operator: String,
+    reason: String,
+    kept_leaves: u64,
+    kept_root: Digest,
+    lost_leaves: u64,
+    lost_size: u64,
+    lost_root: Digest,
+}
+
+impl Row {
+    fn new(recovery: &Recovery, files: &Files) -> Self {
+        let said = &recovery.statement;
+        Self {
+            statement: said.digest(),
+            accepted: files.accepted.exists(),
+            at: said.at,
+            operator: said.operator.clone(),
+            reason: said.reason.clone(),
+            kept_leaves: said.kept.size,
+            kept_root: said.kept.root,
+            lost_leaves: said.lost_leaves(),
+            lost_size: said.lost.size,
+            lost_root: said.lost.root,
+        }
+    }
+}
+
+pub(super) fn run(command: &RecoveryCommand, format: Format) -> Result<(), Failure> {
+    match command {
+        RecoveryCommand::Show(config) => {
+            let rows: Vec<Row> =
+                read(&config.read()?)?.iter().map(|(r, f)| Row::new(r, f)).collect();
+            print(format, &rows, || tell(&rows));
+            Ok(())
+        }
+        RecoveryCommand::Accept(args) => accept(args, format),
+    }
+}
+
+fn read(config: &SiteConfig) -> Result<Vec<(Recovery, Files)>, Failure> {
+    let identity = Identity::load(&identity_of(&config.directory))
+        .map_err(|e| Failure::invalid("identity", chain(&e)))?;
+    kept(&config.directory, &identity)
+}
+
+fn accept(args: &AcceptArgs, format: Format) -> Result<(), Failure> {
+    let config = args.config.read()?;
+    let all = read(&config)?;
+    let waiting: Vec<_> = match args.statement {
+        Some(digest) => all.iter().filter(|(r, _)| r.statement.digest() == digest).collect(),
+        None => all.iter().filter(|(_, files)| !files.accepted.exists()).collect(),
+    };
+    let [(recovery, files)] = waiting[..] else {
+        let message = format!("{} recovery statements wait", waiting.len());
+        return Err(Failure::refused("recovery", message)
+            .hint("`tributary-client recovery show` lists them; name one with --statement"));
+    };
+    files
+        .accept("the site's engineer")
+        .map_err(|e| Failure::invalid("directory", format!("{}: {e}", files.accepted.display())))?;
+    let row = Row::new(recovery, files);
+    print(format, &row, || {
+        say!("Accepted: this site goes on from {} leaves.", row.kept_leaves);
+        say!("What it has seen before stays beside witness.json, as evidence.");
+    });
+    Ok(())
+}
+
+fn tell(rows: &[Row]) {
+    if rows.is_empty() {
+        say!("The coordinator has not said that its history lost anything this site has seen.");
+    }
+    for row in rows {
+        say!("Statement {}", row.statement);
+        say!("  {}", if row.accepted { "accepted" } else { "waits for this site's yes" });
+        say!(
+            "  lost    {} leaves: the log had signed {}, root {}",
+            row.lost_leaves,
+            row.lost_size,
+            row.lost_root
+        );
+        say!("  kept    {} leaves, root {}", row.kept_leaves, row.kept_root);
+        say!("  signed  by the log's key and {}, {}", printable(&row.operator), row.at);
+        say!("  reason  {}", printable(&row.reason));
+    }
+}

@@ -1,0 +1,105 @@
+//! After a recovery: what sites' ledgers hold of the branch that was lost, so that no round is
+//! trained a second time.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::tlog::recovery::Recovery;
+
+use super::{Driver, DriverError, LiveRun};
+use crate::round::event::RegistryEvent;
+use crate::round::record::{Event, Stream};
+use crate::round::{Command, Skip};
+use crate::store::{Store, StoreError};
+use crate::unbroken::to_the_end;
+
+/// A round of which a site's ledger holds a delta.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownRound {
+    /// The run.
+    pub run: RunName,
+    /// The round.
+    pub round: u32,
+    /// True when the delta was answered.
+    pub answered: bool,
+}
+
+/// The recoveries of this history and what sites said since this process began.
+pub(super) struct Recalled {
+    recoveries: Vec<Recovery>,
+    known: Mutex<BTreeMap<SiteName, Vec<KnownRound>>>,
+}
+
+impl Recalled {
+    /// Reads the statements out of the registry.
+    pub(super) async fn load(store: &Store) -> Result<Self, StoreError> {
+        Ok(Self { recoveries: recoveries(store).await?, known: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SiteName, Vec<KnownRound>>> {
+        // The map is valid after every single operation, whoever panicked.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rounds of `run` that sites hold.
+    fn of(&self, run: &RunName) -> Vec<(SiteName, KnownRound)> {
+        let known = self.lock();
+        let rows = known.iter().flat_map(|(site, rows)| rows.iter().map(move |row| (site, row)));
+        rows.filter(|(_, row)| row.run == *run).map(|(s, row)| (s.clone(), row.clone())).collect()
+    }
+}
+
+/// Every recovery statement of the history, in order.
+pub async fn recoveries(store: &Store) -> Result<Vec<Recovery>, StoreError> {
+    let records = store.records(&Stream::Registry).await?;
+    Ok(records
+        .into_iter()
+        .filter_map(|(_, record)| match record.event {
+            Event::Registry(RegistryEvent::Recovered { recovery }) => Some(*recovery),
+            Event::Registry(_) | Event::Run(_) => None,
+        })
+        .collect())
+}
+
+impl Driver {
+    /// Every recovery statement of the history, in order.
+    pub fn recoveries(&self) -> &[Recovery] {
+        &self.0.recalled.recoveries
+    }
+
+    /// Takes note of what a site's ledger holds, and goes on above it where a recovery explains
+    /// why this history does not know it.
+    pub async fn recall(&self, site: &SiteName, known: Vec<KnownRound>) -> Result<(), DriverError> {
+        if self.recoveries().is_empty() {
+            return Ok(());
+        }
+        let runs: Vec<RunName> = known.iter().map(|row| row.run.clone()).collect();
+        self.0.recalled.lock().insert(site.clone(), known);
+        for name in runs {
+            let Ok(run) = self.run(&name).await else { continue };
+            let driver = self.clone();
+            to_the_end(async move {
+                run.skip_known(&driver).await?;
+                run.act(&driver).await
+            })
+            .await??;
+        }
+        Ok(())
+    }
+}
+
+impl LiveRun {
+    /// Skips the rounds that sites know from a lost branch; says whether it did.
+    pub(super) async fn skip_known(&self, driver: &Driver) -> Result<bool, DriverError> {
+        let mut skipped = false;
+        for recovery in driver.recoveries().iter().rev() {
+            let (digest, most) = (recovery.statement.digest(), recovery.statement.lost_leaves());
+            for (site, KnownRound { round, answered, .. }) in driver.0.recalled.of(self.name()) {
+                let skip = Skip { site, round, answered, recovery: digest, most };
+                skipped |= self.apply(driver, Command::Skip(skip)).await?;
+            }
+        }
+        Ok(skipped)
+    }
+}

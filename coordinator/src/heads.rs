@@ -1,0 +1,217 @@
+//! The authority's memory of what it signed: the largest head of the log, in a file beside the
+//! log's key. A database that was lost or restored from an older backup is known by it.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tributary_proto::channel::write_durably;
+use tributary_shared::digest::Digest;
+use tributary_shared::tlog::checkpoint::Checkpoint;
+use tributary_shared::tlog::key::{Signer, VerifierKey};
+use tributary_shared::tlog::note::NOTE_BYTES_MAX;
+use tributary_shared::tlog::recovery::Head;
+
+use crate::membership::{LOST_HEAD, SIGNED_HEAD};
+
+/// Pause between two moments at which the file is made durable. It is written before a head is
+/// given out; what a power failure takes of it, the sites hold.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Signs heads and remembers the largest. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Heads(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    signer: Arc<Signer>,
+    path: PathBuf,
+    largest: Mutex<Option<Head>>,
+    grown: Notify,
+    lost: OnceLock<Head>,
+}
+
+impl Inner {
+    fn lost_path(&self) -> PathBuf {
+        self.path.with_file_name(LOST_HEAD)
+    }
+}
+
+impl Heads {
+    /// The memory in the authority's `directory`.
+    pub fn open(directory: &Path, signer: Arc<Signer>) -> io::Result<Self> {
+        let largest = read(directory, &signer.verifier_key())?;
+        Ok(Self(Arc::new(Inner {
+            signer,
+            path: directory.join(SIGNED_HEAD),
+            largest: Mutex::new(largest),
+            grown: Notify::new(),
+            lost: OnceLock::new(),
+        })))
+    }
+
+    /// The key that signs.
+    pub fn signer(&self) -> &Signer {
+        &self.0.signer
+    }
+
+    /// The largest head that is known to have been signed.
+    pub fn largest(&self) -> Option<Head> {
+        self.lock().clone()
+    }
+
+    /// The head of `size` leaves as a signed note; remembered if it is the largest.
+    pub fn sign(&self, size: u64, root: Digest) -> String {
+        let note = Checkpoint::sign(size, root, &self.0.signer);
+        self.learn(Head { size, root, note: note.clone() });
+        note
+    }
+
+    /// Remembers a head of which the log's signature was checked, if it is the largest.
+    pub fn learn(&self, head: Head) {
+        let mut largest = self.lock();
+        if largest.as_ref().is_none_or(|known| known.size < head.size) {
+            if let Err(error) = replace(&self.0.path, &head.note) {
+                tracing::warn!(%error, "{}: cannot remember the signed head", self.0.path.display());
+            }
+            *largest = Some(head);
+            self.0.grown.notify_one();
+        }
+    }
+
+    /// Makes the file durable as it is. Blocks.
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.0.path)?.sync_all()?;
+        match self.0.path.parent() {
+            Some(folder) => File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes durable what is remembered. Blocks.
+    pub fn write(&self) -> io::Result<()> {
+        match self.largest() {
+            Some(head) => write_durably(&self.0.path, head.note.as_bytes(), 0o600),
+            None => Ok(()),
+        }
+    }
+
+    /// Remembers a head that the log has signed and does not continue, for `recover`; `fatal` when
+    /// nothing explains the fork, so that going on would make it longer. Says whether it is the
+    /// first such head. Blocks for one small file.
+    pub fn lose(&self, head: &Head, fatal: bool) -> bool {
+        let known = read_file(&self.0.lost_path(), &self.0.signer.verifier_key());
+        if !matches!(known, Ok(Some(known)) if known.size >= head.size)
+            && let Err(error) = write_durably(&self.0.lost_path(), head.note.as_bytes(), 0o600)
+        {
+            tracing::error!(%error, "{}: cannot remember it", self.0.lost_path().display());
+        }
+        // After the file: the line is the operator's cue to stop and recover.
+        tracing::error!(
+            "a site holds a signed head of {} leaves that this history does not continue; run `tributary-coordinator recover`",
+            head.size
+        );
+        fatal && self.0.lost.set(head.clone()).is_ok()
+    }
+
+    /// The head that ended the service.
+    pub fn lost(&self) -> Option<&Head> {
+        self.0.lost.get()
+    }
+
+    /// Forgets the branch that was lost: from now on `head` of this one is the largest.
+    pub fn begin_anew(&self, size: u64, root: Digest) -> io::Result<()> {
+        let note = Checkpoint::sign(size, root, &self.0.signer);
+        *self.lock() = Some(Head { size, root, note });
+        self.write()?;
+        match std::fs::remove_file(self.0.lost_path()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Makes the file durable after it was replaced, at most once a second, until `stop`.
+    pub async fn keep(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = self.0.grown.notified() => {}
+                () = stop.cancelled() => return,
+            }
+            let heads = self.clone();
+            let written = tokio::task::spawn_blocking(move || heads.sync()).await;
+            if let Ok(Err(error)) = written {
+                tracing::warn!(%error, "{}: not made durable", self.0.path.display());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Head>> {
+        // One value that is whole after every assignment, whoever panicked.
+        self.0.largest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Replaces the file by one rename, without waiting for the disk.
+fn replace(path: &Path, note: &str) -> io::Result<()> {
+    let part = path.with_extension("part");
+    std::fs::write(&part, note)?;
+    std::fs::rename(&part, path)
+}
+
+/// Reads the remembered head of the authority in `directory`; `None` when it never signed one. A
+/// file that holds no head of this log is an error: it is the only memory there is.
+pub fn read(directory: &Path, key: &VerifierKey) -> io::Result<Option<Head>> {
+    read_file(&directory.join(SIGNED_HEAD), key)
+}
+
+/// Reads the largest head that a site showed and the history did not continue.
+pub fn read_lost(directory: &Path, key: &VerifierKey) -> io::Result<Option<Head>> {
+    read_file(&directory.join(LOST_HEAD), key)
+}
+
+fn read_file(path: &Path, key: &VerifierKey) -> io::Result<Option<Head>> {
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mut note = String::new();
+    io::Read::read_to_string(&mut io::Read::take(file, NOTE_BYTES_MAX as u64), &mut note)?;
+    let invalid =
+        |e| io::Error::new(io::ErrorKind::InvalidData, tributary_shared::outcome::chain(&e));
+    Head::open(&note, key).map(Some).map_err(invalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::rand::SystemRandom;
+
+    use super::*;
+
+    #[test]
+    fn the_largest_head_survives_a_restart_and_a_smaller_one_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let pkcs8 = Signer::generate(&SystemRandom::new()).unwrap();
+        let signer = Arc::new(Signer::from_pkcs8("log", &pkcs8).unwrap());
+        let heads = Heads::open(folder.path(), signer.clone()).unwrap();
+        assert_eq!(heads.largest(), None);
+        let large = heads.sign(7, Digest::of(b"7"));
+        heads.sign(3, Digest::of(b"3"));
+        heads.write().unwrap();
+        let again = Heads::open(folder.path(), signer.clone()).unwrap();
+        assert_eq!(again.largest().unwrap().note, large);
+        again.begin_anew(4, Digest::of(b"4")).unwrap();
+        let key = signer.verifier_key();
+        assert_eq!(read(folder.path(), &key).unwrap().unwrap().size, 4);
+        std::fs::write(folder.path().join(SIGNED_HEAD), "7 leaves").unwrap();
+        assert!(Heads::open(folder.path(), signer).is_err());
+    }
+}
