@@ -5,12 +5,15 @@
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 use tributary_proto::channel::Windows;
 use tributary_shared::outcome::Failure;
+
+use crate::driver::inquiries::Pace;
 
 /// Largest configuration file read, bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
@@ -40,6 +43,8 @@ pub struct CoordinatorConfig {
     pub database: PathBuf,
     /// Bytes of disk that uploads may not take; reckoned from the open runs when absent.
     pub reserve_bytes: Option<u64>,
+    /// Time after a refusal until the site is asked whether it still holds.
+    pub pace: Pace,
     /// HTTP/2 receive windows.
     pub windows: Windows,
     /// How the log is written.
@@ -98,6 +103,8 @@ struct File {
     #[serde(default)]
     disk: Disk,
     #[serde(default)]
+    inquiries: Inquiries,
+    #[serde(default)]
     transport: Transport,
     #[serde(default)]
     log: Log,
@@ -113,6 +120,13 @@ struct Database {
 #[serde(deny_unknown_fields)]
 struct Disk {
     reserve_mib: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Inquiries {
+    passing_s: Option<u64>,
+    until_changed_s: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -160,6 +174,7 @@ impl CoordinatorConfig {
             directory,
             database,
             reserve_bytes: reserve_bytes(file, &written.disk)?,
+            pace: pace(file, &written.inquiries)?,
             windows: windows(file, &written.transport)?,
             log: written.log,
         })
@@ -206,6 +221,23 @@ fn reserve_bytes(file: &Path, disk: &Disk) -> Result<Option<u64>, Failure> {
             Err(invalid(file, "disk.reserve_mib", &problem, "write mebibytes, or leave it out"))
         }
     }
+}
+
+fn pace(file: &Path, inquiries: &Inquiries) -> Result<Pace, Failure> {
+    let default = Pace::default();
+    let seconds = |key: &str, value: Option<u64>, default: Duration| match value {
+        None => Ok(default),
+        Some(value) if (1..=86_400).contains(&value) => Ok(Duration::from_secs(value)),
+        Some(value) => {
+            let problem = format!("{value} is not between 1 and 86400");
+            Err(invalid(file, key, &problem, "write seconds, or leave it out"))
+        }
+    };
+    let until_changed = inquiries.until_changed_s;
+    Ok(Pace {
+        passing: seconds("inquiries.passing_s", inquiries.passing_s, default.passing)?,
+        until_changed: seconds("inquiries.until_changed_s", until_changed, default.until_changed)?,
+    })
 }
 
 fn windows(file: &Path, transport: &Transport) -> Result<Windows, Failure> {
@@ -400,6 +432,7 @@ mod tests {
             ("[database]\nurl = \"mysql://h\"", "database.url", "sqlite://"),
             ("[transport]\nstream_window_mib = 0", "transport.stream_window_mib", "mebibytes"),
             ("[transport]\nconnection_window_mib = 1", "connection_window_mib", "at least"),
+            ("[inquiries]\npassing_s = 0", "inquiries.passing_s", "write seconds"),
             ("[disk]\nreserve_mib = 0", "disk.reserve_mib", "mebibytes"),
             ("[log]\nlevel = \"loud\"", "coordinator.toml:3: level", SAMPLE),
             ("[log]\ncolour = true", "coordinator.toml:3: colour", SAMPLE),

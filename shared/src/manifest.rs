@@ -117,6 +117,34 @@ pub struct Rounds {
     /// Rounds in a row that may end below quorum before the run fails.
     #[serde(default = "void_max")]
     pub void_max: u32,
+    /// Time between a round below quorum and the next, seconds; twice as long after each further
+    /// one in a row, up to [`VOID_PAUSE_MAX`].
+    #[serde(default = "void_pause_s", skip_serializing_if = "is_void_pause_s")]
+    pub void_pause_s: u64,
+    /// A site that is asked and not heard in the round for this long is lost to it, seconds.
+    #[serde(default = "answer_timeout_s", skip_serializing_if = "is_answer_timeout_s")]
+    pub answer_timeout_s: u64,
+}
+
+/// Longest pause between rounds below quorum that doubling leads to.
+pub const VOID_PAUSE_MAX: Duration = Duration::from_secs(3_600);
+
+// Left out of the JSON where they are the default: manifests from before they were keys keep their
+// digests.
+fn void_pause_s() -> u64 {
+    60
+}
+
+fn is_void_pause_s(value: &u64) -> bool {
+    *value == void_pause_s()
+}
+
+fn answer_timeout_s() -> u64 {
+    30
+}
+
+fn is_answer_timeout_s(value: &u64) -> bool {
+    *value == answer_timeout_s()
 }
 
 fn void_max() -> u32 {
@@ -136,6 +164,18 @@ impl Rounds {
     /// [`Self::stall_timeout_s`] as a duration.
     pub fn stall_timeout(&self) -> Duration {
         Duration::from_secs(self.stall_timeout_s)
+    }
+
+    /// The pause after the last of `voids` rounds in a row below quorum.
+    pub fn void_pause(&self, voids: u32) -> Duration {
+        let first = Duration::from_secs(self.void_pause_s);
+        let doubled = first.saturating_mul(1 << voids.saturating_sub(1).min(20));
+        doubled.min(VOID_PAUSE_MAX.max(first))
+    }
+
+    /// [`Self::answer_timeout_s`] as a duration.
+    pub fn answer_timeout(&self) -> Duration {
+        Duration::from_secs(self.answer_timeout_s)
     }
 
     /// [`Self::lease_s`] as a duration.
@@ -396,6 +436,8 @@ impl RunManifest {
             ("rounds.round_deadline_s", rounds.round_deadline_s, 1, seconds_max),
             ("rounds.stall_timeout_s", rounds.stall_timeout_s, 1, seconds_max),
             ("rounds.lease_s", rounds.lease_s, 1, seconds_max),
+            ("rounds.void_pause_s", rounds.void_pause_s, 0, seconds_max),
+            ("rounds.answer_timeout_s", rounds.answer_timeout_s, 1, seconds_max),
             ("quorum.sites", u64::from(self.quorum.sites), 1, COHORT_MAX as u64),
             ("limits.cases_max", self.limits.cases_max, 1, 1 << 40),
         ];

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How long a site's own no holds, and so when it is worth asking again.
+/// The time that a site's own no holds, and so when it is worth asking again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalClass {
@@ -26,7 +26,7 @@ impl RefusalClass {
         }
     }
 
-    /// Whether it is left out of the JSON form, as in records written before there were classes.
+    /// Says whether it is left out of the JSON form, as in records written before there were classes.
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -124,6 +124,12 @@ pub enum Refusal {
         /// The run of the request.
         run: String,
     },
+    /// The run cannot be taken up again as it stands.
+    #[error("the run cannot be resumed: {state}")]
+    NotResumable {
+        /// Its present work, or its end.
+        state: String,
+    },
     /// The site is suspended.
     #[error("this site is suspended; ask the operator of the consortium")]
     Suspended,
@@ -132,7 +138,7 @@ pub enum Refusal {
     Policy {
         /// The site's words.
         reason: String,
-        /// How long it holds.
+        /// The time that it holds.
         #[serde(default, skip_serializing_if = "RefusalClass::is_default")]
         class: RefusalClass,
     },
@@ -141,7 +147,7 @@ pub enum Refusal {
     SiteFailed {
         /// The site's words.
         reason: String,
-        /// How long it holds.
+        /// The time that it holds.
         #[serde(default, skip_serializing_if = "RefusalClass::is_default")]
         class: RefusalClass,
     },
@@ -163,13 +169,14 @@ impl Refusal {
             Self::NotInCohort { .. } => "not_in_cohort",
             Self::RunEnded { .. } => "run_ended",
             Self::RunUnknown { .. } => "run_unknown",
+            Self::NotResumable { .. } => "not_resumable",
             Self::Suspended => "suspended",
             Self::Policy { .. } => "policy",
             Self::SiteFailed { .. } => "site_failed",
         }
     }
 
-    /// How long it holds; what only a coordinator refuses holds for its round.
+    /// The time that it holds; what only a coordinator refuses holds for its round.
     pub fn class(&self) -> RefusalClass {
         match self {
             Self::Policy { class, .. } | Self::SiteFailed { class, .. } => *class,
@@ -185,11 +192,12 @@ impl Refusal {
             | Self::NotInCohort { .. }
             | Self::RunEnded { .. }
             | Self::RunUnknown { .. }
+            | Self::NotResumable { .. }
             | Self::Suspended => RefusalClass::Never,
         }
     }
 
-    /// Whether the site may say yes later, so that it is worth asking again.
+    /// Says whether the site may say yes later, so that it is worth asking again.
     pub fn may_end(&self) -> bool {
         match self.class() {
             RefusalClass::Passing | RefusalClass::UntilChanged => true,

@@ -48,6 +48,7 @@ seed = 1
 count = ROUNDS
 round_deadline_s = 100
 stall_timeout_s = STALL
+answer_timeout_s = STALL
 lease_s = 60
 [quorum]
 sites = 2

@@ -130,7 +130,7 @@ pub struct PolicyRefusal {
 }
 
 impl PolicyRefusal {
-    /// How long it holds: what only the hour forbids passes, everything else stands in the file.
+    /// The time that it holds: what only the hour forbids passes, everything else stands in the file.
     pub fn class(&self) -> RefusalClass {
         self.class
     }

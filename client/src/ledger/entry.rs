@@ -88,7 +88,8 @@ pub struct Trained {
 pub enum Standing {
     /// Agreed, not trained: a restart trains again, for nothing has left.
     Agreed,
-    /// Declined; asked again, it gives the same answer.
+    /// Declined; asked again, it judges anew where the refusal may have ended, and else gives the
+    /// same answer.
     Declined(Refusal),
     /// Stopped by the coordinator before there was a delta; asked again, it trains.
     Stopped,

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use tributary_shared::digest::Digest;
 use tributary_shared::name::RunName;
+use tributary_shared::refusal::Refusal;
 
 pub use entry::{Entry, Event, Standing, Trained};
 
@@ -146,6 +147,15 @@ impl Ledger {
         self.standings.get(&(run.clone(), round))
     }
 
+    /// The newest round of `run` that the site has declined last of all its rounds.
+    pub fn declined(&self, run: &RunName) -> Option<(u32, &Refusal)> {
+        let rounds = (run.clone(), 0)..=(run.clone(), u32::MAX);
+        match self.standings.range(rounds).next_back() {
+            Some(((_, round), Standing::Declined(reason))) => Some((*round, reason)),
+            Some(_) | None => None,
+        }
+    }
+
     /// The manifest that the site agreed to for `run`, if it ever did.
     pub fn manifest_of(&self, run: &RunName) -> Option<Digest> {
         self.manifests.get(run).copied()
@@ -255,7 +265,6 @@ fn scan(path: &Path, file: &File, mut each: impl FnMut(Entry)) -> Result<Scanned
 
 #[cfg(test)]
 mod tests {
-    use tributary_shared::refusal::Refusal;
     use tributary_shared::timestamp::Timestamp;
 
     use super::*;
@@ -304,6 +313,20 @@ mod tests {
         let run = "run".parse().unwrap();
         assert_eq!(ledger.standing(&run, 3), Some(&Standing::Declined(Refusal::Suspended)));
         assert_eq!(ledger.owed(), [("run".parse().unwrap(), 2)]);
+    }
+
+    #[test]
+    fn only_a_refusal_of_the_newest_round_is_one_to_ask_about() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(&folder.path().join(FILE_NAME)).unwrap();
+        let (run, other) = ("run".parse().unwrap(), "runs".parse().unwrap());
+        let reason = Refusal::Suspended;
+        let declined = Event::Declined { manifest: None, reason: reason.clone() };
+        ledger.append(&entry(2, declined)).unwrap();
+        assert_eq!(ledger.declined(&run), Some((2, &reason)));
+        assert_eq!(ledger.declined(&other), None);
+        ledger.append(&trained(3)).unwrap();
+        assert_eq!(ledger.declined(&run), None, "it took part since");
     }
 
     #[test]

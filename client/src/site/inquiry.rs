@@ -2,6 +2,7 @@
 //! is, and nothing is trained.
 
 use tributary_proto::v1;
+use tributary_shared::digest::Digest;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::RunName;
 use tributary_shared::outcome::Failure;
@@ -12,6 +13,7 @@ use super::deliver::reason_failed;
 use super::lease::Lease;
 use super::terms::read_manifest;
 use super::{Halt, Site};
+use crate::ledger::Event;
 use crate::transport::CallError;
 
 impl Site {
@@ -31,6 +33,12 @@ impl Site {
             Some(refusal) => tracing::info!(%run, "asked whether it would take part: {refusal}"),
         }
         self.activity.send_modify(Activity::rest);
+        if let Some(refusal) = &answer
+            && !inquiry.is_check
+            && refusal.may_end()
+        {
+            self.note_changed(&run, Digest::of(&inquiry.manifest_json), refusal)?;
+        }
         let request = v1::AnswerInquiryRequest {
             id: inquiry.id.clone(),
             refusal: answer.as_ref().map(Into::into),
@@ -40,6 +48,22 @@ impl Site {
         Ok(())
     }
 
+    /// Records that a run is refused for another reason than before; the same answer again, and a
+    /// yes, which the next round's terms record, write no entry.
+    fn note_changed(
+        &mut self,
+        run: &RunName,
+        manifest: Digest,
+        refusal: &Refusal,
+    ) -> Result<(), Halt> {
+        let Some((round, before)) = self.ledger.declined(run) else { return Ok(()) };
+        if before == refusal {
+            return Ok(());
+        }
+        let id = RoundId { run: run.clone(), round };
+        self.record(&id, Event::Declined { manifest: Some(manifest), reason: refusal.clone() })
+    }
+
     /// Judges a run; the refusal, if there is one. Reading all images may take minutes, in which
     /// the coordinator hears that the site is at work.
     async fn consider(
@@ -47,7 +71,7 @@ impl Site {
         manifest: &RunManifest,
         cohort_size: u32,
     ) -> Result<Option<Refusal>, Halt> {
-        if let Err(refusal) = self.judge_policy(manifest, cohort_size) {
+        if let Err(refusal) = self.judge_policy(manifest, cohort_size).await {
             return Ok(Some(refusal));
         }
         // No round: heartbeats of round 0 say that the site lives, and renew no seat.

@@ -14,16 +14,21 @@ use crate::config::policy::Policy;
 
 impl Site {
     /// The policy's yes to a round of `manifest` with `cohort_size` sites, or its no.
-    pub(super) fn judge_policy(
+    pub(super) async fn judge_policy(
         &self,
         manifest: &RunManifest,
         cohort_size: u32,
     ) -> Result<Policy, Refusal> {
-        let policy = Policy::load(&self.config.policy).map_err(|e| {
-            tracing::error!("{e}");
+        let unread = |trouble: String| {
+            tracing::error!("{trouble}");
             let reason = "the site's policy file cannot be read".to_owned();
             Refusal::Policy { reason, class: RefusalClass::UntilChanged }
-        })?;
+        };
+        let file = self.config.policy.clone();
+        // A folder of the network may hang, which must not hold up the program's end.
+        let loading = tokio::task::spawn_blocking(move || Policy::load(&file));
+        let loaded = loading.await.map_err(|e| unread(e.to_string()))?;
+        let policy = loaded.map_err(|e| unread(e.to_string()))?;
         let judged = policy.judge(manifest, cohort_size, clock::now());
         judged.map_err(|no| Refusal::Policy { reason: no.to_string(), class: no.class() })?;
         Ok(policy)

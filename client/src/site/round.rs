@@ -7,7 +7,7 @@ use tributary_proto::convert::verdict;
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::{Failure, chain};
-use tributary_shared::refusal::Refusal;
+use tributary_shared::refusal::{Refusal, RefusalClass};
 
 use super::activity::{Activity, Phase, RoundId};
 use super::adapters::{self, FetchError};
@@ -37,13 +37,16 @@ impl Site {
             return Err(CallError::Rejected(Failure::refused("malformed", text)).into());
         };
         match self.standing(&id) {
-            Some(Standing::Declined(reason)) => return self.repeat_decline(&id, &reason).await,
+            Some(Standing::Declined(reason)) if !reason.may_end() => {
+                return self.repeat_decline(&id, &reason).await;
+            }
             Some(Standing::Answered { digest }) => {
                 let reason = format!("this site's delta {digest} was already answered");
                 return self.repeat_decline(&id, &reason_failed(reason)).await;
             }
             Some(Standing::Owed { .. }) => return self.deliver(&id).await,
-            Some(Standing::Agreed | Standing::Stopped) | None => {}
+            // A refusal that may have ended is judged anew.
+            Some(Standing::Agreed | Standing::Stopped | Standing::Declined(_)) | None => {}
         }
         let round = Some(id.clone());
         self.activity.send_replace(Activity {
@@ -64,8 +67,13 @@ impl Site {
             }
         };
         let manifest = Some(asked.terms.manifest);
+        let coordinator = self.coordinator()?.clone();
+        let every = asked.manifest.rounds.lease();
+        // Reading all images may take minutes: the coordinator hears from the start that the site
+        // is at work.
+        let lease = Lease::begin(coordinator, id.clone(), every, self.activity.subscribe());
         match self.judge_round(&asked).await {
-            Ok((policy, work)) => self.train_and_deliver(&id, asked, &policy, work).await,
+            Ok((policy, work)) => self.train_and_deliver(&id, asked, &policy, work, lease).await,
             Err(refusal) => {
                 tracing::warn!(run = %id.run, round = id.round, "declined: {refusal}");
                 self.decline(&id, manifest, refusal).await
@@ -75,7 +83,7 @@ impl Site {
 
     /// The policy's yes and everything that the work needs, or the no.
     async fn judge_round(&mut self, asked: &Asked) -> Result<(Policy, Arc<Work>), Refusal> {
-        let policy = self.judge_policy(&asked.manifest, asked.terms.cohort_size)?;
+        let policy = self.judge_policy(&asked.manifest, asked.terms.cohort_size).await?;
         let checked = tokio::task::block_in_place(|| asked.check_initial());
         checked.map_err(|e| reason_failed(e.to_string()))?;
         let work = self.judge_data(&asked.manifest).await?;
@@ -88,14 +96,12 @@ impl Site {
         asked: Asked,
         policy: &Policy,
         work: Arc<Work>,
+        mut lease: Lease,
     ) -> Result<(), Halt> {
         let (terms, cases) = (asked.terms.clone(), work.cases());
         self.agree(id, &asked, cases).await?;
-        let lease_every = asked.manifest.rounds.lease();
-        let coordinator = self.coordinator()?.clone();
-        let mut lease =
-            Lease::begin(coordinator, id.clone(), lease_every, self.activity.subscribe());
         let norm_max = policy.delta_norm_max.min(asked.manifest.limits.delta_norm_max);
+        let prepared = Arc::clone(&work);
         match self.make_delta(asked, work, norm_max, &mut lease).await? {
             Ok(finished) => {
                 let Finished { checked, bytes, metrics } = finished;
@@ -112,7 +118,10 @@ impl Site {
             }
             Err(NoDelta::Failed(trouble)) => {
                 tracing::error!(run = %id.run, round = id.round, "no delta: {}", trouble.detail);
-                self.decline(id, Some(terms.manifest), reason_failed(trouble.told)).await
+                let there = tokio::task::block_in_place(|| prepared.still_there(&self.config));
+                // What failed fails again, unless the images were taken away under the training.
+                let class = if there { RefusalClass::Never } else { RefusalClass::Passing };
+                self.decline(id, Some(terms.manifest), trouble.of_class(class).refusal()).await
             }
         }
     }
@@ -208,7 +217,10 @@ impl Site {
         manifest: Option<Digest>,
         reason: Refusal,
     ) -> Result<(), Halt> {
-        self.record(id, Event::Declined { manifest, reason: reason.clone() })?;
+        // The same answer again writes no entry.
+        if self.standing(id) != Some(Standing::Declined(reason.clone())) {
+            self.record(id, Event::Declined { manifest, reason: reason.clone() })?;
+        }
         self.say_no(id, &reason).await
     }
 

@@ -12,6 +12,10 @@ use tributary_shared::timestamp::Timestamp;
 
 use super::activity::RoundId;
 
+/// Highest round of a run. Rounds below quorum, stops and resumptions make more of them than the
+/// manifest asks for; no run comes near this.
+const ROUNDS_MAX: u32 = 10_000_000;
+
 /// A round that the site was asked to train, checked.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
@@ -58,9 +62,9 @@ pub(super) struct Before {
     pub(super) lost_leaves: u64,
 }
 
-/// Rounds that a recovery may have taken away before this site saw them in the log: it looks at
-/// the log before each round, so that each recovery takes one at most.
-const LOST_UNSEEN_MAX: u64 = 8;
+/// Rounds trained beside those that the manifest implies: a recovery took one away before this site
+/// saw it in the log, or the run failed below its quorum and was resumed.
+const REPEATED_MAX: u64 = 64;
 
 /// Checks an assignment of `id` against its own manifest and what the site has of the run.
 pub(super) fn check(
@@ -74,10 +78,13 @@ pub(super) fn check(
     // than adapter versions. Numbers may jump after a recovery; what is bounded is what leaves.
     let rounds_max =
         manifest.rounds.count.saturating_mul(manifest.rounds.void_max.saturating_add(1));
-    let lost_max = before.lost_leaves.saturating_add(LOST_UNSEEN_MAX);
+    let lost_max = before.lost_leaves.saturating_add(REPEATED_MAX);
     if before.trained >= u64::from(rounds_max).saturating_add(lost_max) {
         let found = format!("{} trained already", before.trained);
         return Err(wrong("round", format!("at most {rounds_max} rounds"), found));
+    }
+    if id.round > ROUNDS_MAX {
+        return Err(wrong("round", format!("at most {ROUNDS_MAX}"), id.round));
     }
     let base = Digest::try_from(&assignment.base_digest[..])
         .map_err(|e| malformed(format!("base digest: {e}")))?;
@@ -85,8 +92,9 @@ pub(super) fn check(
     // Which version the base is shows in its header; here only its digits count.
     let size = |version| adapter_header(&id.run, version, &contract).total_bytes();
     let base_bytes = assignment.base_bytes;
-    if !(size(0)..=size(id.round - 1)).contains(&base_bytes) {
-        return Err(Refusal::Size { expected: size(id.round - 1), found: base_bytes });
+    let newest = (id.round - 1).min(manifest.rounds.count);
+    if !(size(0)..=size(newest)).contains(&base_bytes) {
+        return Err(Refusal::Size { expected: size(newest), found: base_bytes });
     }
     let terms = Terms {
         run: id.run.clone(),
@@ -194,6 +202,7 @@ mod tests {
             "malformed"
         );
         assert_eq!(refused(|a| a.run = "other".to_owned()), "run");
+        assert_eq!(refused(|a| a.round = ROUNDS_MAX + 1), "round");
         assert_eq!(refused(|a| a.base_digest = vec![7; 32].into()), "base");
         assert_eq!(refused(|a| a.base_digest = vec![7; 31].into()), "malformed");
         assert_eq!(refused(|a| a.base_bytes += 1), "size");
@@ -221,9 +230,9 @@ mod tests {
         let manifest = manifest();
         let most = u64::from(manifest.rounds.count * (manifest.rounds.void_max + 1));
         assert!(check(500, 0, 0).is_ok());
-        assert!(check(3, most + LOST_UNSEEN_MAX - 1, 0).is_ok());
-        let refusal = check(3, most + LOST_UNSEEN_MAX, 0).unwrap_err();
+        assert!(check(3, most + REPEATED_MAX - 1, 0).is_ok());
+        let refusal = check(3, most + REPEATED_MAX, 0).unwrap_err();
         assert!(matches!(refusal, Refusal::Wrong { field, .. } if field == "round"));
-        assert!(check(3, most + LOST_UNSEEN_MAX, 1).is_ok());
+        assert!(check(3, most + REPEATED_MAX, 1).is_ok());
     }
 }

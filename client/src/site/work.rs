@@ -29,7 +29,7 @@ pub(super) struct Trouble {
     pub(super) told: String,
     /// What the site's own log says.
     pub(super) detail: String,
-    /// How long it holds.
+    /// The time that it holds.
     pub(super) class: RefusalClass,
 }
 
@@ -50,7 +50,7 @@ impl Trouble {
         Self { class, ..self }
     }
 
-    /// What the coordinator is told.
+    /// The refusal that the coordinator is told.
     pub(super) fn refusal(&self) -> Refusal {
         Refusal::SiteFailed { reason: self.told.clone(), class: self.class }
     }
@@ -122,7 +122,7 @@ impl Work {
         Ok(Self::Training(Box::new(Training { backbone, dataset, split, cases, compute, cache })))
     }
 
-    /// Whether the images that were read are still where `site.toml` says: a network folder that
+    /// Says whether the images that were read are still where `site.toml` says: a network folder that
     /// is gone leaves an empty one, or none.
     pub(super) fn still_there(&self, config: &SiteConfig) -> bool {
         match self {
@@ -397,7 +397,7 @@ fn data_trouble(error: &DataError) -> Trouble {
 }
 
 /// Images that are away may be back in a moment; what is wrong with images, labels or the contract
-/// stands until somebody changes it.
+/// stands until a person changes it.
 fn data_class(error: &DataError) -> RefusalClass {
     match error {
         DataError::Read { .. }
@@ -506,6 +506,33 @@ mod tests {
             assert_eq!(values[usize::try_from(at).unwrap()], 0.25, "{at}");
             assert_eq!(values.iter().sum::<f32>(), 0.25, "{at}");
             assert_eq!(values.len() as u64, elements);
+        }
+    }
+
+    #[test]
+    fn images_that_are_away_are_passing_trouble_and_a_wrong_backbone_stands() {
+        let path = "/images".to_owned();
+        let source = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        for (trouble, class) in [
+            (
+                data_trouble(&DataError::Read { path: path.clone(), source: source() }),
+                RefusalClass::Passing,
+            ),
+            (data_trouble(&DataError::Empty { path: path.clone() }), RefusalClass::Passing),
+            (
+                data_trouble(&DataError::Contract { broken: vec!["x".to_owned()] }),
+                RefusalClass::UntilChanged,
+            ),
+            (
+                backbone_trouble(&BackboneError::Read {
+                    path: path.clone().into(),
+                    source: source(),
+                }),
+                RefusalClass::UntilChanged,
+            ),
+            (training_trouble(&TrainError::NoCases), RefusalClass::Never),
+        ] {
+            assert_eq!(trouble.class, class, "{}", trouble.detail);
         }
     }
 

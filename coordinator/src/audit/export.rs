@@ -145,6 +145,9 @@ pub(super) fn tensor_of_run(event: &RunEvent) -> Option<Digest> {
         | RunEvent::SiteLost { .. }
         | RunEvent::SiteReturned { .. }
         | RunEvent::DeltaRefused { .. }
+        | RunEvent::SiteAvailable { .. }
+        | RunEvent::RoundWithdrawn { .. }
+        | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }
         | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => None,

@@ -228,8 +228,11 @@ impl History {
             return Err(impossible(place, "a log begins with `founded`".to_owned()));
         }
         let corrupt = |problem: String| impossible(place.clone(), problem);
-        if let RunEvent::RoundOpened { cohort, .. } = event
-            && let Some(stranger) = cohort.iter().find(|site| !self.enrolled(site))
+        if let RunEvent::RoundOpened { cohort, passed_over, .. } = event
+            && let Some(stranger) = cohort
+                .iter()
+                .chain(passed_over.iter().map(|m| &m.site))
+                .find(|site| !self.enrolled(site))
         {
             return Err(corrupt(format!("{stranger} is asked and was never enrolled")));
         }
@@ -289,6 +292,9 @@ fn check_before(run: &Run, event: &RunEvent) -> Result<(), String> {
         | RunEvent::SiteLost { .. }
         | RunEvent::SiteReturned { .. }
         | RunEvent::DeltaRefused { .. }
+        | RunEvent::SiteAvailable { .. }
+        | RunEvent::RoundWithdrawn { .. }
+        | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }
         | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => {}
@@ -320,6 +326,9 @@ fn names(leaf: u64, run: &Run, event: &RunEvent) -> Option<(Digest, Named)> {
         | RunEvent::SiteLost { .. }
         | RunEvent::SiteReturned { .. }
         | RunEvent::DeltaRefused { .. }
+        | RunEvent::SiteAvailable { .. }
+        | RunEvent::RoundWithdrawn { .. }
+        | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }
         | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => {

@@ -60,7 +60,7 @@ struct Reader<'r> {
     run: Option<&'r RunName>,
     follow: bool,
     next_leaf: u64,
-    /// Whether the run's last event was read.
+    /// True while the last event that was read ends the run.
     ended: bool,
     /// For the envelope.
     lines: Vec<Value>,
@@ -91,7 +91,8 @@ impl Reader<'_> {
         self.next_leaf = entry.leaf.saturating_add(1);
         let record = Record::from_bytes(&entry.record_json);
         let last = |record: &Record| matches!(record.event, Event::Run(RunEvent::RunEnded { .. }));
-        self.ended |= self.run.is_some() && record.as_ref().is_ok_and(last);
+        // A run that was resumed goes on after its end.
+        self.ended = self.run.is_some() && record.as_ref().is_ok_and(last);
         match (format, self.follow) {
             (Format::Text, _) => emit(&line(entry)),
             (Format::Json, true) => emit(&machine(entry).to_string()),

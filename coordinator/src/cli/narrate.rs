@@ -1,6 +1,6 @@
 //! An event in one line for people.
 
-use crate::round::event::{RegistryEvent, RunEvent};
+use crate::round::event::{Missing, RegistryEvent, RunEvent};
 use crate::round::record::Event;
 
 use super::present::bytes;
@@ -20,10 +20,20 @@ fn run(event: &RunEvent) -> String {
             manifest.rounds.count,
             manifest.strategy.as_str()
         ),
-        RunEvent::RoundOpened { round, cohort, deadline, .. } => {
+        RunEvent::RoundOpened { round, cohort, deadline, passed_over, .. } => {
             let names: Vec<&str> = cohort.iter().map(|site| site.as_str()).collect();
-            format!("round {round} opened to {}, until {deadline} at most", names.join(", "))
+            let opened =
+                format!("round {round} opened to {}, until {deadline} at most", names.join(", "));
+            match passed_over.is_empty() {
+                true => opened,
+                false => format!("{opened}; passed over: {}", in_words(passed_over)),
+            }
         }
+        RunEvent::SiteAvailable { site } => format!("{site} may be asked again"),
+        RunEvent::RoundWithdrawn { round, reasons } => {
+            format!("round {round} withdrawn, not void: {}", in_words(reasons))
+        }
+        RunEvent::RunResumed { by, reason } => format!("resumed by {by}: {reason}"),
         RunEvent::TermsAccepted { round, site, cases } => {
             format!("round {round}: {site} trains on {cases} cases")
         }
@@ -42,11 +52,9 @@ fn run(event: &RunEvent) -> String {
         ),
         RunEvent::RoundClosed { round, quorum_met, missing } => {
             let verdict = if *quorum_met { "closed" } else { "void, below quorum" };
-            let missing: Vec<String> =
-                missing.iter().map(|m| format!("{} ({})", m.site, m.reason)).collect();
             match missing.is_empty() {
                 true => format!("round {round} {verdict}"),
-                false => format!("round {round} {verdict}; without {}", missing.join(", ")),
+                false => format!("round {round} {verdict}; without {}", in_words(missing)),
             }
         }
         RunEvent::AdapterPublished { round, version, adapter, strategy, cases } => format!(
@@ -62,6 +70,11 @@ fn run(event: &RunEvent) -> String {
         }
         RunEvent::RunEnded { state, detail } => format!("ended: {}: {detail}", state.as_str()),
     }
+}
+
+fn in_words(missing: &[Missing]) -> String {
+    let words: Vec<String> = missing.iter().map(|m| format!("{} ({})", m.site, m.reason)).collect();
+    words.join(", ")
 }
 
 fn registry(event: &RegistryEvent) -> String {

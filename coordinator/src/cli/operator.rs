@@ -102,6 +102,14 @@ enum RunCommand {
         #[command(flatten)]
         reason: Reason,
     },
+    /// Take up a run that failed, was stopped or waits: the next round opens under the same name and
+    /// terms, and every site is asked again
+    Resume {
+        /// The run
+        run: RunName,
+        #[command(flatten)]
+        reason: Reason,
+    },
     /// Wait until a run ends: exit code 0 when it completed, 1 when it ended in any other way,
     /// 3 when --timeout has passed
     Wait {
@@ -169,6 +177,10 @@ async fn dispatch_run(command: RunCommand, globals: &Globals) -> Result<Answer, 
         RunCommand::Stop { run, reason } => {
             let reason = reason.words(&format!("run stop {run}"))?;
             runs::stop(&run, reason, globals).await
+        }
+        RunCommand::Resume { run, reason } => {
+            let reason = reason.words(&format!("run resume {run}"))?;
+            runs::resume(&run, reason, globals).await
         }
         RunCommand::Wait { run, accept_partial } => runs::wait(&run, accept_partial, globals).await,
         RunCommand::Pull { run, version, out } => pull::pull(&run, version, out, globals).await,

@@ -1,4 +1,4 @@
-//! `run start|list|stop|wait`: runs from outside.
+//! `run start|list|stop|resume|wait`: runs from outside.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::time::Instant;
 use tributary_proto::v1::{
-    ListRunsRequest, RunRow, ShowRunReply, ShowRunRequest, StartRunRequest, StopRunRequest,
+    ListRunsRequest, ResumeRunRequest, RunRow, ShowRunReply, ShowRunRequest, StartRunRequest,
+    StopRunRequest,
 };
 use tributary_shared::manifest::PAYLOAD_BYTES_LARGE;
 use tributary_shared::name::RunName;
@@ -68,6 +69,23 @@ pub(super) async fn stop(
     session.ask(session.client.clone().stop_run(request)).await?;
     let text = format!("Run {run} is stopped; its published adapters stand.");
     Ok(Answer::new(json!({ "run": run, "state": "stopped" }), text))
+}
+
+/// Takes up a run that is not running.
+pub(super) async fn resume(
+    run: &RunName,
+    reason: String,
+    globals: &Globals,
+) -> Result<Answer, Failure> {
+    let session = Session::open(globals).await?;
+    let request = ResumeRunRequest { run: run.to_string(), reason };
+    session.ask(session.client.clone().resume_run(request)).await?;
+    let state = look(&session, run).await?.run.map(|row| row.state).unwrap_or_default();
+    let text = format!(
+        "Run {run} is taken up again and now {}. Watch it: tributary run show {run} --watch",
+        clean(&state)
+    );
+    Ok(Answer::new(json!({ "run": run, "state": state }), text))
 }
 
 /// One run for machines.

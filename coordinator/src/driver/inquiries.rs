@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tributary_shared::manifest::RunManifest;
-use tributary_shared::name::SiteName;
-use tributary_shared::refusal::Refusal;
+use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::refusal::{Refusal, RefusalClass};
 
 /// Most questions open to one site.
 const OPEN_MAX: usize = 16;
@@ -17,7 +17,7 @@ const OPEN_MAX: usize = 16;
 /// or the site's program was started anew.
 const DELIVER_AGAIN: Duration = Duration::from_secs(10);
 
-/// What a site is asked.
+/// A question to a site.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Question {
     /// The run's manifest.
@@ -28,7 +28,7 @@ pub struct Question {
     pub is_check: bool,
 }
 
-/// What a site says.
+/// A site's answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
     /// Why it would not take part; absent when it would.
@@ -54,6 +54,38 @@ pub struct TooManyQuestions {
     pub site: SiteName,
 }
 
+/// Time after a refusal until the site is asked whether it still holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// A refusal that ends by itself.
+    pub passing: Duration,
+    /// A refusal that a person at the site ends.
+    pub until_changed: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { passing: Duration::from_secs(30), until_changed: Duration::from_secs(60) }
+    }
+}
+
+impl Pace {
+    /// The time between two questions about a refusal of `class`.
+    pub fn of(&self, class: RefusalClass) -> Duration {
+        match class {
+            RefusalClass::Passing => self.passing,
+            RefusalClass::UntilChanged | RefusalClass::Never => self.until_changed,
+        }
+    }
+}
+
+/// The last time that a site was asked whether its refusal of a run still holds.
+struct Asked {
+    at: Instant,
+    /// The question that it has not answered; absent after an answer.
+    id: Option<String>,
+}
+
 /// The open questions of one coordinator. Cheap to clone.
 #[derive(Clone)]
 pub struct Inquiries(Arc<Mutex<Table>>);
@@ -64,6 +96,14 @@ struct Table {
     prefix: String,
     asked: u64,
     open: BTreeMap<SiteName, Vec<Open>>,
+    again: BTreeMap<(SiteName, RunName), Asked>,
+}
+
+impl Table {
+    fn next_id(&mut self) -> String {
+        self.asked += 1;
+        format!("{}-{}", self.prefix, self.asked)
+    }
 }
 
 struct Open {
@@ -97,14 +137,14 @@ impl Drop for Pending {
 impl Inquiries {
     /// An empty table; `prefix` differs from that of every earlier coordinator.
     pub fn new(prefix: String) -> Self {
-        Self(Arc::new(Mutex::new(Table { prefix, asked: 0, open: BTreeMap::new() })))
+        let (open, again) = (BTreeMap::new(), BTreeMap::new());
+        Self(Arc::new(Mutex::new(Table { prefix, asked: 0, open, again })))
     }
 
     /// Opens a question to `site`.
     pub fn ask(&self, site: &SiteName, question: Question) -> Result<Pending, TooManyQuestions> {
         let mut table = self.lock();
-        table.asked += 1;
-        let id = format!("{}-{}", table.prefix, table.asked);
+        let id = table.next_id();
         let open = table.open.entry(site.clone()).or_default();
         if open.len() >= OPEN_MAX {
             return Err(TooManyQuestions { site: site.clone() });
@@ -123,10 +163,42 @@ impl Inquiries {
         Some(Delivery { id: open.id.clone(), question: open.question.clone() })
     }
 
-    /// Hands the answer of `site` to whoever asked; `false` when that question is not open.
+    /// Hands the answer of `site` to the asker; `false` when that question is not open.
     pub fn answer(&self, site: &SiteName, id: &str, answer: Answer) -> bool {
         // A receiver that went away has taken the question back.
         self.take(site, id).is_some_and(|open| open.answer.send(answer).is_ok())
+    }
+
+    /// Opens the question whether `site` still refuses `run`, unless it was asked less than `pace`
+    /// ago: then says when to ask. The first time is one pace after this is first called.
+    pub fn ask_again(
+        &self,
+        site: &SiteName,
+        run: &RunName,
+        pace: Duration,
+        now: Instant,
+    ) -> Result<String, Instant> {
+        let mut table = self.lock();
+        let key = (site.clone(), run.clone());
+        let due = table.again.entry(key.clone()).or_insert(Asked { at: now, id: None }).at + pace;
+        if now < due {
+            return Err(due);
+        }
+        let id = table.next_id();
+        table.again.insert(key, Asked { at: now, id: Some(id.clone()) });
+        Ok(id)
+    }
+
+    /// Takes up the answer to [`Self::ask_again`]; gives the run it is about, when the question is
+    /// open.
+    pub fn answered_again(&self, site: &SiteName, id: &str, now: Instant) -> Option<RunName> {
+        let mut table = self.lock();
+        let ((_, run), asked) = table
+            .again
+            .iter_mut()
+            .find(|((asked, _), open)| asked == site && open.id.as_deref() == Some(id))?;
+        *asked = Asked { at: now, id: None };
+        Some(run.clone())
     }
 
     fn take(&self, site: &SiteName, id: &str) -> Option<Open> {
@@ -141,7 +213,7 @@ impl Inquiries {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // The table is valid after every single operation, whoever panicked.
+        // The table is valid after every single operation, also after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -167,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_reaches_whoever_asked_and_only_once() {
+    async fn an_answer_reaches_its_asker_once() {
         let inquiries = Inquiries::new("a".to_owned());
         let mut pending = inquiries.ask(&site("s"), question()).unwrap();
         assert_eq!(inquiries.next(&site("t"), Instant::now()), None, "another site");
@@ -189,6 +261,25 @@ mod tests {
         assert!(first.is_some());
         assert_eq!(inquiries.next(&site("s"), now), None);
         assert_eq!(inquiries.next(&site("s"), now + DELIVER_AGAIN), first);
+    }
+
+    #[test]
+    fn a_refusal_is_asked_about_at_its_pace_and_an_old_answer_says_nothing() {
+        let (inquiries, run) = (Inquiries::new("a".to_owned()), "run".parse().unwrap());
+        let (now, pace) = (Instant::now(), Duration::from_secs(30));
+        let ask = |after_s| {
+            inquiries.ask_again(&site("s"), &run, pace, now + Duration::from_secs(after_s))
+        };
+        assert_eq!(ask(0), Err(now + pace), "it has just refused");
+        assert_eq!(ask(29), Err(now + pace));
+        let first = ask(30).unwrap();
+        assert_eq!(ask(59), Err(now + pace * 2), "it may still be judging");
+        let second = ask(60).unwrap();
+        assert_eq!(inquiries.answered_again(&site("s"), &first, now + pace * 2), None);
+        assert_eq!(inquiries.answered_again(&site("t"), &second, now + pace * 2), None);
+        let answered = inquiries.answered_again(&site("s"), &second, now + pace * 2);
+        assert_eq!(answered, Some(run.clone()));
+        assert_eq!(ask(89), Err(now + pace * 3), "a pace after the answer");
     }
 
     #[test]

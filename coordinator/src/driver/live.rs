@@ -13,6 +13,7 @@ use crate::clock;
 use crate::round::event::RunEvent;
 use crate::round::lease::{Leases, Progress};
 use crate::round::record::{Event, Stream};
+use crate::round::seat::Seat;
 use crate::round::{Command, CorruptHistory, Phase, Run};
 use crate::store::Store;
 use crate::unbroken::to_the_end;
@@ -32,6 +33,8 @@ pub struct LiveRun {
     trouble: std::sync::Mutex<String>,
     /// Whether time stood still for its sites at the last tick.
     held: AtomicBool,
+    /// True while the run passes over a site that was not heard; read at every call of a site.
+    misses_a_site: AtomicBool,
 }
 
 /// Least time that sites have to come back once the coordinator has room again: they ask every few
@@ -76,6 +79,7 @@ impl LiveRun {
     pub fn new(run: Run, seq: u64, now: Timestamp) -> Self {
         Self {
             name: run.manifest().name.clone(),
+            misses_a_site: AtomicBool::new(run.away().has_absent()),
             state: Mutex::new(State { run: Some(run), seq, leases: Leases::new(now) }),
             aggregating: AtomicU32::new(0),
             trouble: std::sync::Mutex::default(),
@@ -106,6 +110,11 @@ impl LiveRun {
         &self.name
     }
 
+    /// Says whether the run passes over a site that was not heard.
+    pub(super) fn misses_a_site(&self) -> bool {
+        self.misses_a_site.load(Ordering::Relaxed)
+    }
+
     /// Reads the fold.
     pub async fn read<T>(&self, read: impl FnOnce(&Run) -> T) -> T {
         read(self.state.lock().await.run())
@@ -123,6 +132,16 @@ impl LiveRun {
         let mut state = self.state.lock().await;
         state.leases.hear(site, now, progress);
         state.leases.is_moving(site, &state.run().manifest().rounds, now)
+    }
+
+    /// A heartbeat of a site in another run: it lives, and is busy there.
+    pub async fn busy_elsewhere(&self, site: &SiteName, now: Timestamp) {
+        let mut state = self.state.lock().await;
+        if let Phase::Collecting(collecting) = state.run().phase()
+            && matches!(collecting.seats.get(site), Some(Seat::Asked))
+        {
+            state.leases.busy(site, now);
+        }
     }
 
     /// Another sign that a site moves: terms accepted, bytes durable.
@@ -184,7 +203,12 @@ impl LiveRun {
             if matches!(event, RunEvent::RoundOpened { .. }) {
                 state.leases = Leases::new(now);
             }
+            // It was heard, or it answered: in an open round it is asked from now on.
+            if let RunEvent::SiteAvailable { site } = event {
+                state.leases.touch(site, now);
+            }
         }
+        self.misses_a_site.store(state.run().away().has_absent(), Ordering::Relaxed);
         driver.wake();
         Ok(true)
     }
@@ -306,7 +330,14 @@ impl LiveRun {
             return None;
         }
         let state = self.state.lock().await;
-        let Phase::Collecting(collecting) = state.run().phase() else { return None };
+        let collecting = match state.run().phase() {
+            Phase::Collecting(collecting) => collecting,
+            // A pause that has passed lets the run wait for sites, which no time brings.
+            Phase::Waiting => {
+                return state.run().next_deadline().filter(|end| *end > clock::now());
+            }
+            Phase::Aggregating(_) | Phase::Ended { .. } => return None,
+        };
         if holds(driver, state.run(), clock::now()) {
             return None;
         }
@@ -327,9 +358,16 @@ fn describe(event: &RunEvent) -> String {
         RunEvent::RunStarted { manifest_digest, .. } => {
             format!("run started, manifest {}", manifest_digest.short())
         }
-        RunEvent::RoundOpened { round, cohort, .. } => {
-            format!("round {round} opened to {} sites", cohort.len())
+        RunEvent::RoundOpened { round, cohort, passed_over, .. } => match passed_over.len() {
+            0 => format!("round {round} opened to {} sites", cohort.len()),
+            away => format!("round {round} opened to {} sites, {away} passed over", cohort.len()),
+        },
+        RunEvent::SiteAvailable { site } => format!("{site} may be asked again"),
+        RunEvent::RoundWithdrawn { round, reasons } => {
+            let all = reasons.len();
+            format!("round {round} withdrawn: all {all} sites refuse for now or are absent")
         }
+        RunEvent::RunResumed { by, reason } => format!("resumed by {by}: {reason}"),
         RunEvent::TermsAccepted { round, site, cases } => {
             format!("round {round}: {site} accepted the terms with {cases} cases")
         }

@@ -1,6 +1,7 @@
 //! The shell that owns live runs. Its whole contract with the pure core, in `live`:
 //! decide -> commit -> evolve -> act, and on start the same from the stored events.
 
+mod absence;
 pub mod inquiries;
 mod live;
 mod members;
@@ -27,11 +28,11 @@ use tributary_shared::tensors::Header;
 use tributary_shared::terms::{SiteMetrics, Terms};
 use tributary_shared::timestamp::Timestamp;
 
-use inquiries::{Inquiries, Pending, Question, TooManyQuestions};
+use inquiries::{Inquiries, Pace, Pending, Question, TooManyQuestions};
 pub use live::{LiveRun, Snapshot};
 pub use members::{Members, Standing};
-pub use uploads::{NO_UPLOAD, Upload};
 pub use recall::{KnownRound, recoveries};
+pub use uploads::{NO_UPLOAD, Upload};
 
 use self::recall::Recalled;
 use crate::blobs::Blobs;
@@ -170,6 +171,7 @@ struct Inner {
     inquiries: Inquiries,
     /// Rounds that sites hold from a lost branch of the history, and the statements that explain it.
     recalled: Recalled,
+    pace: Pace,
     /// Bumped whenever somebody waiting (a site, the ticker) should look again.
     changed: watch::Sender<u64>,
     /// Set when this coordinator must not go on.
@@ -184,6 +186,7 @@ impl Driver {
         blobs: Blobs,
         connections: Connections,
         space: Space,
+        pace: Pace,
         stop: CancellationToken,
     ) -> Result<Self, DriverError> {
         let members = Members::load(&store, connections).await?;
@@ -193,6 +196,7 @@ impl Driver {
             blobs,
             members,
             space,
+            pace,
             started: clock::now(),
             runs: RwLock::default(),
             uploads: uploads::Uploads::default(),
@@ -241,11 +245,6 @@ impl Driver {
     /// When this process began.
     pub fn started(&self) -> Timestamp {
         self.0.started
-    }
-
-    /// Questions that sites have not answered yet.
-    pub fn inquiries(&self) -> &Inquiries {
-        &self.0.inquiries
     }
 
     /// Asks `site` whether it would take part now; its next call for an assignment brings the
@@ -338,8 +337,10 @@ impl Driver {
         round: u32,
         progress: Progress,
     ) -> Result<Option<String>, DriverError> {
+        let now = clock::now();
+        self.busy(site, run, now).await;
         let live = self.run(run).await?;
-        let moving = live.hear(site, clock::now(), progress).await;
+        let moving = live.hear(site, now, progress).await;
         live.command(self, Command::Hear { site: site.clone(), moving }).await?;
         let stop = |run: &Run| match run.expected_delta(site, round, 0) {
             Ok(_) | Err(Refusal::Wrong { .. }) => run

@@ -11,7 +11,7 @@ async fn driver(directory: &Path) -> Driver {
     let blobs = Blobs::at(directory).unwrap();
     let (connections, stop) = (Connections::default(), CancellationToken::new());
     let space = Space::of(&[], Some(1 << 20));
-    Driver::start(store, blobs, connections, space, stop).await.unwrap()
+    Driver::start(store, blobs, connections, space, inquiries::Pace::default(), stop).await.unwrap()
 }
 
 fn rehearsal(name: &str) -> RunManifest {

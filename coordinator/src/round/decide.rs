@@ -1,17 +1,15 @@
 //! Commands to events. Refuses what the rules do not allow; changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use tributary_shared::manifest::COHORT_MAX;
+use std::collections::BTreeMap;
 
 use super::event::{EndState, LossCause, Missing, RunEvent};
 use super::seat::{Accepted, Seat, Seats};
 use super::*;
 
 /// Longest text of one refusal or end in a leaf, characters.
-const DETAIL_CHARS: usize = 1_000;
+pub(super) const DETAIL_CHARS: usize = 1_000;
 /// Longest texts of all missing sites together in one leaf, characters.
-const REASONS_CHARS: usize = 6_000;
+pub(super) const REASONS_CHARS: usize = 6_000;
 
 impl Run {
     /// The first event of a run that `by` starts with a checked `manifest`.
@@ -40,31 +38,14 @@ impl Run {
             Command::Refuse { site, round, digest, reason } => {
                 self.refuse(now, site, round, digest, reason)
             }
+            Command::Present { site } => Ok(self.present(site)),
+            Command::Ready { site } => Ok(self.ready(site)),
+            Command::Resume { by, reason } => self.resume(by, &reason),
             Command::Tick => Ok(self.close_if_due(now, &[])),
             Command::Publish { round, adapter } => Ok(self.publish(round, adapter)),
             Command::Skip(skip) => Ok(self.skip(skip)),
             Command::Stop { reason } => self.stop(reason),
         }
-    }
-
-    fn open_round(&self, now: Timestamp, active: &BTreeSet<SiteName>) -> Vec<RunEvent> {
-        if self.phase != Phase::Waiting {
-            return Vec::new();
-        }
-        let cohort: Vec<SiteName> = match &self.manifest.cohort {
-            Some(cohort) => cohort.sites.intersection(active).cloned().collect(),
-            None => active.iter().cloned().collect(),
-        };
-        let cohort: Vec<SiteName> = cohort.into_iter().take(COHORT_MAX).collect();
-        if cohort.len() < self.manifest.quorum.sites as usize {
-            return Vec::new();
-        }
-        vec![RunEvent::RoundOpened {
-            round: self.round() + 1,
-            base: self.adapter(),
-            cohort,
-            deadline: now.plus(self.manifest.rounds.round_deadline()),
-        }]
     }
 
     fn accept_terms(
@@ -91,6 +72,10 @@ impl Run {
             Seat::Lost { .. } => Ok(vec![RunEvent::TermsAccepted { round, site, cases }]),
             // Settled already; the site lost our answer and hears of it when it submits.
             Seat::Accepted(_) => Ok(Vec::new()),
+            // It changed its mind before it was asked again.
+            Seat::Declined { .. } if !seat.is_final() => {
+                Ok(vec![RunEvent::TermsAccepted { round, site, cases }])
+            }
             Seat::Refused { reason, .. } | Seat::Declined { reason, .. } => Err(reason.clone()),
         }
     }
@@ -103,7 +88,8 @@ impl Run {
         reason: Refusal,
     ) -> Result<Vec<RunEvent>, Refusal> {
         let (_, seat) = self.open_seat(&site, round)?;
-        if seat.is_final() {
+        // A refusal that stands already is not written again, whatever its words are now.
+        if seat.is_final() || matches!(seat, Seat::Declined { .. }) {
             return Ok(Vec::new());
         }
         let reason = bounded(reason);
@@ -119,7 +105,8 @@ impl Run {
         let lost = match seat {
             Seat::Asked | Seat::Training { .. } => true,
             Seat::Lost { cause: earlier, .. } => supersedes(&cause, earlier),
-            Seat::Accepted(_) | Seat::Refused { .. } | Seat::Declined { .. } => false,
+            Seat::Declined { .. } => cause.is_withdrawal() && !seat.is_final(),
+            Seat::Accepted(_) | Seat::Refused { .. } => false,
         };
         if !lost {
             return Vec::new();
@@ -260,12 +247,16 @@ impl Run {
         let Phase::Collecting(collecting) = &self.phase else { return Vec::new() };
         let mut seats = collecting.seats.clone();
         seats.extend(changes.iter().cloned());
-        if now < collecting.deadline && self.is_awaited(&seats) {
+        let round = collecting.round;
+        if Self::is_withdrawable(&seats) {
+            let reasons = missing(&seats, &collecting.passed_over);
+            return vec![RunEvent::RoundWithdrawn { round, reasons }];
+        }
+        if now < collecting.deadline && self.is_awaited(collecting, &seats) {
             return Vec::new();
         }
         let quorum_met = self.quorum_met(&seats);
-        let round = collecting.round;
-        let missing = missing(&seats);
+        let missing = missing(&seats, &collecting.passed_over);
         let void = self.void_in_a_row + 1;
         let mut events =
             vec![RunEvent::RoundClosed { round, quorum_met, missing: missing.clone() }];
@@ -282,14 +273,17 @@ impl Run {
     }
 
     /// Whether more may come, and is wanted, before the deadline.
-    pub(super) fn is_awaited(&self, seats: &Seats) -> bool {
+    pub(super) fn is_awaited(&self, collecting: &Collecting, seats: &Seats) -> bool {
         let quorum_met = self.quorum_met(seats);
-        seats.values().any(|seat| match seat {
+        // A site that is away may come back, which matters as long as the quorum needs it; one that
+        // was passed over was not counted upon.
+        let may_return = |site| !quorum_met && !collecting.passed_over.contains_key(site);
+        seats.iter().any(|(site, seat)| match seat {
             Seat::Asked | Seat::Training { .. } => true,
-            // One that the operator withdrew is not back in this round, even if it is reinstated;
-            // any other may return, which matters as long as the quorum needs it.
-            Seat::Lost { cause, .. } => !cause.is_withdrawal() && !quorum_met,
-            Seat::Accepted(_) | Seat::Refused { .. } | Seat::Declined { .. } => false,
+            // One that the operator withdrew is not back in this round, even if it is reinstated.
+            Seat::Lost { cause, .. } => !cause.is_withdrawal() && may_return(site),
+            Seat::Declined { .. } => !seat.is_final() && may_return(site),
+            Seat::Accepted(_) | Seat::Refused { .. } => false,
         })
     }
 
@@ -346,7 +340,9 @@ pub(super) fn cases_differ(seat: &Seat, cases: u64, cases_max: u64) -> Option<Re
     }
 }
 
-fn missing(seats: &Seats) -> Vec<Missing> {
+/// The sites that do not contribute, and why; one that is still passed over has the reason that it
+/// was passed over for.
+fn missing(seats: &Seats, passed_over: &BTreeMap<SiteName, String>) -> Vec<Missing> {
     let chars_max = DETAIL_CHARS.min(REASONS_CHARS / seats.len().max(1));
     let late = |seat: &Seat| match seat {
         Seat::Asked => Some("did not answer before the round closed".to_owned()),
@@ -358,12 +354,18 @@ fn missing(seats: &Seats) -> Vec<Missing> {
     };
     seats
         .iter()
-        .filter_map(|(site, seat)| late(seat).map(|reason| Missing { site: site.clone(), reason }))
+        .filter_map(|(site, seat)| {
+            let reason = match passed_over.get(site) {
+                Some(reason) => shorten(reason, chars_max),
+                None => late(seat)?,
+            };
+            Some(Missing { site: site.clone(), reason })
+        })
         .collect()
 }
 
 /// A leaf has a size limit, and the whole story is in the earlier events.
-fn shorten(text: &str, chars_max: usize) -> String {
+pub(super) fn shorten(text: &str, chars_max: usize) -> String {
     match text.char_indices().nth(chars_max) {
         Some((end, _)) => format!("{} …", &text[..end]),
         None => text.to_owned(),
@@ -389,6 +391,7 @@ fn bounded(reason: Refusal) -> Refusal {
         | Refusal::NotInCohort { .. }
         | Refusal::RunEnded { .. }
         | Refusal::RunUnknown { .. }
+        | Refusal::NotResumable { .. }
         | Refusal::Suspended => reason,
     }
 }

@@ -29,7 +29,8 @@ pub enum RunEvent {
     },
     /// A round was opened to its cohort.
     RoundOpened {
-        /// The round, from 1, without gaps but those of `rounds_skipped`.
+        /// The round, from 1, without gaps but those of `rounds_skipped`; a withdrawn round's
+        /// number comes again.
         round: u32,
         /// Digest of the global adapter to start from.
         base: Digest,
@@ -37,6 +38,30 @@ pub enum RunEvent {
         cohort: Vec<SiteName>,
         /// The round's hard cap.
         deadline: Timestamp,
+        /// Sites of the run that are not asked, and why: a refusal that stands, or an absence. They
+        /// count as missing in this round unless they become available before it closes.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        passed_over: Vec<Missing>,
+    },
+    /// A site that refused or was absent may be asked again: it was heard, or it would take part.
+    SiteAvailable {
+        /// The site.
+        site: SiteName,
+    },
+    /// A round in which nothing was agreed to and every site refuses for now or is absent. It is
+    /// not void, and its number is used again.
+    RoundWithdrawn {
+        /// The round.
+        round: u32,
+        /// Every site of the round, and why it does not take part, in words.
+        reasons: Vec<Missing>,
+    },
+    /// The operator took up a run that had failed, was stopped or waited.
+    RunResumed {
+        /// The operator, as the certificate says.
+        by: String,
+        /// The operator's words.
+        reason: String,
     },
     /// A site agreed to the terms and said how many training cases it holds.
     TermsAccepted {
@@ -133,7 +158,7 @@ pub enum RunEvent {
         /// Digest of the recovery statement that explains it.
         recovery: Digest,
     },
-    /// The last event.
+    /// The last event, unless the run is resumed.
     RunEnded {
         /// How it ended.
         state: EndState,
@@ -180,6 +205,14 @@ impl LossCause {
         match self {
             Self::Suspended | Self::Revoked => true,
             Self::NoAnswer { .. } | Self::Silent { .. } | Self::Stalled { .. } => false,
+        }
+    }
+
+    /// Says whether the site is not there at all, so that later rounds need not ask it.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::NoAnswer { .. } | Self::Silent { .. } => true,
+            Self::Stalled { .. } | Self::Suspended | Self::Revoked => false,
         }
     }
 }

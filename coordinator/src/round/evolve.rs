@@ -32,6 +32,8 @@ impl Run {
             void_in_a_row: 0,
             skipped_to: 0,
             skipped: BTreeMap::new(),
+            paused_until: None,
+            away: Away::default(),
         })
     }
 
@@ -41,8 +43,9 @@ impl Run {
             RunEvent::RunStarted { .. } => {
                 return Err(CorruptHistory("run_started twice".to_owned()));
             }
-            RunEvent::RoundOpened { round, base, cohort, deadline } => {
-                self.round_opened(at, *round, *base, cohort, *deadline)?;
+            RunEvent::RoundOpened { round, base, cohort, deadline, passed_over } => {
+                let seats = self.seats_of(*round, cohort, passed_over)?;
+                self.round_opened(at, *round, *base, *deadline, seats, passed_over)?;
             }
             RunEvent::TermsAccepted { round, site, cases } => {
                 let seat = self.seat_mut(*round, site)?;
@@ -50,10 +53,21 @@ impl Run {
                     format!("{site} accepted terms after it was settled or suspended")
                 })?;
                 *seat = Seat::Training { cases: *cases };
+                self.came_back(site);
+            }
+            RunEvent::SiteAvailable { site } => self.site_available(site)?,
+            RunEvent::RoundWithdrawn { round, reasons } => self.round_withdrawn(*round, reasons)?,
+            RunEvent::RunResumed { .. } => {
+                self.check_resumable().map_err(|e| CorruptHistory(e.to_string()))?;
+                (self.phase, self.away) = (Phase::Waiting, Away::default());
+                (self.void_in_a_row, self.paused_until) = (0, None);
             }
             RunEvent::Declined { round, site, reason } => {
                 let cases = self.seat_mut(*round, site)?.cases();
                 self.settle(*round, site, Seat::Declined { reason: reason.clone(), cases })?;
+                if reason.may_end() {
+                    self.away.refusing.insert(site.clone(), reason.clone());
+                }
             }
             RunEvent::SiteLost { round, site, cause } => {
                 let cases = self.seat_mut(*round, site)?.cases();
@@ -87,13 +101,43 @@ impl Run {
         Ok(self)
     }
 
+    /// The seats of a round that opens. Passing a site over needs a ground in the history.
+    fn seats_of(
+        &mut self,
+        round: u32,
+        cohort: &[SiteName],
+        passed_over: &[Missing],
+    ) -> Result<Seats, CorruptHistory> {
+        require(cohort.len() >= self.manifest.quorum.sites as usize, || {
+            format!("round {round} asks {} sites, below the quorum", cohort.len())
+        })?;
+        let mut seats: Seats = cohort.iter().map(|s| (s.clone(), Seat::Asked)).collect();
+        for Missing { site, .. } in passed_over {
+            let seat = self.away.seat(site).ok_or_else(|| {
+                let problem = "which neither refuses nor is absent";
+                CorruptHistory(format!("round {round} passes over {site}, {problem}"))
+            })?;
+            seats.insert(site.clone(), seat);
+        }
+        require(seats.len() == cohort.len() + passed_over.len(), || {
+            format!("round {round} asks a site twice")
+        })?;
+        if let Some(site) = cohort.iter().find(|site| self.away.refusing.contains_key(*site)) {
+            return Err(CorruptHistory(format!("round {round} asks {site}, which refuses")));
+        }
+        // Asking a site that was not heard is allowed; it is a matter of patience.
+        cohort.iter().for_each(|site| self.away.forget(site));
+        Ok(seats)
+    }
+
     fn round_opened(
         &mut self,
         at: Timestamp,
         round: u32,
         base: Digest,
-        cohort: &[SiteName],
         deadline: Timestamp,
+        seats: Seats,
+        passed_over: &[Missing],
     ) -> Result<(), CorruptHistory> {
         require(self.phase == Phase::Waiting, || {
             format!("round {round} opened while another ran")
@@ -103,16 +147,61 @@ impl Run {
         require(self.rounds_published() < self.manifest.rounds.count, || {
             format!("round {round} opened after all {} were published", self.manifest.rounds.count)
         })?;
-        require(cohort.len() >= self.manifest.quorum.sites as usize, || {
-            format!("round {round} asks {} sites, below the quorum", cohort.len())
-        })?;
         require(deadline == at.plus(self.manifest.rounds.round_deadline()), || {
             format!("round {round} has deadline {deadline}")
         })?;
-        let seats: Seats = cohort.iter().map(|s| (s.clone(), Seat::Asked)).collect();
-        require(seats.len() == cohort.len(), || format!("round {round} asks a site twice"))?;
-        self.phase = Phase::Collecting(Collecting { round, base, opened: at, deadline, seats });
+        let passed_over = passed_over.iter().map(|m| (m.site.clone(), m.reason.clone())).collect();
+        let collecting = Collecting { round, base, opened: at, deadline, seats, passed_over };
+        self.paused_until = None;
+        self.phase = Phase::Collecting(collecting);
         Ok(())
+    }
+
+    /// Forgets that a site was away; it is one of those asked.
+    fn came_back(&mut self, site: &SiteName) {
+        self.away.forget(site);
+        if let Phase::Collecting(collecting) = &mut self.phase {
+            collecting.passed_over.remove(site);
+        }
+    }
+
+    fn site_available(&mut self, site: &SiteName) -> Result<(), CorruptHistory> {
+        require(self.away.holds(site), || format!("{site} became available and was not away"))?;
+        require(!matches!(self.phase, Phase::Ended { .. }), || {
+            format!("{site} became available after the end")
+        })?;
+        if let Phase::Collecting(collecting) = &mut self.phase
+            && let Some(seat) = collecting.seats.get_mut(site)
+            && seat.is_passed_by()
+            && !seat.is_withdrawn()
+        {
+            *seat = Seat::Asked;
+        }
+        self.came_back(site);
+        Ok(())
+    }
+
+    fn round_withdrawn(&mut self, round: u32, reasons: &[Missing]) -> Result<(), CorruptHistory> {
+        let collecting = self.close(round)?;
+        let seats = &collecting.seats;
+        require(Self::is_withdrawable(seats), || {
+            format!("round {round} was withdrawn although a site had agreed to it or was awaited")
+        })?;
+        require(reasons.iter().map(|m| &m.site).eq(seats.keys()), || {
+            format!("round {round} was withdrawn with {} sites named", reasons.len())
+        })?;
+        self.away.note_absences(round, seats);
+        Ok(())
+    }
+
+    /// Leaves the open round.
+    fn close(&mut self, round: u32) -> Result<Collecting, CorruptHistory> {
+        match std::mem::replace(&mut self.phase, Phase::Waiting) {
+            Phase::Collecting(collecting) if collecting.round == round => Ok(collecting),
+            Phase::Collecting(_) | Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => {
+                Err(CorruptHistory(format!("round {round} closed and was not open")))
+            }
+        }
     }
 
     fn site_returned(&mut self, round: u32, site: &SiteName) -> Result<(), CorruptHistory> {
@@ -152,12 +241,7 @@ impl Run {
         quorum_met: bool,
         missing: &[Missing],
     ) -> Result<(), CorruptHistory> {
-        let collecting = match std::mem::replace(&mut self.phase, Phase::Waiting) {
-            Phase::Collecting(collecting) if collecting.round == round => collecting,
-            Phase::Collecting(_) | Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => {
-                return Err(CorruptHistory(format!("round {round} closed and was not open")));
-            }
-        };
+        let collecting = self.close(round)?;
         let accepted: Vec<(SiteName, Accepted)> = collecting
             .seats
             .iter()
@@ -173,14 +257,16 @@ impl Run {
         require(quorum_met == self.quorum_met(&collecting.seats), || {
             format!("round {round} with {} deltas has quorum_met {quorum_met}", accepted.len())
         })?;
-        require(at >= collecting.deadline || !self.is_awaited(&collecting.seats), || {
-            format!("round {round} closed while sites were awaited")
-        })?;
+        require(
+            at >= collecting.deadline || !self.is_awaited(&collecting, &collecting.seats),
+            || format!("round {round} closed while sites were awaited"),
+        )?;
         let absent = collecting.seats.iter().filter(|(_, s)| !matches!(s, Seat::Accepted(_)));
         require(missing.iter().map(|m| &m.site).eq(absent.map(|(site, _)| site)), || {
             format!("round {round} closed with {} sites named as missing", missing.len())
         })?;
         let base = collecting.base;
+        self.away.note_absences(round, &collecting.seats);
         let past = PastRound {
             base,
             opened: collecting.opened,
@@ -194,6 +280,7 @@ impl Run {
             self.phase = Phase::Aggregating(Aggregating { round, base, accepted });
         } else {
             self.void_in_a_row += 1;
+            self.paused_until = Some(at.plus(self.manifest.rounds.void_pause(self.void_in_a_row)));
         }
         Ok(())
     }

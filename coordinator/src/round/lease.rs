@@ -77,6 +77,14 @@ impl Leases {
         }
     }
 
+    /// A sign that `site` works on another run: it lives, and has not answered here.
+    pub fn busy(&mut self, site: &SiteName, now: Timestamp) {
+        let (moved, progress) = (self.since, Progress::default());
+        let lease =
+            self.leases.entry(site.clone()).or_insert(Lease { heard: now, moved, progress });
+        lease.heard = now;
+    }
+
     /// Whether `site` has moved within the stall timeout.
     pub fn is_moving(&self, site: &SiteName, rounds: &Rounds, now: Timestamp) -> bool {
         let moved = self.leases.get(site).map_or(self.since, |l| l.moved);
@@ -113,13 +121,16 @@ impl Leases {
         rounds: &'a Rounds,
     ) -> impl Iterator<Item = (&'a SiteName, Timestamp, Cause<'a>)> {
         seats.iter().filter_map(move |(site, seat)| match seat {
-            Seat::Asked => {
+            // Not heard in this round: whether it is there at all is not known.
+            Seat::Asked if !self.leases.contains_key(site) => {
                 let since = self.since;
                 let cause = move |now: Timestamp| LossCause::NoAnswer {
                     waited_s: now.since(since).as_secs(),
                 };
-                Some((site, since.plus(rounds.stall_timeout()), Box::new(cause) as Cause<'a>))
+                Some((site, since.plus(rounds.answer_timeout()), Box::new(cause) as Cause<'a>))
             }
+            // Heard, and perhaps still reading its images.
+            Seat::Asked => Some(self.training_limit(site, rounds)),
             Seat::Training { .. } => Some(self.training_limit(site, rounds)),
             Seat::Accepted(_)
             | Seat::Refused { .. }

@@ -10,6 +10,7 @@ mod evolve;
 pub mod lease;
 pub mod record;
 pub mod seat;
+mod waiting;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use tributary_shared::timestamp::Timestamp;
 
 use event::{EndState, LossCause, Missing};
 use seat::{Accepted, Seat, Seats};
+pub use waiting::{Absence, Away};
 
 /// One run: its manifest, the phase it is in, and every closed round.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +48,10 @@ pub struct Run {
     skipped_to: u32,
     /// Rounds given up for each recovery statement.
     skipped: BTreeMap<Digest, u64>,
+    /// After a round below quorum: when the next may open.
+    paused_until: Option<Timestamp>,
+    /// The sites that are not asked for now.
+    away: Away,
 }
 
 /// Where a run stands, with the data valid there.
@@ -57,7 +63,7 @@ pub enum Phase {
     Collecting(Collecting),
     /// The round is closed with a quorum; the next adapter is owed.
     Aggregating(Aggregating),
-    /// Over. Terminal.
+    /// Over, unless the operator takes it up again.
     Ended {
         /// How.
         state: EndState,
@@ -79,8 +85,10 @@ pub struct Collecting {
     pub opened: Timestamp,
     /// Its hard cap.
     pub deadline: Timestamp,
-    /// Every site asked.
+    /// Every site asked, and those passed over.
     pub seats: Seats,
+    /// Sites that were not asked, and why, in words; a site that becomes available is asked.
+    pub passed_over: BTreeMap<SiteName, String>,
 }
 
 /// A closed round whose aggregate is owed.
@@ -173,6 +181,23 @@ pub enum Command {
         digest: Digest,
         /// Why.
         reason: Refusal,
+    },
+    /// A site called, whatever it said.
+    Present {
+        /// The site.
+        site: SiteName,
+    },
+    /// A site whose refusal stood would take part now.
+    Ready {
+        /// The site.
+        site: SiteName,
+    },
+    /// The operator takes the run up again.
+    Resume {
+        /// The operator.
+        by: String,
+        /// The operator's words.
+        reason: String,
     },
     /// Time has passed.
     Tick,
@@ -285,7 +310,8 @@ impl Run {
     pub fn next_deadline(&self) -> Option<Timestamp> {
         match &self.phase {
             Phase::Collecting(collecting) => Some(collecting.deadline),
-            Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => None,
+            Phase::Waiting => self.paused_until,
+            Phase::Aggregating(_) | Phase::Ended { .. } => None,
         }
     }
 
@@ -293,15 +319,17 @@ impl Run {
     pub fn assignment(&self, site: &SiteName) -> Option<Terms> {
         let Phase::Collecting(collecting) = &self.phase else { return None };
         let seat = collecting.seats.get(site)?;
-        if seat.is_final() || seat.is_withdrawn() {
+        let refuses = matches!(seat, Seat::Declined { .. });
+        if seat.is_final() || seat.is_withdrawn() || refuses {
             return None;
         }
+        let asked = collecting.seats.len() - collecting.passed_over.len();
         Some(Terms {
             run: self.manifest.name.clone(),
             round: collecting.round,
             manifest: self.manifest_digest,
             base: collecting.base,
-            cohort_size: u32::try_from(collecting.seats.len()).unwrap_or(u32::MAX),
+            cohort_size: u32::try_from(asked).unwrap_or(u32::MAX),
             deadline: collecting.deadline,
         })
     }

@@ -28,7 +28,7 @@ pub enum Seat {
         /// What it had declared before: cases that the round lacks now.
         cases: Option<u64>,
     },
-    /// It said no. Final.
+    /// It said no. Final, unless the no may end before it has agreed to anything.
     Declined {
         /// Its reason.
         reason: Refusal,
@@ -84,8 +84,23 @@ impl Seat {
     /// Whether nothing more can come from it.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Accepted(_) | Self::Refused { .. } | Self::Declined { .. } => true,
+            Self::Accepted(_) | Self::Refused { .. } => true,
+            Self::Declined { reason, cases } => cases.is_some() || !reason.may_end(),
             Self::Asked | Self::Training { .. } | Self::Lost { .. } => false,
+        }
+    }
+
+    /// Says whether the site has agreed to nothing and does not take part for now: it refuses for a
+    /// while, is absent, or was taken out.
+    pub fn is_passed_by(&self) -> bool {
+        match self {
+            Self::Declined { .. } => !self.is_final(),
+            Self::Lost { cause, cases: None } => cause.is_absence() || cause.is_withdrawal(),
+            Self::Lost { cases: Some(_), .. }
+            | Self::Asked
+            | Self::Training { .. }
+            | Self::Accepted(_)
+            | Self::Refused { .. } => false,
         }
     }
 
@@ -114,6 +129,7 @@ impl Seat {
                 let accepted = accepted.digest.to_string();
                 Some(Err(Refusal::AlreadySubmitted { accepted }))
             }
+            Self::Declined { .. } if !self.is_final() => None,
             Self::Refused { reason, .. } | Self::Declined { reason, .. } => {
                 Some(Err(reason.clone()))
             }

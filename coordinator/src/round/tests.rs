@@ -4,6 +4,7 @@ mod leases;
 mod property;
 mod scenarios;
 mod skips;
+mod waiting;
 
 use tributary_shared::refusal::RefusalClass;
 use tributary_shared::terms::SiteMetrics;
@@ -23,12 +24,17 @@ struct Trial {
     records: Vec<Record>,
 }
 
+/// A run whose rounds follow each other at once, also those below quorum.
 fn manifest(quorum: &str) -> RunManifest {
+    manifest_with(quorum, "void_pause_s = 0")
+}
+
+fn manifest_with(quorum: &str, rounds: &str) -> RunManifest {
     RunManifest::from_toml(&format!(
         "schema_version = 1
         name = 'trial'
         task = {{ kind = 'rehearsal', payload_bytes = 16 }}
-        rounds = {{ count = 2, round_deadline_s = {DEADLINE_S}, stall_timeout_s = 30, lease_s = 10, void_max = 1 }}
+        rounds = {{ count = 2, round_deadline_s = {DEADLINE_S}, stall_timeout_s = 30, lease_s = 10, void_max = 1, {rounds} }}
         quorum = {{ {quorum} }}
         limits = {{ delta_norm_max = 10.0 }}"
     ))
@@ -51,8 +57,12 @@ fn delta(content: u8, cases: u64) -> Accepted {
 
 impl Trial {
     fn start(quorum: &str) -> Self {
+        Self::start_of(manifest(quorum))
+    }
+
+    fn start_of(manifest: RunManifest) -> Self {
         let now = Timestamp::from_millis(1_000_000);
-        let event = Run::start(manifest(quorum), Digest::of(b"version 0"), "operator/anna");
+        let event = Run::start(manifest, Digest::of(b"version 0"), "operator/anna");
         let run = Run::open(now, &event).unwrap();
         let stream = Stream::Run(run.manifest().name.clone());
         let record = Record::new(now, stream, 0, Event::Run(event));
@@ -112,10 +122,19 @@ impl Trial {
         self.yes(Command::Lose { site: site(name), cause })
     }
 
+    /// A no that holds for the round.
     fn decline(&mut self, name: &str, reason: &str) -> Vec<RunEvent> {
+        self.decline_as(name, reason, RefusalClass::Never)
+    }
+
+    fn decline_as(&mut self, name: &str, reason: &str, class: RefusalClass) -> Vec<RunEvent> {
         let (site, round) = (site(name), self.run.round());
-        let reason = Refusal::Policy { reason: reason.to_owned(), class: RefusalClass::Never };
+        let reason = Refusal::Policy { reason: reason.to_owned(), class };
         self.yes(Command::Decline { site, round, reason })
+    }
+
+    fn ready(&mut self, name: &str) -> Vec<RunEvent> {
+        self.yes(Command::Ready { site: site(name) })
     }
 
     fn publish(&mut self) -> Vec<RunEvent> {

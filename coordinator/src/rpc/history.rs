@@ -134,7 +134,7 @@ async fn read_chunk(
 }
 
 /// Records of `run` (or of everything) from leaf `from` on; waits for more when asked to follow,
-/// until the run has ended or the coordinator stops.
+/// until the run has ended, and not been resumed, or the coordinator stops.
 pub(super) fn entries(
     driver: &Driver,
     run: Option<RunName>,
@@ -162,6 +162,8 @@ async fn send_entries(
 ) -> Result<(), Status> {
     let mut changes = driver.changes();
     let wanted = run.map(record::Stream::Run);
+    // A run that ended may have been resumed: only the last word counts.
+    let mut ended = false;
     loop {
         changes.mark_unchanged();
         loop {
@@ -174,15 +176,15 @@ async fn send_entries(
                 if wanted.as_ref().is_some_and(|wanted| record.stream != *wanted) {
                     continue;
                 }
-                let ended = matches!(record.event, Event::Run(RunEvent::RunEnded { .. }));
+                ended = matches!(record.event, Event::Run(RunEvent::RunEnded { .. }));
                 let entry = v1::LogEntry { leaf: leaf.index, record_json: leaf.bytes.into() };
-                if sender.send(Ok(entry)).await.is_err() || (ended && wanted.is_some()) {
+                if sender.send(Ok(entry)).await.is_err() {
                     return Ok(());
                 }
             }
             from = last + 1;
         }
-        if !follow {
+        if !follow || (ended && wanted.is_some()) {
             return Ok(());
         }
         tokio::select! {

@@ -170,6 +170,18 @@ impl Operator for OperatorService {
         Ok(Response::new(v1::StopRunReply {}))
     }
 
+    async fn resume_run(
+        &self,
+        request: Request<v1::ResumeRunRequest>,
+    ) -> Result<Response<v1::ResumeRunReply>, Status> {
+        let by = require(&request, &[Role::Operator])?.member.to_string();
+        let request = request.into_inner();
+        let run = self.0.driver.run(&parse("run", &request.run)?).await.map_err(status)?;
+        let command = Command::Resume { by, reason: shortened(&request.reason) };
+        run.command(&self.0.driver, command).await.map_err(status)?;
+        Ok(Response::new(v1::ResumeRunReply {}))
+    }
+
     async fn list_runs(
         &self,
         _: Request<v1::ListRunsRequest>,

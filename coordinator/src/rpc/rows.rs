@@ -7,6 +7,7 @@ use tributary_proto::v1;
 use tributary_shared::name::SiteName;
 use tributary_shared::timestamp::Timestamp;
 
+use crate::clock;
 use crate::driver::Snapshot;
 use crate::driver::presence::Word;
 use crate::round::divergence::{self, base_versions};
@@ -102,7 +103,7 @@ pub(super) fn disk(room: &Room) -> v1::Disk {
 /// A run as one line.
 pub(super) fn run(run: &Run, trouble: String) -> v1::RunRow {
     let (state, ended_ms, detail) = match run.phase() {
-        Phase::Waiting => ("waiting", 0, waiting_for(run)),
+        Phase::Waiting => ("waiting", 0, run.waits_for(clock::now())),
         Phase::Collecting(_) => ("collecting", 0, String::new()),
         Phase::Aggregating(_) => ("aggregating", 0, String::new()),
         Phase::Ended { state, detail, at } => (state.as_str(), at.as_millis(), detail.clone()),
@@ -118,10 +119,6 @@ pub(super) fn run(run: &Run, trouble: String) -> v1::RunRow {
         warnings: divergence::warnings(run),
         trouble,
     }
-}
-
-fn waiting_for(run: &Run) -> String {
-    format!("waits until {} sites that may take part are enrolled", run.manifest().quorum.sites)
 }
 
 /// A run whole: the open round's seats with their progress, and every closed round.

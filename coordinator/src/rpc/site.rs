@@ -41,11 +41,12 @@ impl SiteService {
     }
 
     /// The site behind a request, when it may take part.
-    fn site<T>(&self, request: &Request<T>) -> Result<SiteName, Status> {
+    async fn site<T: Sync>(&self, request: &Request<T>) -> Result<SiteName, Status> {
         let peer = self.seen(request)?;
         match self.0.driver.members().standing(&peer) {
             Standing::Active => {
                 self.unshared(&peer.member.name)?;
+                self.0.driver.heard(&peer.member.name).await;
                 Ok(peer.member.name)
             }
             Standing::Suspended | Standing::Unknown => {
@@ -126,7 +127,7 @@ impl Site for SiteService {
         &self,
         request: Request<v1::NextAssignmentRequest>,
     ) -> Result<Response<v1::NextAssignmentReply>, Status> {
-        let site = self.site(&request)?;
+        let site = self.site(&request).await?;
         let request = request.into_inner();
         let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
         let busy = (!request.busy_run.is_empty())
@@ -141,13 +142,23 @@ impl Site for SiteService {
             if let Some(found) = driver.assignment(&site, busy).await {
                 break Some(found);
             }
-            if let Some(delivery) = driver.inquiries().next(&site, tokio::time::Instant::now()) {
-                let inquiry = Some(inquiry(delivery));
-                return Ok(Response::new(v1::NextAssignmentReply { assignment: None, inquiry }));
-            }
+            let due = match driver.next_inquiry(&site, tokio::time::Instant::now()).await {
+                Ok(delivery) => {
+                    let inquiry = Some(inquiry(delivery));
+                    return Ok(Response::new(v1::NextAssignmentReply {
+                        assignment: None,
+                        inquiry,
+                    }));
+                }
+                Err(due) => due.filter(|due| *due < deadline),
+            };
             tokio::select! {
                 _ = changes.changed() => {}
-                () = tokio::time::sleep_until(deadline) => break None,
+                () = tokio::time::sleep_until(due.unwrap_or(deadline)) => {
+                    if due.is_none() {
+                        break None;
+                    }
+                }
                 () = driver.stopping().cancelled() => break None,
             }
         };
@@ -177,12 +188,11 @@ impl Site for SiteService {
         &self,
         request: Request<v1::AnswerInquiryRequest>,
     ) -> Result<Response<v1::AnswerInquiryReply>, Status> {
-        let site = self.site(&request)?;
+        let site = self.site(&request).await?;
         let request = request.into_inner();
         let refused = request.refusal.map(|wire| shortened(refusal(Some(wire)))).transpose()?;
         let answer = Answer { refusal: refused, warnings: warnings(&request.warnings) };
-        // A question that was taken back, or that an earlier coordinator asked, needs no answer.
-        self.0.driver.inquiries().answer(&site, &request.id, answer);
+        self.0.driver.answer_inquiry(&site, &request.id, answer).await.map_err(status)?;
         Ok(Response::new(v1::AnswerInquiryReply {}))
     }
 
@@ -190,7 +200,7 @@ impl Site for SiteService {
         &self,
         request: Request<v1::AcceptTermsRequest>,
     ) -> Result<Response<v1::AcceptTermsReply>, Status> {
-        let site = self.site(&request)?;
+        let site = self.site(&request).await?;
         let request = request.into_inner();
         let run = self.0.driver.run(&parse("run", &request.run)?).await.map_err(status)?;
         run.touch(&site, clock::now()).await;
@@ -209,7 +219,7 @@ impl Site for SiteService {
         &self,
         request: Request<v1::DeclineRequest>,
     ) -> Result<Response<v1::DeclineReply>, Status> {
-        let site = self.site(&request)?;
+        let site = self.site(&request).await?;
         let request = request.into_inner();
         let run = self.0.driver.run(&parse("run", &request.run)?).await.map_err(status)?;
         let reason = shortened(refusal(request.reason))?;
@@ -222,7 +232,7 @@ impl Site for SiteService {
         &self,
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatReply>, Status> {
-        let site = self.site(&request)?;
+        let site = self.site(&request).await?;
         let request = request.into_inner();
         let run: RunName = parse("run", &request.run)?;
         let progress = Progress {
@@ -246,7 +256,7 @@ impl Site for SiteService {
         &self,
         request: Request<v1::FetchRequest>,
     ) -> Result<Response<ChunkStream>, Status> {
-        self.site(&request)?;
+        self.site(&request).await?;
         let request = request.into_inner();
         let run = self.0.driver.run(&parse("run", &request.run)?).await.map_err(status)?;
         let wanted = digest("digest", &request.digest)?;
@@ -263,7 +273,7 @@ impl Site for SiteService {
         &self,
         request: Request<v1::UploadStatusRequest>,
     ) -> Result<Response<v1::UploadStatusReply>, Status> {
-        let site = self.site(&request)?;
+        let site = self.site(&request).await?;
         let subject = upload::Subject::read(site, request.into_inner())?;
         let (durable_offset, refusal) = upload::durable_offset(&self.0.driver, &subject).await?;
         Ok(Response::new(v1::UploadStatusReply { durable_offset, refusal }))
@@ -273,7 +283,7 @@ impl Site for SiteService {
         &self,
         request: Request<Streaming<v1::UploadChunk>>,
     ) -> Result<Response<v1::UploadReply>, Status> {
-        let site = self.site(&request)?;
+        let site = self.site(&request).await?;
         let received = upload::receive(&self.0.driver, site, request.into_inner()).await?;
         let (durable_offset, refusal) = received;
         Ok(Response::new(v1::UploadReply { durable_offset, refusal }))
@@ -283,7 +293,7 @@ impl Site for SiteService {
         &self,
         request: Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitReply>, Status> {
-        let site = self.site(&request)?;
+        let site = self.site(&request).await?;
         let request = request.into_inner();
         let run: RunName = parse("run", &request.run)?;
         let delta = digest("digest", &request.digest)?;

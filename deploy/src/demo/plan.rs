@@ -131,6 +131,8 @@ fn manifest(
             stall_timeout_s: 300,
             lease_s: 30,
             void_max: 2,
+            void_pause_s: 60,
+            answer_timeout_s: 30,
         },
         cohort: None,
         quorum: Quorum { sites: 3, share_of_cases: None },

@@ -1,5 +1,6 @@
 //! Every way to change the export of a small history, and what is found.
 
+mod away;
 mod fixture;
 mod recovered;
 

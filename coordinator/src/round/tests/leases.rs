@@ -59,15 +59,47 @@ fn a_silent_site_is_lost_after_its_lease() {
     assert_eq!(leases.lapsed(&seats, &rounds(), at(3 + LEASE_S)), [(site("a"), silent)]);
 }
 
+/// It held the round for the whole stall timeout.
 #[test]
-fn a_site_that_never_answers_has_the_stall_timeout() {
+fn a_site_that_is_not_heard_in_the_round_has_the_answer_timeout() {
     let seats: Seats = [(site("a"), Seat::Asked)].into();
+    let rounds = manifest_with("sites = 1", "answer_timeout_s = 20").rounds;
+    let leases = Leases::new(at(0));
+    assert_eq!(leases.next_deadline(&seats, &rounds), Some(at(20)));
+    let silent = LossCause::NoAnswer { waited_s: 20 };
+    assert_eq!(leases.lapsed(&seats, &rounds, at(20)), [(site("a"), silent)]);
+}
+
+#[test]
+fn a_site_that_is_heard_while_it_reads_its_images_is_under_lease_and_stall() {
+    let seats: Seats = [(site("a"), Seat::Asked)].into();
+    let rounds = manifest_with("sites = 1", "answer_timeout_s = 5").rounds;
+    let preparing = Progress { phase: "preparing".to_owned(), ..Progress::default() };
     let mut leases = Leases::new(at(0));
-    // It may be heard from before it has answered, and has still not answered.
-    leases.touch(&site("a"), at(20));
-    assert_eq!(leases.next_deadline(&seats, &rounds()), Some(at(STALL_S)));
-    let silent = LossCause::NoAnswer { waited_s: 30 };
-    assert_eq!(leases.lapsed(&seats, &rounds(), at(STALL_S)), [(site("a"), silent)]);
+    for second in (4..34).step_by(5) {
+        leases.hear(&site("a"), at(second), preparing.clone());
+        let lapsed = leases.lapsed(&seats, &rounds, at(second + 4));
+        assert_eq!(lapsed, [], "at {second} s");
+    }
+    let stalled = LossCause::Stalled { stalled_s: STALL_S as u64, step: 0 };
+    assert_eq!(leases.lapsed(&seats, &rounds, at(4 + STALL_S)), [(site("a"), stalled)]);
+    let mut leases = Leases::new(at(0));
+    leases.hear(&site("a"), at(4), preparing);
+    let silent = LossCause::Silent { silent_s: LEASE_S as u64 };
+    assert_eq!(leases.lapsed(&seats, &rounds, at(4 + LEASE_S)), [(site("a"), silent)]);
+}
+
+#[test]
+fn a_site_that_works_on_another_run_has_the_stall_timeout() {
+    let seats: Seats = [(site("a"), Seat::Asked)].into();
+    let rounds = manifest_with("sites = 1", "answer_timeout_s = 5").rounds;
+    let mut leases = Leases::new(at(0));
+    for second in (0..STALL_S).step_by(4) {
+        leases.busy(&site("a"), at(second));
+        assert_eq!(leases.lapsed(&seats, &rounds, at(second + 1)), [], "at {second} s");
+    }
+    let lapsed = leases.lapsed(&seats, &rounds, at(STALL_S));
+    assert_eq!(lapsed, [(site("a"), LossCause::Stalled { stalled_s: 30, step: 0 })]);
 }
 
 #[test]

@@ -441,6 +441,7 @@ fn histories_that_break_the_rules_are_named() {
         base: waiting.run.adapter(),
         cohort: cohort.split(' ').map(site).collect(),
         deadline,
+        passed_over: Vec::new(),
     };
     assert!(false_of(&waiting, open("a", deadline(&waiting))).contains("below the quorum"));
     assert!(false_of(&waiting, open("a a", deadline(&waiting))).contains("twice"));

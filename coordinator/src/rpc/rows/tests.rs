@@ -27,7 +27,7 @@ fn collecting(names: &[&str]) -> Run {
         "schema_version = 1
         name = 'trial'
         task = { kind = 'rehearsal', payload_bytes = 16 }
-        rounds = { count = 4, round_deadline_s = 100, stall_timeout_s = 30 }
+        rounds = { count = 4, round_deadline_s = 100, stall_timeout_s = 30, void_pause_s = 0 }
         quorum = { sites = 1 }",
     );
     let event = Run::start(manifest.unwrap(), Digest::of(b"version 0"), "operator/anna");

@@ -1,0 +1,225 @@
+//! The sites asked next, and what a run waits for: refusals that stand, absences, the pause after a
+//! round below quorum, and taking up a run that is not running.
+
+use std::collections::BTreeSet;
+
+use tributary_shared::manifest::COHORT_MAX;
+use tributary_shared::refusal::RefusalClass;
+use tributary_shared::timestamp::Timestamp;
+
+use super::decide::{DETAIL_CHARS, REASONS_CHARS, shorten};
+use super::event::{EndState, LossCause, Missing, RunEvent};
+use super::seat::{Seat, Seats};
+use super::*;
+
+/// A site that was asked in a round and not heard.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Absence {
+    /// The round.
+    pub round: u32,
+    /// The way it was missed.
+    pub cause: LossCause,
+}
+
+/// The sites of a run that are not asked for now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Away {
+    pub(super) refusing: BTreeMap<SiteName, Refusal>,
+    pub(super) absent: BTreeMap<SiteName, Absence>,
+}
+
+impl Away {
+    /// Sites whose refusal stands, with it.
+    pub fn refusing(&self) -> &BTreeMap<SiteName, Refusal> {
+        &self.refusing
+    }
+
+    /// Says whether any site was asked and not heard since.
+    pub fn has_absent(&self) -> bool {
+        !self.absent.is_empty()
+    }
+
+    /// Says whether `site` was asked, not heard, and not heard since.
+    pub fn is_absent(&self, site: &SiteName) -> bool {
+        self.absent.contains_key(site)
+    }
+
+    /// The reason, in words, for which `site` is not asked for now.
+    pub fn reason(&self, site: &SiteName) -> Option<String> {
+        let refusal = self.refusing.get(site).map(ToString::to_string);
+        refusal.or_else(|| {
+            let Absence { round, cause } = self.absent.get(site)?;
+            Some(format!("absent since round {round}: {cause}"))
+        })
+    }
+
+    /// The seat of a site that a round passes over.
+    pub(super) fn seat(&self, site: &SiteName) -> Option<Seat> {
+        if let Some(reason) = self.refusing.get(site) {
+            return Some(Seat::Declined { reason: reason.clone(), cases: None });
+        }
+        let Absence { cause, .. } = self.absent.get(site)?;
+        Some(Seat::Lost { cause: cause.clone(), cases: None })
+    }
+
+    pub(super) fn holds(&self, site: &SiteName) -> bool {
+        self.refusing.contains_key(site) || self.absent.contains_key(site)
+    }
+
+    pub(super) fn forget(&mut self, site: &SiteName) {
+        self.refusing.remove(site);
+        self.absent.remove(site);
+    }
+
+    /// Takes over who was not there when `round` ended.
+    pub(super) fn note_absences(&mut self, round: u32, seats: &Seats) {
+        for (site, seat) in seats {
+            if let Seat::Lost { cause, .. } = seat
+                && cause.is_absence()
+            {
+                let absence = Absence { round, cause: cause.clone() };
+                self.absent.entry(site.clone()).or_insert(absence);
+            }
+        }
+    }
+}
+
+impl Run {
+    /// The sites that are not asked for now.
+    pub fn away(&self) -> &Away {
+        &self.away
+    }
+
+    pub(super) fn open_round(&self, now: Timestamp, active: &BTreeSet<SiteName>) -> Vec<RunEvent> {
+        if self.phase != Phase::Waiting || self.paused_until.is_some_and(|until| now < until) {
+            return Vec::new();
+        }
+        let invited: Vec<SiteName> = match &self.manifest.cohort {
+            Some(cohort) => cohort.sites.intersection(active).cloned().collect(),
+            None => active.iter().cloned().collect(),
+        };
+        let (away, mut cohort): (Vec<_>, Vec<_>) =
+            invited.into_iter().partition(|site| self.away.holds(site));
+        cohort.truncate(COHORT_MAX);
+        if cohort.len() < self.manifest.quorum.sites as usize {
+            return Vec::new();
+        }
+        let chars_max = DETAIL_CHARS.min(REASONS_CHARS / away.len().clamp(1, COHORT_MAX));
+        let passed_over = away
+            .into_iter()
+            .take(COHORT_MAX - cohort.len())
+            .filter_map(|site| {
+                let reason = shorten(&self.away.reason(&site)?, chars_max);
+                Some(Missing { site, reason })
+            })
+            .collect();
+        vec![RunEvent::RoundOpened {
+            round: self.round() + 1,
+            base: self.adapter(),
+            cohort,
+            deadline: now.plus(self.manifest.rounds.round_deadline()),
+            passed_over,
+        }]
+    }
+
+    /// Says whether nothing in the open round was agreed to and every site refuses for now or is
+    /// absent: it can be withdrawn as if it had not been opened.
+    pub(super) fn is_withdrawable(seats: &Seats) -> bool {
+        seats.values().all(Seat::is_passed_by)
+    }
+
+    /// A site was heard, by a call of any kind.
+    pub(super) fn present(&self, site: SiteName) -> Vec<RunEvent> {
+        let ended = matches!(self.phase, Phase::Ended { .. });
+        if ended || !self.away.is_absent(&site) {
+            return Vec::new();
+        }
+        vec![RunEvent::SiteAvailable { site }]
+    }
+
+    /// A site whose refusal stood would take part now.
+    pub(super) fn ready(&self, site: SiteName) -> Vec<RunEvent> {
+        let ended = matches!(self.phase, Phase::Ended { .. });
+        if ended || !self.away.refusing.contains_key(&site) {
+            return Vec::new();
+        }
+        vec![RunEvent::SiteAvailable { site }]
+    }
+
+    /// The class of a refusal of `site` that may have ended, and how many sites a round would ask
+    /// with it.
+    pub fn refusal_in_doubt(
+        &self,
+        site: &SiteName,
+        active: impl FnOnce() -> BTreeSet<SiteName>,
+    ) -> Option<(RefusalClass, u32)> {
+        if matches!(self.phase, Phase::Ended { .. }) {
+            return None;
+        }
+        let class = self.away.refusing.get(site)?.class();
+        let others = match &self.phase {
+            Phase::Collecting(collecting) => {
+                let passed_over = |other| collecting.passed_over.contains_key(other);
+                collecting
+                    .seats
+                    .keys()
+                    .filter(|other| *other != site && !passed_over(*other))
+                    .count()
+            }
+            Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => {
+                let asked = |other: &SiteName| match &self.manifest.cohort {
+                    Some(cohort) => cohort.sites.contains(other),
+                    None => true,
+                };
+                let open = |other: &SiteName| asked(other) && !self.away.holds(other);
+                active().iter().filter(|other| *other != site && open(other)).count()
+            }
+        };
+        Some((class, u32::try_from(others + 1).unwrap_or(u32::MAX)))
+    }
+
+    pub(super) fn resume(&self, by: String, reason: &str) -> Result<Vec<RunEvent>, Refusal> {
+        self.check_resumable()?;
+        Ok(vec![RunEvent::RunResumed { by, reason: shorten(reason, DETAIL_CHARS) }])
+    }
+
+    pub(super) fn check_resumable(&self) -> Result<(), Refusal> {
+        let state = match &self.phase {
+            Phase::Waiting => return Ok(()),
+            Phase::Ended { state: EndState::Stopped | EndState::Failed, .. } => return Ok(()),
+            Phase::Ended { state: EndState::Completed | EndState::CompletedPartial, .. } => {
+                "it has completed; start another run".to_owned()
+            }
+            Phase::Collecting(collecting) => {
+                format!("it is running, and round {} is open", collecting.round)
+            }
+            Phase::Aggregating(aggregating) => {
+                format!("it is running, and round {} is aggregated", aggregating.round)
+            }
+        };
+        Err(Refusal::NotResumable { state })
+    }
+
+    /// Says in words what a waiting run waits for at `now`.
+    pub fn waits_for(&self, now: Timestamp) -> String {
+        let quorum = self.manifest.quorum.sites;
+        let mut words = Vec::new();
+        if let Some(until) = self.paused_until.filter(|until| now < *until) {
+            let round = self.round();
+            words.push(format!(
+                "round {round} ended below quorum; the next opens at {until} at the earliest, \
+                 rounds.void_pause_s, or by `run resume`"
+            ));
+        }
+        let away: BTreeSet<&SiteName> =
+            self.away.refusing.keys().chain(self.away.absent.keys()).collect();
+        if away.is_empty() {
+            words.push(format!("waits until {quorum} sites that may take part are enrolled"));
+        } else {
+            let why = |site: &&SiteName| Some(format!("{site}: {}", self.away.reason(site)?));
+            let sites: Vec<String> = away.iter().filter_map(why).collect();
+            words.push(format!("waits until {quorum} sites may be asked; {}", sites.join("; ")));
+        }
+        shorten(&words.join("; "), DETAIL_CHARS * 4)
+    }
+}
