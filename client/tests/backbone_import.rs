@@ -262,6 +262,10 @@ fn the_command_line_imports_shows_and_verifies() {
     let table: tributary_shared::manifest::Backbone = table["backbone"].clone().try_into().unwrap();
     Backbone::open_for_run(Path::new(out), &table).unwrap();
     assert_eq!(table.interpolation, Interpolation::Bicubic);
+    // The card says the same, for `tributary run new`.
+    let card = fs::read(Path::new(out).with_extension("json")).unwrap();
+    let card: tributary_shared::manifest::Backbone = serde_json::from_slice(&card).unwrap();
+    assert_eq!(card, table);
     let digest = table.digest.to_string();
 
     let shown = client(&["backbone", "show", out, "--format", "json"]);

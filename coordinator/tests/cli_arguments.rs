@@ -8,6 +8,8 @@ use serde_json::Value;
 
 const OPERATOR: &str = env!("CARGO_BIN_EXE_tributary");
 const SERVICE: &str = env!("CARGO_BIN_EXE_tributary-coordinator");
+/// The sample's digest.
+const ZERO: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
 fn run(program: &str, folder: &Path, arguments: &[&str]) -> Output {
     Command::new(program)
@@ -150,6 +152,8 @@ fn start(from: &str, to: &str) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     let sample = std::fs::read_to_string(samples().join("run.toml")).expect("a sample");
     assert!(sample.contains(from), "the sample has no `{from}`");
+    // The sample's digest is a problem of its own.
+    let sample = if from == ZERO { sample } else { sample.replace(ZERO, &ZERO.replace('0', "1")) };
     std::fs::write(folder.path().join("run.toml"), sample.replacen(from, to, 1)).expect("written");
     let output = run(OPERATOR, folder.path(), &["run", "start", "run.toml"]);
     assert_eq!(output.status.code(), Some(4), "{from} -> {to}: {output:?}");
@@ -164,7 +168,7 @@ fn start(from: &str, to: &str) -> String {
 
 #[test]
 fn every_mistake_in_a_manifest_is_one_line_with_file_key_and_mend() {
-    let digest = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+    let digest = ZERO;
     for (from, to, place, problem) in [
         ("rank = 8", "rnk = 8", "run.toml:", "unknown field `rnk`"),
         ("schema_version = 1", "schema_version = 2", "schema_version", "this version reads 1"),
@@ -181,6 +185,8 @@ fn every_mistake_in_a_manifest_is_one_line_with_file_key_and_mend() {
         ("heads = 4", "heads = 5", "heads", "does not divide"),
         ("pool = \"class_token\"", "pool = \"best\"", "pool", "unknown variant `best`"),
         ("rank = 8", "rank = 500", "adapter.rank", "above the backbone's width 128"),
+        ("rank = 8", "rank = 0", "adapter.rank", "kind = \"head_only\""),
+        (digest, digest, "backbone.digest", "all zeros"),
         ("alpha = 16.0", "alpha = 0.0", "adapter.alpha", "is not above 0"),
         ("dropout = 0.0", "dropout = 1.0", "adapter.dropout", "is not in [0, 1)"),
         ("[\"q\", \"v\"]", "[]", "adapter.targets", "name at least one"),
@@ -203,6 +209,65 @@ fn every_mistake_in_a_manifest_is_one_line_with_file_key_and_mend() {
         assert!(error.contains("deploy/run.toml"), "{to}: no mend in: {error}");
         assert_eq!(error.trim().lines().count(), 1, "{to}: {error}");
     }
+}
+
+/// Before, the first of them alone was told.
+#[test]
+fn all_problems_of_a_manifest_are_told_at_once_in_text_and_in_json() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let sample = std::fs::read_to_string(samples().join("run.toml")).expect("a sample");
+    let wrong = sample.replace("rank = 8", "rank = 0").replace("sites = 2", "sites = 50");
+    std::fs::write(folder.path().join("run.toml"), wrong).expect("written");
+    let arguments = ["run", "start", "run.toml"];
+    let output = run(OPERATOR, folder.path(), &arguments);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let error = text(&output.stderr);
+    let lines: Vec<&str> = error.trim().lines().map(str::trim).collect();
+    let [digest, rank, quorum, summary] = lines[..] else { panic!("{error}") };
+    assert!(digest.starts_with("backbone.digest: all zeros"), "{error}");
+    assert!(rank.starts_with("adapter.rank: 0 trains no factor"), "{error}");
+    assert!(quorum.starts_with("quorum.sites: 50 is more than the 3 sites"), "{error}");
+    assert_eq!(summary, "error: run.toml: 3 problems (deploy/run.toml explains every key)");
+    let output = run(OPERATOR, folder.path(), &[&arguments[..], &["--format", "json"]].concat());
+    let envelope: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let details = envelope["error"]["details"].as_array().expect("a list");
+    assert_eq!(details.iter().map(|d| d.as_str().unwrap()).collect::<Vec<_>>(), lines[..3]);
+}
+
+/// Works without a coordinator, and overwrites nothing.
+#[test]
+fn a_new_manifest_is_written_offline_and_never_over_another_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let backbone = samples().join("backbone/backbone.safetensors");
+    let backbone = backbone.to_str().expect("a UTF-8 path");
+    let arguments =
+        ["run", "new", "--backbone", backbone, "--task", "binary", "--classes", "no,yes"];
+    let output = run(OPERATOR, folder.path(), &arguments);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = text(&output.stdout);
+    assert!(said.contains("tributary run check run.toml"), "{said}");
+    assert!(said.contains("The coordinator was not asked who is enrolled"), "{said}");
+    let written = std::fs::read_to_string(folder.path().join("run.toml")).expect("a manifest");
+    let manifest = tributary_shared::manifest::RunManifest::from_toml(&written).expect("a run");
+    assert_eq!(manifest.name.as_str(), "binary-1");
+    let output = run(OPERATOR, folder.path(), &arguments);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(text(&output.stderr).contains("exists already"), "{output:?}");
+    let after = std::fs::read_to_string(folder.path().join("run.toml")).expect("a manifest");
+    assert_eq!(after, written);
+    for (more, problem) in [
+        (&["--task", "binary"][..], "needs --classes"),
+        (&["--task", "survival", "--classes", "a,b"], "has no classes"),
+        (&["--task", "multi_class", "--classes", "a,a"], "must be distinct"),
+    ] {
+        let more = [&["run", "new", "--out", "b.toml", "--backbone", backbone], more].concat();
+        let output = run(OPERATOR, folder.path(), &more);
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+        assert!(text(&output.stderr).contains(problem), "{output:?}");
+    }
+    let output =
+        run(OPERATOR, folder.path(), &["run", "new", "--task", "binary", "--out", "c.toml"]);
+    assert!(text(&output.stderr).contains("needs --backbone FILE"), "{output:?}");
 }
 
 #[test]

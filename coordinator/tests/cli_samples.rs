@@ -23,9 +23,13 @@ fn the_sample_configuration_parses_and_shows_the_defaults() {
 fn the_sample_run_parses_and_every_optional_key_is_in_it() {
     let sample = sample("run.toml");
     // As it stands it asks nothing of the sites' images: most files say nothing of their modality.
-    assert_eq!(RunManifest::from_toml(&sample).unwrap().data, None);
+    assert_eq!(RunManifest::read_toml(&sample).unwrap().data, None);
     let text = switched_on(&sample);
-    let manifest = RunManifest::from_toml(&text).unwrap();
+    let manifest = RunManifest::read_toml(&text).unwrap();
+    // Untouched, it names no backbone.
+    let found = manifest.problems();
+    let keys_of: Vec<&str> = found.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys_of, ["backbone.digest"]);
     // What is written back has the same keys: none is missing from the sample.
     let written: toml::Table = toml::from_str(&text).unwrap();
     let meant: toml::Table = toml::from_str(&toml::to_string(&manifest).unwrap()).unwrap();

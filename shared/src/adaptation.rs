@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::architecture::Architecture;
 use crate::layout::TensorSpec;
+use crate::problems::Problems;
 use written::AdapterTable;
 
 pub use written::InvalidTable;
@@ -165,16 +166,6 @@ pub enum Adaptation {
     Full,
 }
 
-/// Numbers that no backbone of this shape can be adapted by.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("adapter.{key}: {problem}")]
-pub struct InvalidAdaptation {
-    /// The key to mend, inside the table `[adapter]`.
-    pub key: &'static str,
-    /// What is wrong with its value, and what would be right.
-    pub problem: String,
-}
-
 impl Adaptation {
     /// The names of all kinds.
     pub const KINDS: [&str; 8] =
@@ -220,25 +211,26 @@ impl Adaptation {
         Some(depth.saturating_sub(last))
     }
 
-    /// Refuses numbers that make no sense on a backbone of this shape.
-    pub fn check(&self, architecture: &Architecture) -> Result<(), InvalidAdaptation> {
-        let Architecture { width, depth, .. } = *architecture;
+    /// Refuses numbers that make no sense, on a backbone of this shape where one is known.
+    pub fn check(&self, architecture: Option<&Architecture>, found: &mut Problems) {
+        let most = |of: fn(&Architecture) -> usize| architecture.map_or(usize::MAX, of);
+        let (width, depth) = (most(|shape| shape.width), most(|shape| shape.depth));
         if let Some(last) = self.last_blocks() {
-            within("last_blocks", last, 1, depth, "the backbone's depth")?;
+            within("last_blocks", last, depth, "the backbone's depth", found);
         }
         match self {
-            Self::Lora(lora) => check_lora(lora, width),
+            Self::Lora(lora) => check_lora(lora, width, found),
             Self::Houlsby { bottleneck, .. } => {
-                within("bottleneck", *bottleneck, 1, width, "the backbone's width")
+                within("bottleneck", *bottleneck, width, "the backbone's width", found);
             }
             Self::AdaptFormer { bottleneck, scale, .. } => {
-                within("bottleneck", *bottleneck, 1, width, "the backbone's width")?;
-                above_zero("scale", *scale)
+                within("bottleneck", *bottleneck, width, "the backbone's width", found);
+                above_zero("scale", *scale, found);
             }
             Self::Prompts { prompts, .. } => {
-                within("prompts", *prompts, 1, PROMPTS_MAX, "the most allowed,")
+                within("prompts", *prompts, PROMPTS_MAX, "the most allowed,", found);
             }
-            Self::BitFit { .. } | Self::HeadOnly | Self::LastBlocks { .. } | Self::Full => Ok(()),
+            Self::BitFit { .. } | Self::HeadOnly | Self::LastBlocks { .. } | Self::Full => {}
         }
     }
 
@@ -334,44 +326,41 @@ fn add_bottleneck(
     add(format!("{sublayer}.adapter.up.bias"), &[width]);
 }
 
-fn check_lora(lora: &Lora, width: usize) -> Result<(), InvalidAdaptation> {
-    let refuse = |key, problem: &str| Err(InvalidAdaptation { key, problem: problem.to_owned() });
-    within("rank", lora.rank, 1, width, "the backbone's width")?;
-    above_zero("alpha", lora.alpha)?;
-    if lora.targets.is_empty() {
-        return refuse("targets", "name at least one of q, k, v, proj, fc1, fc2");
-    }
-    if !(0.0..1.0).contains(&lora.dropout) {
-        return refuse("dropout", &format!("{} is not in [0, 1)", lora.dropout));
-    }
-    if lora.dora && lora.dropout > 0.0 {
-        return refuse("dropout", "DoRA measures whole rows of W + s B A; set dropout = 0");
-    }
-    Ok(())
-}
-
-fn within(
-    key: &'static str,
-    value: usize,
-    low: usize,
-    high: usize,
-    what: &str,
-) -> Result<(), InvalidAdaptation> {
-    let problem = if value < low {
-        format!("{value} is below {low}")
-    } else if value > high {
-        format!("{value} is above {what} {high}")
+fn check_lora(lora: &Lora, width: usize, found: &mut Problems) {
+    if lora.rank == 0 {
+        let mend = "0 trains no factor; to train the head alone write kind = \"head_only\"";
+        found.add("adapter.rank", mend);
     } else {
-        return Ok(());
-    };
-    Err(InvalidAdaptation { key, problem })
+        within("rank", lora.rank, width, "the backbone's width", found);
+    }
+    above_zero("alpha", lora.alpha, found);
+    found.require(!lora.targets.is_empty(), "adapter.targets", || {
+        "name at least one of q, k, v, proj, fc1, fc2".to_owned()
+    });
+    let dropout = lora.dropout;
+    let share = found.require((0.0..1.0).contains(&dropout), "adapter.dropout", || {
+        format!("{dropout} is not in [0, 1)")
+    });
+    found.require(!(share && lora.dora && dropout > 0.0), "adapter.dropout", || {
+        "DoRA measures whole rows of W + s B A; set dropout = 0".to_owned()
+    });
 }
 
-fn above_zero(key: &'static str, value: f64) -> Result<(), InvalidAdaptation> {
-    if value.is_finite() && value > 0.0 {
-        return Ok(());
-    }
-    Err(InvalidAdaptation { key, problem: format!("{value} is not above 0") })
+/// Refuses a count that is not from 1 to `high`, which is `what`.
+fn within(key: &str, value: usize, high: usize, what: &str, found: &mut Problems) {
+    found.require((1..=high).contains(&value), format!("adapter.{key}"), || {
+        if value < 1 {
+            format!("{value} is below 1")
+        } else {
+            format!("{value} is above {what} {high}")
+        }
+    });
+}
+
+fn above_zero(key: &str, value: f64, found: &mut Problems) {
+    found.require(value.is_finite() && value > 0.0, format!("adapter.{key}"), || {
+        format!("{value} is not above 0")
+    });
 }
 
 #[cfg(test)]
@@ -380,6 +369,12 @@ mod tests {
 
     fn architecture() -> Architecture {
         Architecture { mlp_width: 20, ..Architecture::plain(16, 8, 12, 3, 3) }
+    }
+
+    fn problems(adaptation: &Adaptation) -> Vec<String> {
+        let mut found = Problems::default();
+        adaptation.check(Some(&architecture()), &mut found);
+        found.lines()
     }
 
     fn names(adaptation: &Adaptation) -> Vec<String> {
@@ -452,9 +447,22 @@ mod tests {
                 "adapter.scale: NaN is not above 0",
             ),
         ] {
-            assert_eq!(adaptation.check(&architecture()).unwrap_err().to_string(), line);
+            assert_eq!(problems(&adaptation), [line]);
         }
-        assert_eq!(lora(&|_| ()).check(&architecture()), Ok(()));
+        assert!(problems(&lora(&|_| ())).is_empty());
+        let worst = lora(&|l| {
+            (l.rank, l.alpha, l.dropout) = (0, f64::INFINITY, 2.0);
+            l.targets.clear();
+        });
+        assert_eq!(
+            problems(&worst),
+            [
+                "adapter.rank: 0 trains no factor; to train the head alone write kind = \"head_only\"",
+                "adapter.alpha: inf is not above 0",
+                "adapter.targets: name at least one of q, k, v, proj, fc1, fc2",
+                "adapter.dropout: 2 is not in [0, 1)",
+            ]
+        );
     }
 
     #[test]

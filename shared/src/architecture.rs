@@ -5,6 +5,8 @@ mod tensors;
 
 use serde::{Deserialize, Serialize};
 
+use crate::problems::Problems;
+
 /// Which GELU the multilayer perceptron uses; a gated one has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -119,16 +121,6 @@ fn layer_norm_eps() -> f64 {
     1e-6
 }
 
-/// Numbers that describe no vision transformer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("backbone.architecture.{key}: {problem}")]
-pub struct InvalidArchitecture {
-    /// The key to mend.
-    pub key: &'static str,
-    /// What is wrong with its value, and what would be right.
-    pub problem: String,
-}
-
 impl Architecture {
     /// The plain vision transformer of timm's names on colour images: class token, exact GELU,
     /// perceptron four times as wide, eps 1e-6.
@@ -201,50 +193,49 @@ impl Architecture {
     }
 
     /// Refuses sizes that fit no vision transformer or no machine.
-    pub fn check(&self) -> Result<(), InvalidArchitecture> {
-        let within = |key, value: usize, low, high| {
-            if (low..=high).contains(&value) {
-                Ok(())
-            } else {
-                let problem = format!("{value} is not between {low} and {high}");
-                Err(InvalidArchitecture { key, problem })
-            }
+    pub fn check(&self, found: &mut Problems) {
+        let key = |key: &str| format!("backbone.architecture.{key}");
+        let mut within = |name: &str, value: usize, low, high| {
+            found.require((low..=high).contains(&value), key(name), || {
+                format!("{value} is not between {low} and {high}")
+            })
         };
-        let divides = |key, part: usize, whole_name, whole: usize| {
-            if whole.is_multiple_of(part) {
-                Ok(())
-            } else {
-                let problem = format!("{part} does not divide {whole_name} = {whole}");
-                Err(InvalidArchitecture { key, problem })
-            }
+        // What follows from a wrong number is no problem of its own.
+        let mut patched = within("image_size", self.image_size, 8, 2_048)
+            && within("patch_size", self.patch_size, 1, self.image_size);
+        let headed =
+            within("width", self.width, 4, 8_192) && within("heads", self.heads, 1, self.width);
+        within("depth", self.depth, 1, 128);
+        within("mlp_width", self.mlp_width, 1, 65_536);
+        within("register_tokens", self.register_tokens, 0, 64);
+        let mut divides = |part_name: &str, part: usize, whole_name: &str, whole: usize| {
+            found.require(whole.is_multiple_of(part), key(part_name), || {
+                format!("{part} does not divide {whole_name} = {whole}")
+            })
         };
-        within("image_size", self.image_size, 8, 2_048)?;
-        within("patch_size", self.patch_size, 1, self.image_size)?;
-        divides("patch_size", self.patch_size, "image_size", self.image_size)?;
-        within("patch_size (patches per image)", self.patches(), 1, 65_536)?;
-        if self.channels != 1 && self.channels != 3 {
-            let problem = format!("{} is neither 1 (grey) nor 3 (colour)", self.channels);
-            return Err(InvalidArchitecture { key: "channels", problem });
+        if patched {
+            patched = divides("patch_size", self.patch_size, "image_size", self.image_size);
         }
-        within("width", self.width, 4, 8_192)?;
-        within("depth", self.depth, 1, 128)?;
-        within("heads", self.heads, 1, self.width)?;
-        divides("heads", self.heads, "width", self.width)?;
-        within("mlp_width", self.mlp_width, 1, 65_536)?;
-        within("register_tokens", self.register_tokens, 0, 64)?;
-        if self.pool != Pool::Mean && !self.class_token {
-            let problem = "only `mean` can do without `class_token = true`".to_owned();
-            return Err(InvalidArchitecture { key: "pool", problem });
+        if headed {
+            divides("heads", self.heads, "width", self.width);
         }
-        if self.pool == Pool::ClassTokenAndMean && self.final_norm == FinalNorm::Pooled {
-            let problem = "`pooled` goes with `pool = \"mean\"` or `\"class_token\"`".to_owned();
-            return Err(InvalidArchitecture { key: "final_norm", problem });
-        }
-        if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps < 1.0) {
-            let problem = format!("{} is not between 0 and 1", self.layer_norm_eps);
-            return Err(InvalidArchitecture { key: "layer_norm_eps", problem });
-        }
-        Ok(())
+        found.require(!patched || self.patches() <= 65_536, key("patch_size"), || {
+            format!("{} patches an image; at most 65536, with larger patches", self.patches())
+        });
+        found.require(matches!(self.channels, 1 | 3), key("channels"), || {
+            format!("{} is neither 1 (grey) nor 3 (colour)", self.channels)
+        });
+        found.require(self.pool == Pool::Mean || self.class_token, key("pool"), || {
+            "only `mean` can do without `class_token = true`".to_owned()
+        });
+        let both = self.pool == Pool::ClassTokenAndMean && self.final_norm == FinalNorm::Pooled;
+        found.require(!both, key("final_norm"), || {
+            "`pooled` goes with `pool = \"mean\"` or `\"class_token\"`".to_owned()
+        });
+        let eps = self.layer_norm_eps;
+        found.require(eps > 0.0 && eps < 1.0, key("layer_norm_eps"), || {
+            format!("{eps} is not between 0 and 1")
+        });
     }
 }
 
@@ -278,21 +269,38 @@ mod tests {
         assert_eq!(serde_json::from_str::<Architecture>(&json).expect("its own json"), giant);
         assert_eq!((giant.tokens(), giant.position_rows(), giant.prefix()), (9, 5, 5));
         assert_eq!((giant.features(), giant.fc1_outputs()), (24, 96));
-        giant.check().expect("a vision transformer");
+        assert_eq!(refused(&giant), Vec::<String>::new());
+    }
+
+    /// The keys that are refused.
+    fn refused(architecture: &Architecture) -> Vec<String> {
+        let mut found = Problems::default();
+        architecture.check(&mut found);
+        let keys = found.iter().map(|problem| problem.key.rsplit_once('.').map(|(_, key)| key));
+        keys.flatten().map(str::to_owned).collect()
     }
 
     #[test]
     fn a_head_cannot_see_what_is_not_there() {
         let plain = Architecture::plain(28, 14, 12, 2, 3);
-        let key = |architecture: Architecture| architecture.check().map_err(|e| e.key);
         for pool in [Pool::ClassToken, Pool::ClassTokenAndMean] {
             assert_eq!(
-                key(Architecture { class_token: false, pool, ..plain.clone() }),
-                Err("pool")
+                refused(&Architecture { class_token: false, pool, ..plain.clone() }),
+                ["pool"]
             );
         }
         let (pool, final_norm) = (Pool::ClassTokenAndMean, FinalNorm::Pooled);
-        assert_eq!(key(Architecture { pool, final_norm, ..plain.clone() }), Err("final_norm"));
-        assert_eq!(key(Architecture { register_tokens: 65, ..plain }), Err("register_tokens"));
+        assert_eq!(refused(&Architecture { pool, final_norm, ..plain.clone() }), ["final_norm"]);
+        assert_eq!(refused(&Architecture { register_tokens: 65, ..plain }), ["register_tokens"]);
+    }
+
+    #[test]
+    fn every_wrong_number_is_named_and_none_that_follows_from_another() {
+        let wrong = Architecture { channels: 2, depth: 0, ..Architecture::plain(28, 0, 12, 2, 0) };
+        assert_eq!(refused(&wrong), ["patch_size", "heads", "depth", "channels"]);
+        let uneven = Architecture::plain(28, 5, 12, 2, 5);
+        assert_eq!(refused(&uneven), ["patch_size", "heads"]);
+        let fine = Architecture::plain(2_048, 4, 12, 2, 3);
+        assert_eq!(refused(&fine), ["patch_size"]);
     }
 }

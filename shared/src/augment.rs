@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{InvalidManifest, require};
+use crate::problems::Problems;
 
 /// Random changes of training images; evaluation never sees them. Pixels are in [0, 1].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ pub struct Augment {
 
 impl Augment {
     /// Refuses strengths that leave no image.
-    pub(crate) fn check(&self) -> Result<(), InvalidManifest> {
+    pub(crate) fn check(&self, found: &mut Problems) {
         let ranges = [
             ("crop_area_min", self.crop_area_min, 1.0),
             ("brightness", self.brightness, 1.0),
@@ -56,10 +56,9 @@ impl Augment {
             ("noise", self.noise, 1.0),
         ];
         for (key, value, high) in ranges {
-            require((0.0..=high).contains(&value), &format!("training.augment.{key}"), || {
+            found.require((0.0..=high).contains(&value), format!("training.augment.{key}"), || {
                 format!("{value} is not between 0 and {high}")
-            })?;
+            });
         }
-        Ok(())
     }
 }

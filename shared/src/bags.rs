@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::layout::TensorSpec;
-use crate::manifest::{InvalidManifest, require};
+use crate::problems::Problems;
 use crate::task::Task;
 
 /// Attention-based multiple-instance learning with a gate (Ilse et al. 2018, arXiv:1802.04712): all
@@ -31,7 +31,7 @@ fn instances_max() -> usize {
 
 impl Bags {
     /// Refuses sizes that make no attention, and tasks whose truth is no bag's.
-    pub(crate) fn check(&self, task: &Task) -> Result<(), InvalidManifest> {
+    pub(crate) fn check(&self, task: &Task, found: &mut Problems) {
         let whole = match task {
             Task::Binary { .. }
             | Task::MultiClass { .. }
@@ -42,16 +42,15 @@ impl Bags {
                 false
             }
         };
-        require(whole, "bags", || format!("a {} task has no bags; remove it", task.as_str()))?;
+        found.require(whole, "bags", || format!("a {} task has no bags; remove it", task.as_str()));
         for (key, value, high) in [
             ("bags.attention_width", self.attention_width, 8_192),
             ("bags.instances_max", self.instances_max, 1_000_000),
         ] {
-            require((1..=high).contains(&value), key, || {
+            found.require((1..=high).contains(&value), key, || {
                 format!("{value} is not between 1 and {high}")
-            })?;
+            });
         }
-        Ok(())
     }
 
     /// The attention's tensors over features of `width`.

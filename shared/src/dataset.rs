@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::problems::Problems;
+
 /// What a run demands of every site's images. An absent key demands nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -127,29 +129,31 @@ impl Window {
 }
 
 impl DataContract {
-    /// The first key that makes no sense, with the mend.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
+    /// Refuses what no image can be.
+    pub fn check(&self, found: &mut Problems) {
         let code = |code: &String| {
             let plain = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit();
             (1..=16).contains(&code.len()) && code.chars().all(plain)
         };
-        if self.modalities.len() > 32 || !self.modalities.iter().all(code) {
-            let mend = "at most 32 DICOM codes, in capitals, such as \"CT\"";
-            return Err(("data.modalities", mend.to_owned()));
+        let codes = self.modalities.len() <= 32 && self.modalities.iter().all(code);
+        found.require(codes, "data.modalities", || {
+            "at most 32 DICOM codes, in capitals, such as \"CT\"".to_owned()
+        });
+        if let Some([least, largest]) = self.spacing_mm {
+            let range = least > 0.0 && least <= largest && largest.is_finite();
+            found.require(range, "data.spacing_mm", || {
+                format!("{least} to {largest}: write 0 < least <= largest, millimetres")
+            });
         }
-        if let Some([least, largest]) = self.spacing_mm
-            && !(least > 0.0 && least <= largest && largest.is_finite())
-        {
-            let mend = format!("{least} to {largest}: write 0 < least <= largest, millimetres");
-            return Err(("data.spacing_mm", mend));
+        let channels = self.channels.is_none_or(|channels| matches!(channels, 1 | 3));
+        found.require(channels, "data.channels", || "write 1 (grey) or 3 (colour)".to_owned());
+        let least = self.cases_per_class_min.unwrap_or_default();
+        found.require(least <= 1 << 40, "data.cases_per_class_min", || {
+            format!("{least} is above {}", 1_u64 << 40)
+        });
+        if let Some(Err(mend)) = self.window.map(|window| window.check()) {
+            found.add("data.window", mend);
         }
-        if self.channels.is_some_and(|channels| !matches!(channels, 1 | 3)) {
-            return Err(("data.channels", "write 1 (grey) or 3 (colour)".to_owned()));
-        }
-        if self.cases_per_class_min.is_some_and(|least| least > 1 << 40) {
-            return Err(("data.cases_per_class_min", "out of range".to_owned()));
-        }
-        self.window.map_or(Ok(()), |window| window.check().map_err(|mend| ("data.window", mend)))
     }
 }
 
@@ -159,7 +163,8 @@ mod tests {
 
     fn refused(toml: &str) -> String {
         let contract: DataContract = toml::from_str(toml).unwrap();
-        contract.check().unwrap_err().0.to_owned()
+        let found = Problems::of(|found| contract.check(found)).unwrap_err();
+        found.iter().map(|problem| problem.key.as_str()).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
@@ -168,6 +173,10 @@ mod tests {
         assert_eq!(refused("spacing_mm = [2.0, 1.0]"), "data.spacing_mm");
         assert_eq!(refused("spacing_mm = [1.0, inf]"), "data.spacing_mm");
         assert_eq!(refused("channels = 2"), "data.channels");
+        assert_eq!(
+            refused("channels = 2\nmodalities = [\"ct\"]\nspacing_mm = [2.0, 1.0]"),
+            "data.modalities data.spacing_mm data.channels"
+        );
         assert_eq!(refused("window = { kind = \"given\", centre = 0, width = 0 }"), "data.window");
         assert_eq!(
             refused("window = { kind = \"percentile\", low = 60, high = 50 }"),
@@ -182,7 +191,7 @@ mod tests {
         let full = "modalities = [\"CT\"]\nplane = \"axial\"\nspacing_mm = [0.5, 1.0]\nchannels = 1\n\
                     cases_per_class_min = 5\nwindow = { kind = \"given\", centre = 40, width = 400 }";
         let contract: DataContract = toml::from_str(full).unwrap();
-        assert_eq!(contract.check(), Ok(()));
+        assert_eq!(Problems::of(|found| contract.check(found)), Ok(()));
         let json = serde_json::to_string(&contract).unwrap();
         assert_eq!(serde_json::from_str::<DataContract>(&json).unwrap(), contract);
     }

@@ -31,6 +31,11 @@ impl Digest {
         &self.0
     }
 
+    /// Whether it is all zeros: what samples write where a digest belongs, and no file's.
+    pub fn is_zero(&self) -> bool {
+        self.0 == [0; 32]
+    }
+
     /// The 64 hex digits without the prefix, safe as a file name.
     pub fn to_hex(self) -> String {
         hex::encode(self.0)

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::architecture::Architecture;
 use crate::layout::TensorSpec;
+use crate::problems::Problems;
 
 /// Widest hidden layer.
 const HIDDEN_MAX: usize = 65_536;
@@ -36,13 +37,12 @@ impl Head {
         *self == Self::default()
     }
 
-    /// What is wrong with its numbers, with the key inside `[head]`.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
-        match self {
-            Self::Mlp { hidden } if !(1..=HIDDEN_MAX).contains(hidden) => {
-                Err(("hidden", format!("{hidden} is not between 1 and {HIDDEN_MAX}")))
-            }
-            Self::Linear {} | Self::Mlp { .. } | Self::AttentionPool {} => Ok(()),
+    /// Refuses widths that make no head.
+    pub(crate) fn check(&self, found: &mut Problems) {
+        if let Self::Mlp { hidden } = self {
+            found.require((1..=HIDDEN_MAX).contains(hidden), "head.hidden", || {
+                format!("{hidden} is not between 1 and {HIDDEN_MAX}")
+            });
         }
     }
 

@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod name;
 pub mod objective;
 pub mod outcome;
+pub mod problems;
 pub mod refusal;
 pub mod task;
 pub mod tensors;

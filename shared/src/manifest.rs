@@ -17,7 +17,8 @@ use crate::dataset::{DataContract, Interpolation};
 use crate::digest::Digest;
 use crate::head::Head;
 use crate::name::{RunName, SiteName};
-use crate::objective::BATCH_MAX;
+use crate::objective::{BATCH_MAX, Objective};
+use crate::problems::Problems;
 pub use crate::task::Task;
 pub use crate::training::Training;
 
@@ -32,6 +33,9 @@ pub const COHORT_MAX: usize = 256;
 pub const PAYLOAD_BYTES_LARGE: u64 = 64 << 20;
 /// Largest adapter payload accepted from a manifest, bytes.
 pub const PAYLOAD_BYTES_MAX: u64 = 4 << 30;
+
+/// The key of the backbone's digest.
+const BACKBONE_DIGEST: &str = "backbone.digest";
 
 /// A run as its operator declares it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -261,25 +265,25 @@ pub enum InvalidManifest {
     /// Larger than [`MANIFEST_BYTES_MAX`].
     #[error("{0} bytes; a manifest has at most {MANIFEST_BYTES_MAX}")]
     TooLarge(usize),
-    /// A value that makes no sense, with the mend.
-    #[error("{key}: {problem}")]
-    Value {
-        /// Dotted key.
-        key: String,
-        /// What is wrong, and what would be right.
-        problem: String,
-    },
+    /// Values that make no sense, with their mends.
+    #[error(transparent)]
+    Values(#[from] Problems),
 }
 
 impl RunManifest {
     /// Reads and checks `run.toml`.
     pub fn from_toml(text: &str) -> Result<Self, InvalidManifest> {
+        let manifest = Self::read_toml(text)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Reads `run.toml` without judging its values; [`Self::problems`] does.
+    pub fn read_toml(text: &str) -> Result<Self, InvalidManifest> {
         if text.len() > MANIFEST_BYTES_MAX {
             return Err(InvalidManifest::TooLarge(text.len()));
         }
-        let manifest: Self = toml::from_str(text)?;
-        manifest.check()?;
-        Ok(manifest)
+        Ok(toml::from_str(text)?)
     }
 
     /// Reads and checks the canonical JSON that travels.
@@ -328,107 +332,123 @@ impl RunManifest {
 
     /// Refuses what cannot mean a run.
     pub fn check(&self) -> Result<(), InvalidManifest> {
-        require(self.schema_version == SCHEMA_VERSION, "schema_version", || {
-            format!("{} is not supported; this version reads {SCHEMA_VERSION}", self.schema_version)
-        })?;
-        self.task.check()?;
-        if let Task::Rehearsal { .. } = self.task {
-            self.check_rehearsal()?;
-        } else {
-            self.check_backbone()?;
-            self.check_adapter()?;
-            let training = self.training.as_ref().ok_or_else(|| missing("training"))?;
-            training.check(&self.task)?;
-            self.bags.as_ref().map_or(Ok(()), |bags| bags.check(&self.task))?;
-        }
-        if let Some(data) = &self.data {
-            data.check().map_err(|(key, problem)| InvalidManifest::Value {
-                key: key.to_owned(),
-                problem,
-            })?;
-        }
-        self.check_rounds()
+        Ok(Problems::of(|found| *found = self.problems())?)
     }
 
-    fn check_rehearsal(&self) -> Result<(), InvalidManifest> {
+    /// Refuses what no version has ever taken: a history may hold runs whose manifests
+    /// [`Self::check`] refuses since.
+    pub fn check_recorded(&self) -> Result<(), InvalidManifest> {
+        Ok(Problems::of(|found| {
+            *found = self.problems();
+            found.retain(|problem| problem.key != BACKBONE_DIGEST);
+        })?)
+    }
+
+    /// Every problem, in the order of the file's tables. What follows from another problem is
+    /// left out.
+    pub fn problems(&self) -> Problems {
+        let mut found = Problems::default();
+        found.require(self.schema_version == SCHEMA_VERSION, "schema_version", || {
+            format!("{} is not supported; this version reads {SCHEMA_VERSION}", self.schema_version)
+        });
+        self.task.check(&mut found);
+        if let Task::Rehearsal { .. } = self.task {
+            self.check_rehearsal(&mut found);
+        } else {
+            self.check_model(&mut found);
+        }
+        if let Some(data) = &self.data {
+            data.check(&mut found);
+        }
+        if let (Some(bags), false) = (&self.bags, matches!(self.task, Task::Rehearsal { .. })) {
+            bags.check(&self.task, &mut found);
+        }
+        self.check_rounds(&mut found);
+        self.check_payload(&mut found);
+        found
+    }
+
+    fn check_rehearsal(&self, found: &mut Problems) {
         let modelless = self.backbone.is_none()
             && self.adapter.is_none()
             && self.head.is_default()
             && self.training.is_none()
             && self.data.is_none()
             && self.bags.is_none();
-        require(modelless, "task.kind", || {
+        found.require(modelless, "task.kind", || {
             "a rehearsal takes no [backbone], [adapter], [head], [training], [data] or [bags]; \
              remove them"
                 .to_owned()
-        })
+        });
     }
 
-    fn check_backbone(&self) -> Result<(), InvalidManifest> {
-        let backbone = self.backbone.as_ref().ok_or_else(|| missing("backbone"))?;
-        backbone.architecture.check().map_err(|e| InvalidManifest::Value {
-            key: format!("backbone.architecture.{}", e.key),
-            problem: e.problem,
-        })?;
-        let channels = backbone.architecture.channels;
-        for (key, values) in [("backbone.mean", &backbone.mean), ("backbone.std", &backbone.std)] {
-            require(values.len() == channels && values.iter().all(|v| v.is_finite()), key, || {
-                format!("needs {channels} finite numbers, one a channel")
-            })?;
+    fn check_model(&self, found: &mut Problems) {
+        match &self.backbone {
+            Some(backbone) => backbone.check(found),
+            None => missing("backbone", found),
         }
-        require(backbone.std.iter().all(|v| *v > 0.0), "backbone.std", || {
-            "must be above 0".to_owned()
-        })?;
-        let crop = backbone.crop_pct.is_none_or(|share| CROP_PCT.contains(&share));
-        require(crop, "backbone.crop_pct", || {
-            "must be 0.5 to 1; left out, images are stretched".to_owned()
-        })
-    }
-
-    fn check_adapter(&self) -> Result<(), InvalidManifest> {
-        let adaptation = self.adapter.as_ref().ok_or_else(|| missing("adapter"))?;
-        let backbone = self.backbone.as_ref().ok_or_else(|| missing("backbone"))?;
-        adaptation.check(&backbone.architecture).map_err(|e| InvalidManifest::Value {
-            key: format!("adapter.{}", e.key),
-            problem: e.problem,
-        })?;
-        self.head.check().map_err(|(key, problem)| InvalidManifest::Value {
-            key: format!("head.{key}"),
-            problem,
-        })?;
+        // What an adapter or a head may be follows from a shape that makes sense alone.
+        let shape = self.backbone.as_ref().map(|backbone| &backbone.architecture);
+        let shape = shape.filter(|_| !found.touch("backbone.architecture"));
+        match &self.adapter {
+            Some(adaptation) => adaptation.check(shape, found),
+            None => missing("adapter", found),
+        }
+        self.head.check(found);
         if let Task::Segmentation { .. } = self.task {
-            let shape = &backbone.architecture;
-            require(self.head.is_default(), "head", || {
+            found.require(self.head.is_default(), "head", || {
                 "a segmentation has its own head, task.decoder; remove the table [head]".to_owned()
-            })?;
-            require(shape.features() == shape.width, "backbone.architecture.pool", || {
+            });
+            let patches = shape.is_none_or(|shape| shape.features() == shape.width);
+            found.require(patches, "backbone.architecture.pool", || {
                 "a segmentation reads patch tokens alone; use `class_token` or `mean`".to_owned()
-            })?;
+            });
+        }
+        match &self.training {
+            Some(training) => training.check(&self.task, found),
+            None => missing("training", found),
         }
         if let Task::SelfSupervised { objective } = &self.task {
-            require(self.head.is_default(), "head", || {
-                "a self_supervised task has its objective's own layers; remove the table [head]"
-                    .to_owned()
-            })?;
-            require(*adaptation != Adaptation::HeadOnly, "adapter.kind", || {
-                "under head_only a self_supervised task would train nothing that lasts; adapt the \
-                 backbone, for example with kind = \"lora\""
-                    .to_owned()
-            })?;
-            let augment = self.training.as_ref().and_then(|t| t.augment.as_ref());
-            objective.check(&backbone.architecture, augment)?;
-            let images = self.training.as_ref().map_or(1, |training| training.batch_size);
-            require(images <= BATCH_MAX, "training.batch_size", || {
-                format!("{images} is above {BATCH_MAX}, the most of a step without labels")
-            })?;
+            self.check_unlabelled(objective, shape, found);
         }
-        let bytes = self.contract().map_or(0, |c| c.layout.payload_bytes());
-        require(bytes <= PAYLOAD_BYTES_MAX, "adapter", || {
-            format!("the adapter would have {bytes} bytes, above {PAYLOAD_BYTES_MAX}")
-        })
     }
 
-    fn check_rounds(&self) -> Result<(), InvalidManifest> {
+    fn check_unlabelled(
+        &self,
+        objective: &Objective,
+        shape: Option<&Architecture>,
+        found: &mut Problems,
+    ) {
+        found.require(self.head.is_default(), "head", || {
+            "a self_supervised task has its objective's own layers; remove the table [head]"
+                .to_owned()
+        });
+        found.require(self.adapter != Some(Adaptation::HeadOnly), "adapter.kind", || {
+            "under head_only a self_supervised task would train nothing that lasts; adapt the \
+             backbone, for example with kind = \"lora\""
+                .to_owned()
+        });
+        let augment = self.training.as_ref().and_then(|t| t.augment.as_ref());
+        objective.check(shape, augment, found);
+        let images = self.training.as_ref().map_or(1, |training| training.batch_size);
+        found.require(images <= BATCH_MAX, "training.batch_size", || {
+            format!("{images} is above {BATCH_MAX}, the most of a step without labels")
+        });
+    }
+
+    /// The size of the adapter, once all that it follows from makes sense.
+    fn check_payload(&self, found: &mut Problems) {
+        let shapes = ["task", "backbone.architecture", "adapter", "head", "bags"];
+        if shapes.iter().any(|table| found.touch(table)) {
+            return;
+        }
+        let bytes = self.contract().map_or(0, |c| c.layout.payload_bytes());
+        found.require(bytes <= PAYLOAD_BYTES_MAX, "adapter", || {
+            format!("the adapter would have {bytes} bytes, above {PAYLOAD_BYTES_MAX}")
+        });
+    }
+
+    fn check_rounds(&self, found: &mut Problems) {
         let rounds = &self.rounds;
         let seconds_max = 366 * 24 * 3600;
         let ranges = [
@@ -442,49 +462,57 @@ impl RunManifest {
             ("limits.cases_max", self.limits.cases_max, 1, 1 << 40),
         ];
         for (key, value, low, high) in ranges {
-            require((low..=high).contains(&value), key, || {
+            found.require((low..=high).contains(&value), key, || {
                 format!("{value} is not between {low} and {high}")
-            })?;
+            });
         }
         if let Some(cohort) = &self.cohort {
-            require(cohort.sites.len() <= COHORT_MAX, "cohort.sites", || {
+            found.require(cohort.sites.len() <= COHORT_MAX, "cohort.sites", || {
                 format!("{} sites; a round asks at most {COHORT_MAX}", cohort.sites.len())
-            })?;
-            require(cohort.sites.len() >= self.quorum.sites as usize, "quorum.sites", || {
+            });
+            found.require(cohort.sites.len() >= self.quorum.sites as usize, "quorum.sites", || {
                 format!(
                     "{} is more than the {} sites of the cohort",
                     self.quorum.sites,
                     cohort.sites.len()
                 )
-            })?;
+            });
         }
         if let Some(share) = self.quorum.share_of_cases {
-            require(share > 0.0 && share <= 1.0, "quorum.share_of_cases", || {
+            found.require(share > 0.0 && share <= 1.0, "quorum.share_of_cases", || {
                 format!("{share} is not above 0 and at most 1")
-            })?;
+            });
         }
         let norm = self.limits.delta_norm_max;
-        require(norm.is_finite() && norm > 0.0, "limits.delta_norm_max", || {
+        found.require(norm.is_finite() && norm > 0.0, "limits.delta_norm_max", || {
             format!("{norm} is not above 0")
-        })
+        });
     }
 }
 
-fn missing(table: &str) -> InvalidManifest {
-    InvalidManifest::Value {
-        key: table.to_owned(),
-        problem: format!("the table [{table}] is missing"),
+impl Backbone {
+    fn check(&self, found: &mut Problems) {
+        found.require(!self.digest.is_zero(), BACKBONE_DIGEST, || {
+            "all zeros is the sample's and no file's; `tributary-client backbone show FILE` prints \
+             a file's"
+                .to_owned()
+        });
+        self.architecture.check(found);
+        let channels = self.architecture.channels;
+        for (key, values) in [("backbone.mean", &self.mean), ("backbone.std", &self.std)] {
+            let fits = values.len() == channels && values.iter().all(|v| v.is_finite());
+            found.require(fits, key, || format!("needs {channels} finite numbers, one a channel"));
+        }
+        found.require(self.std.iter().all(|v| *v > 0.0), "backbone.std", || {
+            "must be above 0".to_owned()
+        });
+        let crop = self.crop_pct.is_none_or(|share| CROP_PCT.contains(&share));
+        found.require(crop, "backbone.crop_pct", || {
+            "must be 0.5 to 1; left out, images are stretched".to_owned()
+        });
     }
 }
 
-pub(crate) fn require(
-    holds: bool,
-    key: &str,
-    problem: impl FnOnce() -> String,
-) -> Result<(), InvalidManifest> {
-    if holds {
-        Ok(())
-    } else {
-        Err(InvalidManifest::Value { key: key.to_owned(), problem: problem() })
-    }
+fn missing(table: &str, found: &mut Problems) {
+    found.add(table, format!("the table [{table}] is missing"));
 }

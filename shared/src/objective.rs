@@ -9,7 +9,7 @@ use crate::architecture::{Architecture, FinalNorm, Mlp};
 use crate::augment::Augment;
 use crate::head::Head;
 use crate::layout::TensorSpec;
-use crate::manifest::{InvalidManifest, require};
+use crate::problems::Problems;
 
 /// Width of one attention head of a masked autoencoder's decoder.
 pub const DECODER_HEAD_WIDTH: usize = 32;
@@ -157,57 +157,47 @@ impl Objective {
         }
     }
 
-    /// Refuses numbers that make no objective, alone or on `architecture`, or without the views that
-    /// `augment` makes.
+    /// Refuses numbers that make no objective, alone or on `architecture` where it is known, or
+    /// without the views that `augment` makes.
     pub fn check(
         &self,
-        architecture: &Architecture,
+        architecture: Option<&Architecture>,
         augment: Option<&Augment>,
-    ) -> Result<(), InvalidManifest> {
-        let within = |key: &str, value: f64, low: f64, high: f64| {
-            require((low..=high).contains(&value), &format!("task.objective.{key}"), || {
-                format!("{value} is not between {low} and {high}")
-            })
-        };
-        let width = |key: &str, value: usize| within(key, value as f64, 1.0, 65_536.0);
+        found: &mut Problems,
+    ) {
         if !matches!(self, Self::Mae(_)) {
-            require(augment.is_some_and(|a| *a != Augment::default()), "training.augment", || {
+            let varied = augment.is_some_and(|a| *a != Augment::default());
+            found.require(varied, "training.augment", || {
                 format!(
                     "{} compares views of an image that differ; say how, for example \
                      crop_area_min = 0.4, flip_horizontal = true, brightness = 0.4, contrast = 0.4",
                     self.as_str()
                 )
-            })?;
+            });
         }
         match self {
-            Self::Mae(mae) => mae.check(architecture),
-            Self::SimClr(SimClr { temperature, hidden, projection }) => {
-                within("temperature", *temperature, 0.01, 10.0)?;
-                width("hidden", *hidden)?;
-                width("projection", *projection)
-            }
-            Self::Dino(dino) => {
-                within("prototypes", dino.prototypes as f64, 2.0, 65_536.0)?;
-                width("hidden", dino.hidden)?;
-                width("projection", dino.projection)?;
-                within("student_temperature", dino.student_temperature, 0.01, 10.0)?;
-                within("teacher_temperature", dino.teacher_temperature, 0.01, 10.0)?;
-                within("teacher_momentum", dino.teacher_momentum, 0.0, 1.0)?;
-                within("centre_momentum", dino.centre_momentum, 0.0, 1.0)?;
-                within("local_views", dino.local_views as f64, 0.0, 32.0)?;
-                within("local_area_min", dino.local_area_min, 0.01, 1.0)?;
-                dino.check_local_size(architecture)?;
-                let (least, most) =
-                    (dino.local_area_min, augment.map_or(0.0, |augment| augment.crop_area_min));
-                let smaller = dino.local_views == 0 || least < most;
-                require(smaller, "training.augment.crop_area_min", || {
-                    format!(
-                        "{most} is not above task.objective.local_area_min, {least}: local views \
-                         are to be smaller parts; raise it, or set local_views = 0"
-                    )
-                })
-            }
+            Self::Mae(mae) => mae.check(architecture, found),
+            Self::SimClr(simclr) => simclr.check(found),
+            Self::Dino(dino) => dino.check(architecture, augment, found),
         }
+    }
+}
+
+fn within(key: &str, value: f64, low: f64, high: f64, found: &mut Problems) {
+    found.require((low..=high).contains(&value), format!("task.objective.{key}"), || {
+        format!("{value} is not between {low} and {high}")
+    });
+}
+
+fn width(key: &str, value: usize, found: &mut Problems) {
+    within(key, value as f64, 1.0, 65_536.0, found);
+}
+
+impl SimClr {
+    fn check(&self, found: &mut Problems) {
+        within("temperature", self.temperature, 0.01, 10.0, found);
+        width("hidden", self.hidden, found);
+        width("projection", self.projection, found);
     }
 }
 
@@ -220,39 +210,64 @@ impl Dino {
         self.local_size.unwrap_or(patches.max(1) * patch_size)
     }
 
-    fn check_local_size(&self, architecture: &Architecture) -> Result<(), InvalidManifest> {
-        let Architecture { image_size, patch_size, .. } = *architecture;
-        let Some(size) = self.local_size else { return Ok(()) };
-        let fits = size.is_multiple_of(patch_size) && (patch_size..=image_size).contains(&size);
-        require(fits, "task.objective.local_size", || {
+    fn check(
+        &self,
+        architecture: Option<&Architecture>,
+        augment: Option<&Augment>,
+        found: &mut Problems,
+    ) {
+        within("prototypes", self.prototypes as f64, 2.0, 65_536.0, found);
+        width("hidden", self.hidden, found);
+        width("projection", self.projection, found);
+        within("student_temperature", self.student_temperature, 0.01, 10.0, found);
+        within("teacher_temperature", self.teacher_temperature, 0.01, 10.0, found);
+        within("teacher_momentum", self.teacher_momentum, 0.0, 1.0, found);
+        within("centre_momentum", self.centre_momentum, 0.0, 1.0, found);
+        within("local_views", self.local_views as f64, 0.0, 32.0, found);
+        within("local_area_min", self.local_area_min, 0.01, 1.0, found);
+        if let (Some(size), Some(architecture)) = (self.local_size, architecture) {
+            let Architecture { image_size, patch_size, .. } = *architecture;
+            let fits = size.is_multiple_of(patch_size) && (patch_size..=image_size).contains(&size);
+            found.require(fits, "task.objective.local_size", || {
+                format!(
+                    "{size} is not a multiple of {patch_size} between {patch_size} and {image_size}"
+                )
+            });
+        }
+        let Some(most) = augment.map(|augment| augment.crop_area_min) else { return };
+        let least = self.local_area_min;
+        let smaller = self.local_views == 0 || least < most;
+        found.require(smaller, "training.augment.crop_area_min", || {
             format!(
-                "{size} is not a multiple of {patch_size} between {patch_size} and {image_size}"
+                "{most} is not above task.objective.local_area_min, {least}: local views \
+                 are to be smaller parts; raise it, or set local_views = 0"
             )
-        })
+        });
     }
 }
 
 impl Mae {
-    fn check(&self, architecture: &Architecture) -> Result<(), InvalidManifest> {
+    fn check(&self, architecture: Option<&Architecture>, found: &mut Problems) {
         let ratio = self.mask_ratio;
-        require(ratio > 0.0 && ratio < 1.0, "task.objective.mask_ratio", || {
+        found.require(ratio > 0.0 && ratio < 1.0, "task.objective.mask_ratio", || {
             format!("{ratio} is not above 0 and below 1")
-        })?;
+        });
         let width = self.decoder_width;
         let whole = width.is_multiple_of(DECODER_HEAD_WIDTH)
             && (DECODER_HEAD_WIDTH..=8_192).contains(&width);
-        require(whole, "task.objective.decoder_width", || {
+        found.require(whole, "task.objective.decoder_width", || {
             format!(
                 "{width} is not a multiple of {DECODER_HEAD_WIDTH} between {DECODER_HEAD_WIDTH} and 8192"
             )
-        })?;
+        });
         let depth = self.decoder_depth;
-        require((1..=32).contains(&depth), "task.objective.decoder_depth", || {
+        found.require((1..=32).contains(&depth), "task.objective.decoder_depth", || {
             format!("{depth} is not between 1 and 32")
-        })?;
-        require(architecture.patches() > 1, "task.objective", || {
+        });
+        let patches = architecture.is_none_or(|architecture| architecture.patches() > 1);
+        found.require(patches, "task.objective", || {
             "an image must have more than one patch to hide some".to_owned()
-        })
+        });
     }
 
     /// The decoder's blocks and norm as a transformer of their own.
@@ -297,7 +312,7 @@ fn spec(name: &str, shape: &[usize]) -> TensorSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::{RunManifest, Task};
+    use crate::manifest::{InvalidManifest, RunManifest, Task};
 
     fn run(objective: &str, adapter: &str, more: &str) -> Result<RunManifest, InvalidManifest> {
         RunManifest::from_toml(&format!(
@@ -318,7 +333,7 @@ mod tests {
             seed = 1
             {more}
             [backbone]
-            digest = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+            digest = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
             mean = [0.5]
             std = [0.5]
             [backbone.architecture]

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::layout::TensorSpec;
-use crate::manifest::{InvalidManifest, PAYLOAD_BYTES_MAX, require};
+use crate::manifest::PAYLOAD_BYTES_MAX;
 use crate::objective::Objective;
+use crate::problems::Problems;
 
 /// What the sites do in a round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,6 +87,14 @@ impl Default for Decoder {
 }
 
 impl Decoder {
+    fn check(&self, found: &mut Problems) {
+        if let Self::Convolutional { channels } = self {
+            found.require((1..=1_024).contains(channels), "task.decoder.channels", || {
+                format!("{channels} is not between 1 and 1024")
+            });
+        }
+    }
+
     /// Logits along one side of a patch, for each class.
     pub fn cells(&self) -> usize {
         match self {
@@ -166,18 +175,21 @@ impl Task {
     }
 
     /// Refuses classes and sizes that make no task.
-    pub(crate) fn check(&self) -> Result<(), InvalidManifest> {
+    pub(crate) fn check(&self, found: &mut Problems) {
         let (fewest, most) = match self {
             Self::Binary { .. } => (2, 2),
             Self::MultiClass { .. } => (2, 10_000),
             Self::MultiLabel { .. } => (1, 10_000),
             Self::Ordinal { .. } => (2, 1_000),
-            Self::Segmentation { .. } => (2, 255),
-            Self::Survival {} | Self::SelfSupervised { .. } => return Ok(()),
-            Self::Rehearsal { payload_bytes } => return check_payload(*payload_bytes),
+            Self::Segmentation { decoder, .. } => {
+                decoder.check(found);
+                (2, 255)
+            }
+            Self::Survival {} | Self::SelfSupervised { .. } => return,
+            Self::Rehearsal { payload_bytes } => return check_payload(*payload_bytes, found),
         };
         let classes = self.classes();
-        require((fewest..=most).contains(&classes.len()), "task.classes", || {
+        found.require((fewest..=most).contains(&classes.len()), "task.classes", || {
             let (count, task) = (classes.len(), self.as_str());
             match fewest == most {
                 true => format!("{count} classes do not fit a {task} task, which has {most}"),
@@ -187,36 +199,21 @@ impl Task {
                     )
                 }
             }
-        })?;
+        });
         let unique: BTreeSet<_> = classes.iter().collect();
         let named = unique.len() == classes.len()
             && classes
                 .iter()
                 .all(|c| !c.is_empty() && c.len() <= 200 && !c.contains(char::is_control));
-        require(named, "task.classes", || {
+        found.require(named, "task.classes", || {
             "class names must be distinct, printable and not empty".to_owned()
-        })?;
-        match self {
-            Self::Segmentation { decoder: Decoder::Convolutional { channels }, .. } => {
-                require((1..=1_024).contains(channels), "task.decoder.channels", || {
-                    format!("{channels} is not between 1 and 1024")
-                })
-            }
-            Self::Binary { .. }
-            | Self::MultiClass { .. }
-            | Self::MultiLabel { .. }
-            | Self::Ordinal { .. }
-            | Self::Survival {}
-            | Self::Segmentation { .. }
-            | Self::SelfSupervised { .. }
-            | Self::Rehearsal { .. } => Ok(()),
-        }
+        });
     }
 }
 
-fn check_payload(payload_bytes: u64) -> Result<(), InvalidManifest> {
+fn check_payload(payload_bytes: u64, found: &mut Problems) {
     let sized = payload_bytes.is_multiple_of(4) && (4..=PAYLOAD_BYTES_MAX).contains(&payload_bytes);
-    require(sized, "task.payload_bytes", || {
+    found.require(sized, "task.payload_bytes", || {
         format!("{payload_bytes} is not a multiple of 4 between 4 and {PAYLOAD_BYTES_MAX}")
-    })
+    });
 }

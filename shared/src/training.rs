@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::augment::Augment;
-use crate::manifest::{InvalidManifest, require};
+use crate::problems::Problems;
 use crate::task::Task;
 
 /// The words with which a site says that its loss or gradient left the finite numbers.
@@ -106,7 +106,7 @@ pub struct EarlyStop {
 
 impl Training {
     /// Refuses values that make no sense, alone or for `task`.
-    pub(crate) fn check(&self, task: &Task) -> Result<(), InvalidManifest> {
+    pub(crate) fn check(&self, task: &Task, found: &mut Problems) {
         let ranges = [
             ("training.epochs", f64::from(self.epochs), 1.0, 10_000.0),
             ("training.batch_size", self.batch_size as f64, 1.0, 65_536.0),
@@ -118,58 +118,71 @@ impl Training {
             ("training.label_smoothing", self.label_smoothing, 0.0, 0.9),
         ];
         for (key, value, low, high) in ranges {
-            require((low..=high).contains(&value), key, || {
+            found.require((low..=high).contains(&value), key, || {
                 format!("{value} is not between {low} and {high}")
-            })?;
+            });
         }
-        self.check_labels(task)?;
-        if let Some(stop) = &self.early_stop {
-            require((1..=10_000).contains(&stop.patience), "training.early_stop.patience", || {
-                format!("{} is not between 1 and 10000", stop.patience)
-            })?;
-            let least = stop.min_delta;
-            require((0.0..=1e6).contains(&least), "training.early_stop.min_delta", || {
-                format!("{least} is not between 0 and 1000000")
-            })?;
-            require(!matches!(task, Task::SelfSupervised { .. }), "training.early_stop", || {
-                "watches labels, which a self_supervised task has none of; remove it".to_owned()
-            })?;
-            require(self.holdout > 0.0, "training.early_stop", || {
-                "needs held-out patients; set training.holdout above 0".to_owned()
-            })?;
+        self.check_labels(task, found);
+        self.check_early_stop(task, found);
+        if let Some(augment) = &self.augment {
+            augment.check(found);
         }
-        self.augment.as_ref().map_or(Ok(()), Augment::check)
     }
 
-    fn check_labels(&self, task: &Task) -> Result<(), InvalidManifest> {
+    fn check_early_stop(&self, task: &Task, found: &mut Problems) {
+        let Some(stop) = &self.early_stop else { return };
+        found.require(
+            (1..=10_000).contains(&stop.patience),
+            "training.early_stop.patience",
+            || format!("{} is not between 1 and 10000", stop.patience),
+        );
+        let least = stop.min_delta;
+        found.require((0.0..=1e6).contains(&least), "training.early_stop.min_delta", || {
+            format!("{least} is not between 0 and 1000000")
+        });
+        let labelled = !matches!(task, Task::SelfSupervised { .. });
+        found.require(labelled, "training.early_stop", || {
+            "watches labels, which a self_supervised task has none of; remove it".to_owned()
+        });
+        found.require(!labelled || self.holdout > 0.0, "training.early_stop", || {
+            "needs held-out patients; set training.holdout above 0".to_owned()
+        });
+    }
+
+    fn check_labels(&self, task: &Task, found: &mut Problems) {
         let smoothed =
             matches!(task, Task::Binary { .. } | Task::MultiClass { .. } | Task::MultiLabel { .. });
-        require(self.label_smoothing == 0.0 || smoothed, "training.label_smoothing", || {
+        found.require(self.label_smoothing == 0.0 || smoothed, "training.label_smoothing", || {
             format!("a {} task has no labels to smooth; remove it", task.as_str())
-        })?;
-        let Some(weights) = &self.class_weights else { return Ok(()) };
+        });
+        let Some(weights) = &self.class_weights else { return };
         let key = "training.class_weights";
         let classes = task.classes().len();
-        require(classes > 0, key, || {
+        let counts = found.require(classes > 0, key, || {
             format!("a {} task has no classes; remove it", task.as_str())
-        })?;
+        });
+        if !counts {
+            return;
+        }
         match weights {
             ClassWeights::Declared(factors) => {
-                require(factors.len() == classes, key, || {
+                found.require(factors.len() == classes, key, || {
                     format!("{} factors for {classes} classes", factors.len())
-                })?;
+                });
                 let sound = factors.iter().all(|w| (0.0..=1e6).contains(w))
                     && factors.iter().any(|w| *w > 0.0);
-                require(sound, key, || "factors lie between 0 and 1000000, one above 0".to_owned())
+                found.require(sound, key, || {
+                    "factors lie between 0 and 1000000, one above 0".to_owned()
+                });
             }
             ClassWeights::Rule(WeightRule::Balanced) => {
                 let counted = !matches!(task, Task::MultiLabel { .. } | Task::Segmentation { .. });
-                require(counted, key, || {
+                found.require(counted, key, || {
                     format!(
                         "`balanced` needs one class a case; declare one factor a class for a {} task",
                         task.as_str()
                     )
-                })
+                });
             }
         }
     }

@@ -296,7 +296,7 @@ mod tests {
             quorum = {{ sites = 2 }}
             rounds = {{ count = 10, round_deadline_s = 60, stall_timeout_s = 60 }}
             limits = {{ delta_norm_max = 5.0 }}
-            adapter = {{ rank = 0, alpha = 1.0, targets = [] }}
+            adapter = {{ kind = "head_only" }}
             [training]
             epochs = 3
             batch_size = 4

@@ -10,6 +10,7 @@ use safetensors::SafeTensors;
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::contract::AdapterContract;
 use tributary_shared::head::Head;
+use tributary_shared::problems::Problems;
 
 use super::merged::merges;
 use super::{AdaptedVit, Backbone, Compute, Dropout, Input, Values, merged};
@@ -39,7 +40,7 @@ impl Case {
         let adaptation: Adaptation = serde_json::from_str(&metadata["adapter"]).unwrap();
         let head: Head = serde_json::from_str(&metadata["head"]).unwrap();
         let architecture = backbone.architecture();
-        adaptation.check(architecture).unwrap();
+        Problems::of(|found| adaptation.check(Some(architecture), found)).unwrap();
         let contract =
             AdapterContract::new(backbone.digest(), architecture, adaptation, Some(head), OUTPUTS);
         let floats = |bytes: &[u8]| {

@@ -11,6 +11,7 @@ use safetensors::{SafeTensorError, SafeTensors, View};
 use tributary_shared::architecture::Architecture;
 use tributary_shared::digest::Digest;
 use tributary_shared::layout::{Layout, TensorSpec};
+use tributary_shared::problems::Problems;
 
 /// The metadata key that holds the architecture as JSON.
 const ARCHITECTURE_KEY: &str = "tributary.architecture";
@@ -133,7 +134,7 @@ impl Backbone {
         )?;
         let architecture: Architecture = serde_json::from_str(json)
             .map_err(|e| problem(format!("metadata key `{ARCHITECTURE_KEY}`: {e}")))?;
-        architecture.check().map_err(|e| problem(e.to_string()))?;
+        Problems::of(|found| architecture.check(found)).map_err(|e| problem(e.to_string()))?;
         Self::parse(path, &bytes, &architecture)
     }
 

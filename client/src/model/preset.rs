@@ -153,6 +153,8 @@ fn pathology() -> Vec<Preset> {
 
 #[cfg(test)]
 mod tests {
+    use tributary_shared::problems::Problems;
+
     use super::*;
     use crate::model::backbone_layout;
 
@@ -160,7 +162,8 @@ mod tests {
     fn every_preset_is_a_vision_transformer_with_a_name_of_its_own() {
         let all = presets();
         for preset in &all {
-            preset.architecture.check().expect(preset.name);
+            let checked = Problems::of(|found| preset.architecture.check(found));
+            checked.expect(preset.name);
             assert_eq!(all.iter().filter(|other| other.name == preset.name).count(), 1);
         }
     }

@@ -8,6 +8,7 @@ use tributary_shared::architecture::{Architecture, FinalNorm, Mlp, Pool};
 use tributary_shared::contract::AdapterContract;
 use tributary_shared::head::Head;
 use tributary_shared::layout::TensorSpec;
+use tributary_shared::problems::Problems;
 use tributary_shared::training::Precision;
 
 use super::{AdaptedVit, Backbone, Compute, Dropout, Input, Level, Values, random_backbone};
@@ -87,7 +88,7 @@ impl Trial {
         precision: Precision,
     ) -> Self {
         let backbone = backbone(architecture);
-        adaptation.check(architecture).unwrap();
+        Problems::of(|found| adaptation.check(Some(architecture), found)).unwrap();
         let contract = AdapterContract::new(
             backbone.digest(),
             architecture,

@@ -7,8 +7,8 @@ use tributary_shared::architecture::Architecture;
 use tributary_shared::augment::Augment;
 use tributary_shared::contract::AdapterContract;
 use tributary_shared::layout::{Layout, TensorSpec};
-use tributary_shared::manifest::InvalidManifest;
 use tributary_shared::objective::Objective;
+use tributary_shared::problems::Problems;
 
 use super::descent::{Descent, Path};
 use super::optimizer::AdamW;
@@ -54,8 +54,9 @@ pub struct Pretrained {
 
 impl Pretraining {
     /// Refuses an objective that makes no sense on the architecture.
-    pub fn check(&self) -> Result<(), InvalidManifest> {
-        self.objective.check(&self.architecture, self.augment.as_ref())
+    pub fn check(&self) -> Result<(), Problems> {
+        let (shape, augment) = (Some(&self.architecture), self.augment.as_ref());
+        Problems::of(|found| self.objective.check(shape, augment, found))
     }
 
     /// The weights start as nothing and everything is trained, as a change of nothing: one model

@@ -8,6 +8,7 @@ mod log;
 mod manifest;
 mod members;
 mod narrate;
+mod new;
 mod operator;
 mod present;
 mod pull;
@@ -104,7 +105,13 @@ fn failed(failure: &Failure, format: Format) -> process::ExitCode {
     match format {
         // The exit code says it too, where nobody reads the envelope.
         Format::Json => drop(writeln!(io::stdout(), "{}", error_envelope(failure))),
-        Format::Text => aside(&format!("error: {failure}")),
+        Format::Text => {
+            // The summary last: a long list scrolls away.
+            if failure.details.len() > 1 {
+                failure.details.iter().for_each(|line| aside(&format!("  {line}")));
+            }
+            aside(&format!("error: {failure}"));
+        }
     }
     exit(failure.exit)
 }

@@ -13,7 +13,7 @@ use super::members::{PersonCommand, SiteCommand, person, site};
 use super::reason::Reason;
 use super::recovery::{self, RecoveryCommand};
 use super::session::Globals;
-use super::{Answer, Format, Program, enroll, log, pull, run, runs, show, status};
+use super::{Answer, Format, Program, enroll, log, new, pull, run, runs, show, status};
 
 /// The operator's and the auditor's command line.
 ///
@@ -67,6 +67,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum RunCommand {
+    /// Write a manifest to begin with, filled in from a backbone's file
+    New(new::NewArgs),
     /// Check a manifest and start the run that it declares
     Start {
         /// The manifest, run.toml
@@ -167,6 +169,7 @@ async fn dispatch(command: Command, mut globals: Globals) -> Result<Answer, Fail
 
 async fn dispatch_run(command: RunCommand, globals: &Globals) -> Result<Answer, Failure> {
     match command {
+        RunCommand::New(args) => new::new(args, globals).await,
         RunCommand::Start { manifest } => runs::start(&manifest, globals).await,
         RunCommand::Show { run, watch: false } => show::show(&run, globals).await,
         RunCommand::Show { run, watch: true } => show::watch(&run, globals).await,

@@ -26,6 +26,9 @@ pub(super) const AWAY_MAX: Duration = Duration::from_secs(60);
 /// Checks the manifest here, then hands it to the coordinator.
 pub(super) async fn start(file: &Path, globals: &Globals) -> Result<Answer, Failure> {
     let written = manifest::load(file)?;
+    if !written.problems.is_empty() {
+        return Err(manifest::problems_failure(file, &written.problems));
+    }
     let session = Session::open(globals).await?;
     let request = StartRunRequest { manifest_toml: written.text };
     let reply = session.ask(session.client.clone().start_run(request)).await?;
@@ -157,11 +160,7 @@ pub(super) fn run_table(runs: &[RunRow]) -> String {
     let headings = ["RUN", "STATE", "ROUNDS", "STARTED", "ENDED", "DETAIL"];
     let mut text = table(&headings, &[2], runs.iter().map(row).collect());
     for warning in runs.iter().flat_map(warnings) {
-        text.push_str(&format!(
-            "
-{}",
-            clean(&warning)
-        ));
+        text.push_str(&format!("\n{}", clean(&warning)));
     }
     text
 }

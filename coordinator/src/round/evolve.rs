@@ -12,7 +12,7 @@ impl Run {
         else {
             return Err(CorruptHistory("a run begins with run_started".to_owned()));
         };
-        manifest.check().map_err(|e| CorruptHistory(format!("manifest: {e}")))?;
+        manifest.check_recorded().map_err(|e| CorruptHistory(format!("manifest: {e}")))?;
         let implied =
             manifest.contract().ok_or_else(|| CorruptHistory("no contract".to_owned()))?;
         require(manifest.digest() == *manifest_digest, || {

@@ -140,11 +140,6 @@ impl TryFrom<AdapterTable> for Adaptation {
 impl AdapterTable {
     fn take(&mut self) -> Result<Adaptation, InvalidTable> {
         Ok(match self.kind {
-            // Rank 0 trains no factor: the older way to write `head_only`.
-            Kind::Lora if self.rank == Some(0) => {
-                *self = Self::default();
-                Adaptation::HeadOnly
-            }
             Kind::Lora => Adaptation::Lora(Lora {
                 rank: needed("lora", "rank", self.rank.take())?,
                 alpha: needed("lora", "alpha", self.alpha.take())?,
@@ -276,9 +271,13 @@ mod tests {
         assert_eq!(lora.targets, [Target::Q, Target::K, Target::V, Target::Proj].into());
     }
 
+    /// The older way to write `head_only`: it became that kind unasked, under any alpha and targets.
     #[test]
-    fn rank_zero_is_the_older_way_to_write_head_only() {
-        assert_eq!(read("rank = 0\nalpha = 1\ntargets = []"), Ok(Adaptation::HeadOnly));
+    fn rank_zero_stays_the_number_that_was_written() {
+        let Adaptation::Lora(lora) = read("rank = 0\nalpha = 1\ntargets = []").unwrap() else {
+            panic!("lora is the kind when none is written")
+        };
+        assert_eq!(lora.rank, 0);
     }
 
     #[test]

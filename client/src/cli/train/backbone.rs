@@ -10,11 +10,12 @@ use tributary_shared::dataset::Interpolation;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest;
 use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::problems::Problems;
 
 use crate::cli::{Format, print};
 use crate::model::{
     Backbone, ImportError, ImportReport, Imported, backbone_layout, import_backbone, preset,
-    presets,
+    presets, write_whole,
 };
 
 /// Longest architecture file read, bytes.
@@ -59,7 +60,7 @@ pub struct ImportArgs {
     /// What the model's names begin with, where a file holds several models
     #[arg(long)]
     prefix: Option<String>,
-    /// Backbone to write (safetensors)
+    /// Backbone to write (safetensors); its card is written beside it as `.json`
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 }
@@ -110,7 +111,7 @@ fn asked(arch: &str) -> Result<Asked, Failure> {
     }
     let text = std::fs::read_to_string(arch).map_err(|e| invalid(e.to_string()))?;
     let asked: Asked = toml::from_str(&text).map_err(|e| invalid(e.to_string()))?;
-    asked.architecture.check().map_err(|e| invalid(e.to_string()))?;
+    Problems::of(|found| asked.architecture.check(found)).map_err(|e| invalid(e.to_string()))?;
     let channels = asked.architecture.channels;
     if asked.mean.len() != channels || asked.std.len() != channels {
         return Err(invalid(format!("`mean` and `std` need {channels} numbers, one a channel")));
@@ -150,13 +151,24 @@ fn import(args: &ImportArgs, format: Format) -> Result<(), Failure> {
         "import": report,
         "backbone": table,
     });
+    write_card(&args.out, &table)?;
     print(format, data, || {
         print_report(&report);
         say!("wrote      {} ({} weights)", args.out.display(), backbone.parameters());
+        say!("card       {}", args.out.with_extension("json").display());
         say!("digest     {}", backbone.digest());
         say!("\n{}", toml::to_string(&RunTable { backbone: table }).unwrap_or_default().trim_end());
     });
     Ok(())
+}
+
+/// What a manifest says of the backbone at `out`: `tributary run new` reads it from beside the file.
+fn write_card(out: &Path, table: &manifest::Backbone) -> Result<(), Failure> {
+    let path = out.with_extension("json");
+    let mut text = serde_json::to_string_pretty(table).expect("a card is plain data");
+    text.push('\n');
+    write_whole(&path, text.as_bytes())
+        .map_err(|e| Failure::invalid("output", format!("{}: {e}", path.display())))
 }
 
 fn import_failure(error: ImportError) -> Failure {

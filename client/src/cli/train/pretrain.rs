@@ -10,6 +10,7 @@ use tributary_shared::augment::Augment;
 use tributary_shared::manifest::MANIFEST_BYTES_MAX;
 use tributary_shared::objective::{BATCH_MAX, Dino, Mae, Objective, SimClr};
 use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::problems::Problems;
 
 use super::progress::Display;
 use super::{Images, Threads};
@@ -86,7 +87,7 @@ impl Shape {
         let mut architecture = Architecture::plain(image_size, patch_size, width, depth, heads);
         architecture.channels = channels;
         architecture.mlp_width = mlp_width.unwrap_or(architecture.mlp_width);
-        let checked = architecture.check();
+        let checked = Problems::of(|found| architecture.check(found));
         checked.map_err(|e| Failure::invalid("arguments", e.to_string()))?;
         Ok(architecture)
     }

@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use tributary_shared::architecture::{Architecture, InvalidArchitecture};
+use tributary_shared::architecture::Architecture;
+use tributary_shared::problems::Problems;
 
 use self::assemble::{Assembly, Part, Piece};
 pub(crate) use self::checkpoint::Checkpoint;
@@ -95,7 +96,7 @@ pub enum ImportError {
     },
     /// An image size that the architecture cannot have.
     #[error("{0}")]
-    Architecture(#[from] InvalidArchitecture),
+    Architecture(#[from] Problems),
 }
 
 /// How many of which kind, and the first.
@@ -123,10 +124,10 @@ pub fn import_backbone(
     image_size: Option<usize>,
     prefix: Option<&str>,
 ) -> Result<Imported, ImportError> {
-    architecture.check()?;
+    Problems::of(|found| architecture.check(found))?;
     let mut wanted = architecture.clone();
     wanted.image_size = image_size.unwrap_or(architecture.image_size);
-    wanted.check()?;
+    Problems::of(|found| wanted.check(found))?;
     let checkpoint = Checkpoint::open(path)?;
     let (prefix, library) = model(path, &checkpoint, prefix)?;
     let sorted = sort(&checkpoint, &prefix);
