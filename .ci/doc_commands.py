@@ -82,6 +82,8 @@ EDITS = {
                   (r'path = "backbone.safetensors"', 'path = "{scratch}/backbone.safetensors"')],
     "policy.toml": [(r"(?ms)^backbones = \[.*?^\]", 'backbones = "any"'),
                     (r"cohort_min = \d+", "cohort_min = 1")],
+    # Written by `run new`: one round of a few steps.
+    "nodule.toml": [(r"(?m)^count = \d+", "count = 1"), (r"(?m)^warmup_steps = \d+", "warmup_steps = 0")],
     "run.toml": [(r"(?m)^name = .*", 'name = "chest-nodule-1"'),
                  (r"(?ms)^\[rounds\]\ncount = \d+", "[rounds]\ncount = 1"),
                  (r"(?ms)^\[quorum\].*?^sites = \d+", "[quorum]\nsites = 1")],
@@ -271,7 +273,8 @@ def scene(*names):
 
 
 def with_backbone(scratch, where):
-    shutil.copy(ROOT / "deploy/backbone/backbone.safetensors", where / "backbone.safetensors")
+    for name in ("backbone.safetensors", "backbone.json"):
+        shutil.copy(ROOT / "deploy/backbone" / name, where / name)
 
 
 def manifest(scratch, classes, name="chest-nodule-1"):

@@ -145,8 +145,8 @@ fn members_are_invited_enrolled_and_held_to_their_role() {
 fn a_run_is_started_watched_pulled_and_stopped() {
     let coordinator = Coordinator::start();
     std::fs::write(coordinator.path("run.toml"), RUN).unwrap();
-    let started = coordinator.data(&["run", "start", "run.toml"]);
-    refused(coordinator.failure(&["run", "start", "run.toml"]), 1, "already");
+    let started = coordinator.data(&["run", "start", "run.toml", "--anyway"]);
+    refused(coordinator.failure(&["run", "start", "run.toml", "--anyway"]), 1, "already");
     refused(coordinator.failure(&["run", "show", "nope"]), 1, "no run `nope`");
     let shown = coordinator.data(&["run", "show", "rehearsal"]);
     assert_eq!(shown["state"], "waiting");
@@ -192,7 +192,7 @@ fn a_run_is_started_watched_pulled_and_stopped() {
 fn the_history_is_exported_and_proven_and_a_flipped_byte_is_found() {
     let coordinator = Coordinator::start();
     std::fs::write(coordinator.path("run.toml"), RUN).unwrap();
-    coordinator.data(&["run", "start", "run.toml"]);
+    coordinator.data(&["run", "start", "run.toml", "--anyway"]);
     coordinator.data(&["audit", "export", "--out", "history", "--with-tensors"]);
     let offline = ["audit", "verify", "--file", "history", "--key", "state/log.vkey"];
     assert_eq!(coordinator.data(&offline)["verified"], true);

@@ -6,6 +6,7 @@ pub mod adaptation;
 pub mod architecture;
 pub mod augment;
 pub mod bags;
+pub mod check;
 pub mod checkup;
 pub mod contract;
 pub mod dataset;

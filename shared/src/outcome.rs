@@ -37,12 +37,14 @@ pub struct Failure {
     pub hint: Option<String>,
     /// What the message counts, one line each, however many.
     pub details: Vec<String>,
+    /// What the command found all the same, for machines.
+    pub data: Option<Box<Value>>,
 }
 
 impl Failure {
     /// A failure with `exit`, under the stable `code`.
     pub fn new(exit: ExitCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { exit, code, message: message.into(), hint: None, details: Vec::new() }
+        Self { exit, code, message: message.into(), hint: None, details: Vec::new(), data: None }
     }
 
     /// A failure of bad input: arguments, configuration, files, data.
@@ -64,6 +66,13 @@ impl Failure {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds what the command found all the same.
+    #[must_use]
+    pub fn data(mut self, data: Value) -> Self {
+        self.data = Some(Box::new(data));
         self
     }
 
@@ -127,10 +136,14 @@ pub fn ok_envelope(data: impl Serialize) -> Value {
 
 /// The envelope of a failure.
 pub fn error_envelope(failure: &Failure) -> Value {
-    let Failure { code, message, hint, details, .. } = failure;
+    let Failure { code, message, hint, details, data, .. } = failure;
     let mut error = json!({ "code": code, "message": message, "hint": hint });
     if !details.is_empty() {
         error["details"] = json!(details);
     }
-    json!({ "schema_version": 1, "status": "error", "error": error })
+    let mut envelope = json!({ "schema_version": 1, "status": "error", "error": error });
+    if let Some(data) = data {
+        envelope["data"] = Value::clone(data);
+    }
+    envelope
 }

@@ -74,12 +74,12 @@ impl Scratch {
         self.federation.wait_connected().expect("the sites connect");
     }
 
-    /// Submits a manifest.
+    /// Submits a manifest, whether its sites would take part or not.
     pub fn start_run(&self, manifest: &str) {
         let path = self.folder.path().join("run.toml");
         std::fs::write(&path, manifest).expect("the manifest is written");
         let path = path.to_str().expect("a temporary folder has a UTF-8 path");
-        self.federation.operator(["run", "start", path]).expect("the run starts");
+        self.federation.operator(["run", "start", path, "--anyway"]).expect("the run starts");
     }
 
     /// Waits for a run's end; `run show` then.

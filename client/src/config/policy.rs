@@ -33,6 +33,8 @@ struct PolicyFile {
     rounds_max: u32,
     #[serde(default = "epochs_max")]
     epochs_max: u32,
+    #[serde(default = "checks_per_day")]
+    checks_per_day: u32,
     #[serde(default = "delta_norm_max")]
     delta_norm_max: f64,
     #[serde(default = "adapter_bytes_max")]
@@ -59,6 +61,13 @@ fn cohort_min() -> u32 {
 
 fn rounds_max() -> u32 {
     1_000
+}
+
+/// Checks answered in a day unless the policy says otherwise.
+pub const CHECKS_PER_DAY: u32 = 20;
+
+fn checks_per_day() -> u32 {
+    CHECKS_PER_DAY
 }
 
 fn epochs_max() -> u32 {
@@ -110,6 +119,8 @@ pub struct Policy {
     pub rounds_max: u32,
     /// Most passes over the local cases per round.
     pub epochs_max: u32,
+    /// Most checks of an operator that are answered in 24 hours.
+    pub checks_per_day: u32,
     /// Largest L2 norm of a delta that leaves, and the largest bound a run may declare.
     pub delta_norm_max: f64,
     /// Largest adapter, bytes of tensors.
@@ -193,6 +204,7 @@ impl Policy {
             cohort_min: written.cohort_min,
             rounds_max: written.rounds_max,
             epochs_max: written.epochs_max,
+            checks_per_day: written.checks_per_day,
             delta_norm_max: norm,
             adapter_bytes_max: written.adapter_bytes_max,
             allow_rehearsal: written.allow_rehearsal,

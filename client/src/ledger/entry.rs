@@ -1,6 +1,7 @@
 //! What the ledger's lines say, and what they add up to for one round.
 
 use serde::{Deserialize, Serialize};
+use tributary_shared::check::{CheckAnswer, CheckWarning};
 use tributary_shared::digest::Digest;
 use tributary_shared::name::RunName;
 use tributary_shared::refusal::Refusal;
@@ -56,6 +57,16 @@ pub enum Event {
         digest: Digest,
         /// Its size.
         bytes: u64,
+    },
+    /// An operator asked before a run began whether the site would take part; of round 0.
+    Checked {
+        /// The manifest that was asked about.
+        manifest: Digest,
+        /// What was answered.
+        answer: CheckAnswer,
+        /// What the operator was told to look at.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        warnings: Vec<CheckWarning>,
     },
     /// The coordinator's verdict.
     Answered {
@@ -121,6 +132,8 @@ impl Standing {
                 None => Self::Stopped,
             },
             Event::Answered { digest, .. } => Self::Answered { digest: *digest },
+            // A check belongs to no round.
+            Event::Checked { .. } => before.unwrap_or(Self::Stopped),
         }
     }
 }

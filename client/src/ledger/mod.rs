@@ -5,14 +5,17 @@
 
 mod entry;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use tributary_shared::check::CheckAnswer;
 use tributary_shared::digest::Digest;
 use tributary_shared::name::RunName;
 use tributary_shared::refusal::Refusal;
+use tributary_shared::timestamp::Timestamp;
 
 pub use entry::{Entry, Event, Standing, Trained};
 
@@ -20,6 +23,8 @@ pub use entry::{Entry, Event, Standing, Trained};
 pub const FILE_NAME: &str = "ledger.jsonl";
 /// Longest line read, bytes; the longest written holds a refusal of at most 64 KiB.
 const LINE_BYTES_MAX: u64 = 1 << 20;
+/// Checks remembered for counting; a policy that allows more in a day counts none of them.
+const CHECKS_KEPT: usize = 100_000;
 
 /// Most runs that the coordinator is told of.
 const KNOWN_RUNS_MAX: usize = 500;
@@ -63,9 +68,20 @@ pub struct Ledger {
     /// The place in the ledger at which each run was last written: a larger number is later.
     written: BTreeMap<RunName, u64>,
     entries: u64,
+    /// When checks were answered, and whether that was above the limit.
+    checks: VecDeque<(Timestamp, bool)>,
     torn_bytes: u64,
     /// Whether the last append failed: what lies behind `length` is unknown until it is mended.
     in_doubt: bool,
+}
+
+/// Checks of one span of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checks {
+    /// Those that were looked at.
+    pub answered: usize,
+    /// Those that were above the limit, as far as they were written down.
+    pub over: usize,
 }
 
 impl Ledger {
@@ -86,6 +102,7 @@ impl Ledger {
             manifests: BTreeMap::new(),
             written: BTreeMap::new(),
             entries: 0,
+            checks: VecDeque::new(),
             torn_bytes: 0,
             in_doubt: false,
         };
@@ -161,6 +178,20 @@ impl Ledger {
         self.manifests.get(run).copied()
     }
 
+    /// The checks of the last `span` before `now`.
+    pub fn checks_within(&self, now: Timestamp, span: Duration) -> Checks {
+        let recent = self.checks.iter().filter(|(at, _)| now.since(*at) < span);
+        let mut checks = Checks::default();
+        for (_, over) in recent {
+            if *over {
+                checks.over += 1;
+            } else {
+                checks.answered += 1;
+            }
+        }
+        checks
+    }
+
     /// Rounds that were trained and have no answer yet, in the order of runs and rounds.
     pub fn owed(&self) -> Vec<(RunName, u32)> {
         let pending = |((run, round), standing): (&(RunName, u32), &Standing)| match standing {
@@ -204,6 +235,13 @@ impl Ledger {
     }
 
     fn fold(&mut self, entry: &Entry) {
+        if let Event::Checked { answer, .. } = &entry.event {
+            self.checks.push_back((entry.at, *answer == CheckAnswer::ChecksPerDay));
+            if self.checks.len() > CHECKS_KEPT {
+                self.checks.pop_front();
+            }
+            return;
+        }
         self.entries += 1;
         self.written.insert(entry.run.clone(), self.entries);
         if let Event::Agreed { manifest, .. } = &entry.event {
@@ -265,8 +303,6 @@ fn scan(path: &Path, file: &File, mut each: impl FnMut(Entry)) -> Result<Scanned
 
 #[cfg(test)]
 mod tests {
-    use tributary_shared::timestamp::Timestamp;
-
     use super::*;
 
     fn entry(round: u32, event: Event) -> Entry {
@@ -401,6 +437,35 @@ mod tests {
         let known = [(run, 9, false), (first.clone(), 2, true), (first.clone(), 5, false)];
         assert_eq!(ledger.known_rounds(), known);
         assert_eq!(ledger.trained_rounds(&first), 3);
+    }
+
+    #[test]
+    fn checks_are_counted_over_a_span_after_a_restart_too_and_leave_every_round_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let mut ledger = Ledger::open(&path).unwrap();
+        let checked = |at, answer| Entry {
+            at: Timestamp::from_millis(at),
+            run: "run".parse().unwrap(),
+            round: 0,
+            event: Event::Checked { manifest: Digest::of(b"m"), answer, warnings: Vec::new() },
+        };
+        for (at, answer) in [
+            (1_000, CheckAnswer::Ready),
+            (2_000, CheckAnswer::Policy),
+            (3_000, CheckAnswer::ChecksPerDay),
+        ] {
+            ledger.append(&checked(at, answer)).unwrap();
+        }
+        drop(ledger);
+        let ledger = Ledger::open(&path).unwrap();
+        let within = |span_ms| {
+            ledger.checks_within(Timestamp::from_millis(3_500), Duration::from_millis(span_ms))
+        };
+        assert_eq!(within(5_000), Checks { answered: 2, over: 1 });
+        assert_eq!(within(2_000), Checks { answered: 1, over: 1 });
+        assert_eq!(ledger.standing(&"run".parse().unwrap(), 0), None);
+        assert!(ledger.owed().is_empty());
     }
 
     #[test]

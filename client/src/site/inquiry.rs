@@ -1,5 +1,5 @@
 //! A question of the coordinator: would this site take part in a run now? It is judged as a round
-//! is, and nothing is trained.
+//! is, and nothing is trained. An operator's check before the run goes to `check`.
 
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
@@ -23,6 +23,9 @@ impl Site {
             let text = "the coordinator asks about a run without a name";
             return Err(CallError::Rejected(Failure::refused("malformed", text)).into());
         };
+        if inquiry.is_check {
+            return self.check(run, inquiry).await;
+        }
         let known = self.ledger.manifest_of(&run);
         let answer = match read_manifest(&run, &inquiry.manifest_json, known) {
             Ok(manifest) => self.consider(&manifest, inquiry.cohort_size).await?,
@@ -80,6 +83,6 @@ impl Site {
         let coordinator = self.coordinator()?.clone();
         let every = manifest.rounds.lease();
         let _lease = Lease::begin(coordinator, round, every, self.activity.subscribe());
-        Ok(self.judge_data(manifest).await.err())
+        Ok(self.judge_data(manifest).await.err().map(|no| no.refusal))
     }
 }

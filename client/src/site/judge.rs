@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use tributary_shared::check::CheckAnswer;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::refusal::{Refusal, RefusalClass};
 
@@ -11,6 +12,25 @@ use super::Site;
 use super::work::{Trouble, Work};
 use crate::clock;
 use crate::config::policy::Policy;
+
+/// A no, and what it is about: all that an operator's check is told.
+#[derive(Debug)]
+pub(super) struct Unfit {
+    /// The no in full, as a round is declined.
+    pub(super) refusal: Refusal,
+    /// Its class, unless it passes by itself.
+    pub(super) about: CheckAnswer,
+}
+
+impl Unfit {
+    /// The class that a check is answered by.
+    pub(super) fn answer(&self) -> CheckAnswer {
+        match self.refusal.class() {
+            RefusalClass::Passing => CheckAnswer::Passing,
+            RefusalClass::UntilChanged | RefusalClass::Never => self.about,
+        }
+    }
+}
 
 impl Site {
     /// The policy's yes to a round of `manifest` with `cohort_size` sites, or its no.
@@ -35,18 +55,16 @@ impl Site {
     }
 
     /// Everything that the work of `manifest` needs, or why the site has not got it.
-    pub(super) async fn judge_data(
-        &mut self,
-        manifest: &RunManifest,
-    ) -> Result<Arc<Work>, Refusal> {
+    pub(super) async fn judge_data(&mut self, manifest: &RunManifest) -> Result<Arc<Work>, Unfit> {
         let work = self.prepare(manifest).await.map_err(|trouble| {
             tracing::error!("{}", trouble.detail);
-            trouble.refusal()
+            Unfit { refusal: trouble.refusal(), about: trouble.about }
         })?;
         let (cases, cases_max) = (work.cases(), manifest.limits.cases_max);
         if cases == 0 || cases > cases_max {
             let reason = format!("{cases} training cases; the run takes 1 to {cases_max}");
-            return Err(Refusal::SiteFailed { reason, class: RefusalClass::UntilChanged });
+            let refusal = Refusal::SiteFailed { reason, class: RefusalClass::UntilChanged };
+            return Err(Unfit { refusal, about: CheckAnswer::Cases });
         }
         Ok(work)
     }

@@ -7,6 +7,7 @@
 pub mod activity;
 mod adapters;
 pub mod addresses;
+mod check;
 mod deliver;
 pub mod directory;
 mod inquiry;

@@ -86,7 +86,7 @@ impl Site {
         let policy = self.judge_policy(&asked.manifest, asked.terms.cohort_size).await?;
         let checked = tokio::task::block_in_place(|| asked.check_initial());
         checked.map_err(|e| reason_failed(e.to_string()))?;
-        let work = self.judge_data(&asked.manifest).await?;
+        let work = self.judge_data(&asked.manifest).await.map_err(|no| no.refusal)?;
         Ok((policy, work))
     }
 

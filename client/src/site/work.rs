@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
+use tributary_shared::check::CheckAnswer;
 use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::name::SiteName;
 use tributary_shared::outcome::chain;
@@ -31,12 +32,15 @@ pub(super) struct Trouble {
     pub(super) detail: String,
     /// The time that it holds.
     pub(super) class: RefusalClass,
+    /// What it is about, as an operator's check is told.
+    pub(super) about: CheckAnswer,
 }
 
 impl Trouble {
     /// Trouble that holds for this round.
     pub(super) fn new(told: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { told: told.into(), detail: detail.into(), class: RefusalClass::Never }
+        let (class, about) = (RefusalClass::Never, CheckAnswer::Other);
+        Self { told: told.into(), detail: detail.into(), class, about }
     }
 
     /// Trouble of this round whose detail may be told.
@@ -48,6 +52,11 @@ impl Trouble {
     /// The same trouble, which holds as long as `class` says.
     pub(super) fn of_class(self, class: RefusalClass) -> Self {
         Self { class, ..self }
+    }
+
+    /// The same trouble, known to be about `about`.
+    fn about(self, about: CheckAnswer) -> Self {
+        Self { about, ..self }
     }
 
     /// The refusal that the coordinator is told.
@@ -91,12 +100,14 @@ impl Work {
         let asked = manifest.backbone.as_ref().expect("a checked manifest names a backbone");
         let path = config.backbone.as_ref().ok_or_else(|| {
             let detail = "site.toml has no [backbone]; a run asks for one";
-            Trouble::new("no backbone file", detail).of_class(RefusalClass::UntilChanged)
+            let trouble = Trouble::new("no backbone file", detail);
+            trouble.of_class(RefusalClass::UntilChanged).about(CheckAnswer::Backbone)
         })?;
         let backbone = Backbone::open_for_run(path, asked).map_err(|e| backbone_trouble(&e))?;
         let place = config.data.as_ref().ok_or_else(|| {
             let detail = "site.toml has no [data]; a run asks for images";
-            Trouble::new("no local data", detail).of_class(RefusalClass::UntilChanged)
+            let trouble = Trouble::new("no local data", detail);
+            trouble.of_class(RefusalClass::UntilChanged).about(CheckAnswer::Data)
         })?;
         let input = InputSpec::of(asked);
         let dataset = source(place)
@@ -116,7 +127,8 @@ impl Work {
         let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
         let split = dataset.split(holdout);
         let cases = trainer::trainable(manifest, &dataset, &split.train)
-            .map_err(|e| training_trouble(&e).of_class(RefusalClass::UntilChanged))?;
+            .map_err(|e| training_trouble(&e).of_class(RefusalClass::UntilChanged))
+            .map_err(|trouble| trouble.about(CheckAnswer::Data))?;
         let compute = compute(config.device.kind);
         let cache = open_cache(&config.cache);
         Ok(Self::Training(Box::new(Training { backbone, dataset, split, cases, compute, cache })))
@@ -393,7 +405,7 @@ fn data_trouble(error: &DataError) -> Trouble {
     } else {
         format!("the local data do not fit the run ({})", error.code())
     };
-    Trouble::new(told, chain(error)).of_class(data_class(error))
+    Trouble::new(told, chain(error)).of_class(data_class(error)).about(CheckAnswer::Data)
 }
 
 /// Images that are away may be back in a moment; what is wrong with images, labels or the contract
@@ -440,7 +452,8 @@ fn backbone_trouble(error: &BackboneError) -> Trouble {
         | BackboneError::Architecture { .. }
         | BackboneError::Tensors { .. } => "the backbone file does not fit the run",
     };
-    Trouble::new(told, chain(error)).of_class(RefusalClass::UntilChanged)
+    let trouble = Trouble::new(told, chain(error)).of_class(RefusalClass::UntilChanged);
+    trouble.about(CheckAnswer::Backbone)
 }
 
 fn train_unfinished(error: &TrainError) -> Unfinished {

@@ -291,6 +291,16 @@ impl Best {
     }
 }
 
+/// Whether the learning rate would still be rising when a site of `cases` training cases has taken
+/// all of the run's steps.
+pub fn warmup_outlasts(manifest: &RunManifest, cases: u64) -> bool {
+    let Some(training) = &manifest.training else { return false };
+    let batch = u64::try_from(training.batch_size).unwrap_or(u64::MAX).max(1);
+    let Path { warmup, total, .. } =
+        path(training, 1, u64::from(manifest.rounds.count), cases.div_ceil(batch));
+    warmup > 0 && warmup >= total
+}
+
 /// The learning rate's path over all of the run's rounds, at the start of round `number`.
 pub(super) fn path(training: &Training, number: u64, rounds: u64, steps_of_epoch: u64) -> Path {
     let steps = steps_of_epoch * u64::from(training.epochs);

@@ -28,7 +28,7 @@ mod units;
 pub use cache::{PrefixCache, Shelved};
 pub use explain::{Explained, Explainer, Explanation, NotExplained, stretched};
 pub use inference::{Evaluation, Inference, prediction_columns};
-pub use local::{LocalTraining, LocalUpdate, train};
+pub use local::{LocalTraining, LocalUpdate, train, warmup_outlasts};
 pub use loss::{Loss, Weighing, case_loss, probabilities};
 pub use optimizer::{AdamW, clip, learning_rate};
 pub use pretrain::{Pretrained, Pretraining, pretrain};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use tributary_shared::check::SiteCheck;
 use tributary_shared::digest::Digest;
 use tributary_shared::initial::initial_digest;
 use tributary_shared::name::{RunName, SiteName};
@@ -31,6 +32,9 @@ pub(super) struct History {
     runs: BTreeMap<RunName, Run>,
     tensors: HashMap<Digest, Named>,
     members: BTreeMap<String, MemberState>,
+    /// Checks without an answer yet: who was asked, by run and manifest. Two operators may ask at
+    /// the same time.
+    checks: HashMap<(RunName, Digest), Vec<Vec<SiteName>>>,
     span: Option<(Timestamp, Timestamp)>,
 }
 
@@ -84,6 +88,7 @@ impl History {
             runs: BTreeMap::new(),
             tensors: HashMap::new(),
             members: BTreeMap::new(),
+            checks: HashMap::new(),
             span: None,
         }
     }
@@ -159,6 +164,12 @@ impl History {
                 return Ok(());
             }
             RegistryEvent::Recovered { recovery } => return self.take_recovery(place, recovery),
+            RegistryEvent::RunChecked { run, manifest, asked, .. } => {
+                return self.take_check(place, run, *manifest, asked);
+            }
+            RegistryEvent::CheckAnswered { run, manifest, answers } => {
+                return self.take_answers(place, run, *manifest, answers);
+            }
             RegistryEvent::Invited { member, .. } => (member, MemberState::Invited),
             RegistryEvent::Enrolled { member, .. } | RegistryEvent::Reinstated { member, .. } => {
                 (member, MemberState::Active)
@@ -205,6 +216,44 @@ impl History {
             Ok(())
         } else {
             Err(format!("rounds skipped for {site}, which was never enrolled"))
+        }
+    }
+
+    /// Sites that are asked before a run are members; a coordinator that was killed leaves a check
+    /// without answers.
+    fn take_check(
+        &mut self,
+        place: Place,
+        run: &RunName,
+        manifest: Digest,
+        asked: &[SiteName],
+    ) -> Result<(), Finding> {
+        if let Some(stranger) = asked.iter().find(|site| !self.enrolled(site)) {
+            let problem = format!("{stranger} is asked and was never enrolled");
+            return Err(impossible(place, problem));
+        }
+        self.checks.entry((run.clone(), manifest)).or_default().push(asked.to_vec());
+        Ok(())
+    }
+
+    fn take_answers(
+        &mut self,
+        place: Place,
+        run: &RunName,
+        manifest: Digest,
+        answers: &[SiteCheck],
+    ) -> Result<(), Finding> {
+        let open = self.checks.entry((run.clone(), manifest)).or_default();
+        let asked = |asked: &Vec<SiteName>| answers.iter().map(|answer| &answer.site).eq(asked);
+        match open.iter().position(asked) {
+            Some(at) => {
+                open.swap_remove(at);
+                Ok(())
+            }
+            None => {
+                let problem = format!("answers about run {run} of other sites than were asked");
+                Err(impossible(place, problem))
+            }
         }
     }
 

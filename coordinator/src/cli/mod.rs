@@ -2,6 +2,7 @@
 //! `--format json`, one envelope (`shared::outcome`).
 
 mod audit;
+mod check;
 mod doctor;
 mod enroll;
 mod log;

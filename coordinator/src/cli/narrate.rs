@@ -1,5 +1,7 @@
 //! An event in one line for people.
 
+use tributary_shared::check::SiteCheck;
+
 use crate::round::event::{Missing, RegistryEvent, RunEvent};
 use crate::round::record::Event;
 
@@ -103,6 +105,19 @@ fn registry(event: &RegistryEvent) -> String {
                 said.lost.root.short(),
                 said.reason
             )
+        }
+        RegistryEvent::RunChecked { by, run, manifest, asked } => {
+            let names: Vec<&str> = asked.iter().map(|site| site.as_str()).collect();
+            let asked = if names.is_empty() { "no site".to_owned() } else { names.join(", ") };
+            format!("run {run}, terms {}, checked by {by}: {asked} asked", manifest.short())
+        }
+        RegistryEvent::CheckAnswered { run, answers, .. } => {
+            let answer = |check: &SiteCheck| {
+                let warnings = check.warnings.iter().map(|warning| format!(", {warning}"));
+                format!("{} {}{}", check.site, check.answer, warnings.collect::<String>())
+            };
+            let answers: Vec<String> = answers.iter().map(answer).collect();
+            format!("check of run {run} answered: {}", answers.join("; "))
         }
         RegistryEvent::Revoked { member, reason, by } => {
             format!("{member} revoked by {by}: {reason}")

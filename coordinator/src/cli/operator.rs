@@ -13,7 +13,7 @@ use super::members::{PersonCommand, SiteCommand, person, site};
 use super::reason::Reason;
 use super::recovery::{self, RecoveryCommand};
 use super::session::Globals;
-use super::{Answer, Format, Program, enroll, log, new, pull, run, runs, show, status};
+use super::{Answer, Format, Program, check, enroll, log, new, pull, run, runs, show, status};
 
 /// The operator's and the auditor's command line.
 ///
@@ -69,10 +69,20 @@ enum Command {
 enum RunCommand {
     /// Write a manifest to begin with, filled in from a backbone's file
     New(new::NewArgs),
-    /// Check a manifest and start the run that it declares
+    /// List what stands in the way of a run: in the manifest, at the coordinator, and at every
+    /// connected site, which is asked whether it would take part. Starts nothing. Sites have
+    /// --timeout to answer
+    Check {
+        /// The manifest, run.toml
+        manifest: PathBuf,
+    },
+    /// Check a manifest as `check` does, and start the run that it declares
     Start {
         /// The manifest, run.toml
         manifest: PathBuf,
+        /// Pass over warnings, and do not ask the sites; problems refuse all the same
+        #[arg(long)]
+        anyway: bool,
     },
     /// Show a run: its open round, who is where, and what came of each round
     Show {
@@ -170,7 +180,8 @@ async fn dispatch(command: Command, mut globals: Globals) -> Result<Answer, Fail
 async fn dispatch_run(command: RunCommand, globals: &Globals) -> Result<Answer, Failure> {
     match command {
         RunCommand::New(args) => new::new(args, globals).await,
-        RunCommand::Start { manifest } => runs::start(&manifest, globals).await,
+        RunCommand::Check { manifest } => check::check(&manifest, globals).await,
+        RunCommand::Start { manifest, anyway } => check::start(&manifest, anyway, globals).await,
         RunCommand::Show { run, watch: false } => show::show(&run, globals).await,
         RunCommand::Show { run, watch: true } => show::watch(&run, globals).await,
         RunCommand::List => runs::list(globals).await,

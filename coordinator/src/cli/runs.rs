@@ -1,65 +1,24 @@
 //! `run start|list|stop|resume|wait`: runs from outside.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::Instant;
 use tributary_proto::v1::{
-    ListRunsRequest, ResumeRunRequest, RunRow, ShowRunReply, ShowRunRequest, StartRunRequest,
-    StopRunRequest,
+    ListRunsRequest, ResumeRunRequest, RunRow, ShowRunReply, ShowRunRequest, StopRunRequest,
 };
-use tributary_shared::manifest::PAYLOAD_BYTES_LARGE;
 use tributary_shared::name::RunName;
 use tributary_shared::outcome::{ExitCode, Failure};
 
-use super::present::{clean, digest_or_none, short, table, time, time_or_none};
+use super::Answer;
+use super::present::{clean, short, table, time, time_or_none};
 use super::session::{Globals, Session};
-use super::{Answer, manifest};
 
 /// Between two looks at a run that somebody waits for.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How long a coordinator may be away (a restart) before a wait gives up.
 pub(super) const AWAY_MAX: Duration = Duration::from_secs(60);
-
-/// Checks the manifest here, then hands it to the coordinator.
-pub(super) async fn start(file: &Path, globals: &Globals) -> Result<Answer, Failure> {
-    let written = manifest::load(file)?;
-    if !written.problems.is_empty() {
-        return Err(manifest::problems_failure(file, &written.problems));
-    }
-    let session = Session::open(globals).await?;
-    let request = StartRunRequest { manifest_toml: written.text };
-    let reply = session.ask(session.client.clone().start_run(request)).await?;
-    let digest = written.manifest.digest();
-    if *reply.manifest_digest != digest.as_bytes()[..] {
-        let message = format!(
-            "run {} was started under other terms than were sent: {} instead of {}",
-            clean(&reply.run),
-            digest_or_none(&reply.manifest_digest).unwrap_or_default(),
-            digest
-        );
-        return Err(Failure::new(ExitCode::Bug, "bug", message)
-            .hint("stop it; the coordinator and this program may be of different versions"));
-    }
-    let name = &written.manifest.name;
-    let payload_bytes = written.manifest.contract().map_or(0, |c| c.layout.payload_bytes());
-    let large = if payload_bytes > PAYLOAD_BYTES_LARGE {
-        format!(
-            "\nEvery site downloads and uploads {} MiB in every round; lora or last_blocks send less.",
-            payload_bytes >> 20
-        )
-    } else {
-        String::new()
-    };
-    let text = format!(
-        "Run {name} started: {} rounds, terms {digest}.{large}\nWatch it: tributary run show {name} --watch",
-        written.manifest.rounds.count
-    );
-    let data = json!({ "run": name, "manifest_digest": digest, "payload_bytes": payload_bytes });
-    Ok(Answer::new(data, text))
-}
 
 /// Ends a run; what it has published stands.
 pub(super) async fn stop(

@@ -16,7 +16,7 @@ use tributary_shared::outcome::{ExitCode, Failure, chain};
 use super::Format;
 
 /// Longest wait for one answer unless told.
-const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+pub(super) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Where an identity is looked for when none is named: where `enroll` puts a person's by role, and
 /// where `init --directory coord` puts the first operator's.
 const PLACES: [&str; 3] = ["operator", "auditor", "coord/operator"];

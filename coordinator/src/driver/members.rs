@@ -47,6 +47,11 @@ impl Members {
         tracing::info!(%member, connections = cut, "connections cut");
     }
 
+    /// Whether a site's program is connected.
+    pub fn is_connected(&self, site: &SiteName) -> bool {
+        self.connections.holds(&Member { role: Role::Site, name: site.clone() })
+    }
+
     /// The standing of whoever is behind a connection.
     pub fn standing(&self, peer: &Peer) -> Standing {
         match self.lock().get(&peer.member) {

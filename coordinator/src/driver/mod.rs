@@ -2,6 +2,7 @@
 //! decide -> commit -> evolve -> act, and on start the same from the stored events.
 
 mod absence;
+pub mod checks;
 pub mod inquiries;
 mod live;
 mod members;

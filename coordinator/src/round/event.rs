@@ -2,9 +2,10 @@
 //! one leaf of the audit log.
 
 use serde::{Deserialize, Serialize};
+use tributary_shared::check::SiteCheck;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::RunManifest;
-use tributary_shared::name::SiteName;
+use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
 use tributary_shared::terms::SiteMetrics;
 use tributary_shared::timestamp::Timestamp;
@@ -300,6 +301,26 @@ pub enum RegistryEvent {
     Recovered {
         /// The statement, with the log's and an operator's signature.
         recovery: Box<Recovery>,
+    },
+    /// An operator asked connected sites whether they would take part in a run; none was started.
+    RunChecked {
+        /// Who asked.
+        by: String,
+        /// The run's name, which may be free.
+        run: RunName,
+        /// Digest of its manifest's canonical JSON.
+        manifest: Digest,
+        /// The sites asked.
+        asked: Vec<SiteName>,
+    },
+    /// What they said, each by a class.
+    CheckAnswered {
+        /// The run's name.
+        run: RunName,
+        /// Digest of its manifest's canonical JSON.
+        manifest: Digest,
+        /// An answer of every site that was asked, in the same order.
+        answers: Vec<SiteCheck>,
     },
     /// The certificate is dead for good; a new invitation is needed.
     Revoked {

@@ -9,7 +9,7 @@ use tributary_proto::v1::{self, operator_server::Operator};
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::{RunName, SiteName};
 
-use super::{Services, export, history, parse, rows, status};
+use super::{Services, checks, export, history, parse, rows, status};
 use crate::clock;
 use crate::driver::DriverError;
 use crate::round::Command;
@@ -140,18 +140,43 @@ impl Operator for OperatorService {
         Ok(Response::new(v1::SetSiteStateReply {}))
     }
 
+    async fn check_run(
+        &self,
+        request: Request<v1::CheckRunRequest>,
+    ) -> Result<Response<v1::CheckRunReply>, Status> {
+        let by = require(&request, &[Role::Operator])?.member.clone();
+        let v1::CheckRunRequest { manifest_toml, wait_ms } = request.into_inner();
+        let manifest = read_manifest(&manifest_toml)?;
+        let checked = self.0.driver.check(&manifest, &by, checks::wait(wait_ms)).await;
+        let report = Some(checks::report(&checked.map_err(status)?));
+        Ok(Response::new(v1::CheckRunReply { report }))
+    }
+
     async fn start_run(
         &self,
         request: Request<v1::StartRunRequest>,
     ) -> Result<Response<v1::StartRunReply>, Status> {
         let by = require(&request, &[Role::Operator])?.member.clone();
-        let manifest = RunManifest::from_toml(&request.into_inner().manifest_toml)
-            .map_err(|e| Status::invalid_argument(format!("manifest: {e}")))?;
+        let v1::StartRunRequest { manifest_toml, anyway, wait_ms } = request.into_inner();
+        let manifest = read_manifest(&manifest_toml)?;
+        let driver = &self.0.driver;
+        let report = match anyway {
+            true => driver.look_over(&manifest).await,
+            false => driver.check(&manifest, &by, checks::wait(wait_ms)).await,
+        };
+        let report = report.map_err(status)?;
+        let wire = Some(checks::report(&report));
+        if !(report.is_clean() || anyway && report.problems.is_empty()) {
+            let refused = v1::StartRunReply { report: wire, ..v1::StartRunReply::default() };
+            return Ok(Response::new(refused));
+        }
         let reply = v1::StartRunReply {
             run: manifest.name.to_string(),
             manifest_digest: manifest.digest().as_bytes().to_vec().into(),
+            report: wire,
+            started: true,
         };
-        self.0.driver.start_run(manifest, &by).await.map_err(status)?;
+        driver.start_run(manifest, &by).await.map_err(status)?;
         Ok(Response::new(reply))
     }
 
@@ -276,6 +301,11 @@ impl Operator for OperatorService {
         let stream = export::export(&self.0.driver, &self.0.heads, with_tensors).await?;
         Ok(Response::new(Box::pin(stream.map(|piece| piece.map(|data| v1::Chunk { data })))))
     }
+}
+
+/// Reads a manifest, whose values may make no sense yet.
+fn read_manifest(text: &str) -> Result<RunManifest, Status> {
+    RunManifest::read_toml(text).map_err(|e| Status::invalid_argument(format!("manifest: {e}")))
 }
 
 fn shortened(reason: &str) -> String {

@@ -207,6 +207,18 @@ impl Store {
         .await
     }
 
+    /// Makes an event durable that changes no member.
+    pub async fn record(&self, at: Timestamp, event: RegistryEvent) -> Result<(), StoreError> {
+        self.write("record a check", move |store, tx| {
+            Box::pin(async move {
+                let seq = advance_registry(&mut tx.connection).await?;
+                store.append(tx, at, &Stream::Registry, seq, vec![Event::Registry(event)]).await?;
+                Ok(Ok(()))
+            })
+        })
+        .await
+    }
+
     /// The invitation with this token.
     pub async fn invitation(&self, token_digest: Digest) -> Result<Option<Invitation>, StoreError> {
         let row: Option<InvitationColumns> =

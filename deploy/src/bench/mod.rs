@@ -189,7 +189,7 @@ fn start_run(
 ) -> Result<Follow, Failed> {
     let file = federation.root().join(format!("{name}.toml"));
     std::fs::write(&file, options.manifest(name, rounds)).map_err(|e| Failed::file(&file, &e))?;
-    federation.operator(["run", "start", &file.to_string_lossy()])?;
+    federation.operator(["run", "start", &file.to_string_lossy(), "--anyway"])?;
     federation.follow(name)
 }
 

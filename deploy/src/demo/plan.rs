@@ -112,7 +112,8 @@ fn manifest(
             batch_size: 16,
             learning_rate: 3e-3,
             weight_decay: 0.01,
-            warmup_steps: 10,
+            // Below all steps of the shortest demo, or its own check would warn.
+            warmup_steps: (options.rounds * options.epochs - 1).min(10),
             gradient_clip: 1.0,
             holdout: 0.6,
             seed: options.seed,

@@ -225,6 +225,11 @@ impl Connections {
         of_member.map(|(_, token)| token.cancel()).count()
     }
 
+    /// Whether `member` has a connection.
+    pub fn holds(&self, member: &Member) -> bool {
+        self.lock().values().any(|(who, _)| who.as_ref() == Some(member))
+    }
+
     /// How many connections are open.
     pub fn count(&self) -> usize {
         self.lock().len()

@@ -62,9 +62,10 @@ pub(super) fn run(args: &ConfigArgs, format: Format) -> Result<(), Failure> {
 }
 
 fn copied(failure: &Failure) -> Failure {
-    let Failure { exit, code, message, hint, details } = failure;
-    let (message, hint, details) = (message.clone(), hint.clone(), details.clone());
-    Failure { exit: *exit, code, message, hint, details }
+    let Failure { exit, code, message, hint, details, data } = failure;
+    let (message, hint) = (message.clone(), hint.clone());
+    let (details, data) = (details.clone(), data.clone());
+    Failure { exit: *exit, code, message, hint, details, data }
 }
 
 fn told(config: &SiteConfig) -> String {

@@ -118,7 +118,7 @@ fn table(entries: &[Entry]) {
     table.load_preset(NOTHING).set_header(["WHEN", "RUN", "ROUND", "WHAT", "DETAIL"]);
     for entry in entries {
         let (what, detail) = words(&entry.event);
-        let round = entry.round.to_string();
+        let round = if entry.round == 0 { "-".to_owned() } else { entry.round.to_string() };
         table.add_row([entry.at.to_string(), entry.run.to_string(), round, what.into(), detail]);
     }
     say!("{table}");
@@ -141,6 +141,10 @@ fn words(event: &Event) -> (&'static str, String) {
         }
         Event::Released { digest, bytes } => {
             ("left the building", format!("{digest}, {bytes} bytes"))
+        }
+        Event::Checked { manifest, answer, warnings } => {
+            let warnings: String = warnings.iter().map(|warning| format!(", {warning}")).collect();
+            ("checked", format!("answered {answer}{warnings}; manifest {}", manifest.short()))
         }
         Event::Answered { digest, refusal: None } => {
             ("counted", format!("delta {}", digest.short()))

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 
 use ring::signature::Ed25519KeyPair;
+use tributary_shared::check::{CheckAnswer, SiteCheck};
 use tributary_shared::digest::Digest;
 use tributary_shared::initial::adapter_header;
 use tributary_shared::name::RunName;
@@ -214,6 +215,45 @@ fn a_history_that_denies_a_known_head_is_found() {
     assert!(matches!(fork, Finding::Fork { size: 9, .. }), "{fork}");
     let back = verify_with(&leaves[..9], &known).unwrap_err();
     assert!(matches!(back, Finding::Rollback { known: 10, exported: 9 }), "{back}");
+}
+
+#[test]
+fn answers_to_a_check_are_of_the_sites_that_were_asked() {
+    let checked = |asked: &[&str], answered: &[&str]| {
+        let mut coordinator = history();
+        let (run, manifest) = ("next".parse::<RunName>().unwrap(), Digest::of(b"terms"));
+        let asked = asked.iter().map(|name| site(name)).collect();
+        let by = "operator/o".to_owned();
+        coordinator.register(RegistryEvent::RunChecked { by, run: run.clone(), manifest, asked });
+        let answer = |name: &&str| SiteCheck {
+            site: site(name),
+            answer: CheckAnswer::Ready,
+            warnings: Vec::new(),
+        };
+        let answers = answered.iter().map(answer).collect();
+        coordinator.register(RegistryEvent::CheckAnswered { run, manifest, answers });
+        check(&coordinator.export()).map(|report| report.leaves).map_err(|found| line(&found))
+    };
+    assert!(checked(&["a", "b"], &["a", "b"]).is_ok());
+    for answered in [&["a"][..], &["a", "c"], &["b", "a"]] {
+        let found = checked(&["a", "b"], answered).unwrap_err();
+        assert!(found.contains("of other sites than were asked"), "{found}");
+    }
+    // Two operators at the same time.
+    let mut coordinator = history();
+    let (run, manifest) = ("next".parse::<RunName>().unwrap(), Digest::of(b"terms"));
+    for by in ["operator/o", "operator/p"].map(str::to_owned) {
+        let (run, asked) = (run.clone(), vec![site("a")]);
+        coordinator.register(RegistryEvent::RunChecked { by, run, manifest, asked });
+    }
+    for answer in [CheckAnswer::Ready, CheckAnswer::Policy] {
+        let answers = vec![SiteCheck { site: site("a"), answer, warnings: Vec::new() }];
+        let run = run.clone();
+        coordinator.register(RegistryEvent::CheckAnswered { run, manifest, answers });
+    }
+    check(&coordinator.export()).unwrap();
+    let found = checked(&["a", "zed"], &["a", "zed"]).unwrap_err();
+    assert!(found.contains("zed is asked and was never enrolled"), "{found}");
 }
 
 #[test]

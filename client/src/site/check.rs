@@ -1,0 +1,111 @@
+//! An operator's check before a run begins: answered by a class, after the policy's limit, and
+//! written down here.
+
+use std::time::Duration;
+
+use tributary_proto::v1;
+use tributary_shared::check::{CheckAnswer, CheckWarning};
+use tributary_shared::digest::Digest;
+use tributary_shared::manifest::RunManifest;
+use tributary_shared::name::RunName;
+use tributary_shared::refusal::{Refusal, RefusalClass};
+
+use super::activity::{Activity, Phase, RoundId};
+use super::judge::Unfit;
+use super::terms::read_manifest;
+use super::{Halt, Site};
+use crate::clock;
+use crate::config::policy::{CHECKS_PER_DAY, Policy};
+use crate::ledger::Event;
+use crate::trainer;
+
+/// What `checks_per_day` counts over.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Checks belong to no round.
+const NO_ROUND: u32 = 0;
+
+impl Site {
+    /// Answers a check. Its record is durable before the answer leaves.
+    pub(super) async fn check(&mut self, run: RunName, asked: &v1::Inquiry) -> Result<(), Halt> {
+        let file = self.config.policy.clone();
+        let policy = tokio::task::spawn_blocking(move || Policy::load(&file)).await;
+        // A policy that cannot be read refuses the run below, and counts as the usual one here.
+        let policy = policy.ok().and_then(Result::ok);
+        let allowed = policy.map_or(CHECKS_PER_DAY, |policy| policy.checks_per_day);
+        let spent = self.ledger.checks_within(clock::now(), DAY);
+        let within = spent.answered < allowed as usize;
+        let (answer, warnings) = match within {
+            true => self.look_at(&run, asked).await,
+            false => (CheckAnswer::ChecksPerDay, Vec::new()),
+        };
+        tracing::info!(%run, "asked by an operator whether it would take part: {answer}");
+        self.activity.send_modify(Activity::rest);
+        // One entry a day says that the limit was reached, however often it is.
+        if within || spent.over == 0 {
+            let manifest = Digest::of(&asked.manifest_json);
+            let event = Event::Checked { manifest, answer, warnings: warnings.clone() };
+            self.record(&RoundId { run, round: NO_ROUND }, event)?;
+        }
+        let request = v1::AnswerInquiryRequest {
+            id: asked.id.clone(),
+            refusal: refusal(answer).as_ref().map(Into::into),
+            warnings: warnings.iter().map(ToString::to_string).collect(),
+        };
+        self.coordinator()?.answer_inquiry(request).await?;
+        Ok(())
+    }
+
+    async fn look_at(
+        &mut self,
+        run: &RunName,
+        asked: &v1::Inquiry,
+    ) -> (CheckAnswer, Vec<CheckWarning>) {
+        let known = self.ledger.manifest_of(run);
+        let manifest = match read_manifest(run, &asked.manifest_json, known) {
+            Ok(manifest) => manifest,
+            Err(refusal) => {
+                tracing::error!(%run, "not a run to look at: {refusal}");
+                return (CheckAnswer::Other, Vec::new());
+            }
+        };
+        match self.judge(&manifest, asked.cohort_size).await {
+            Ok(warnings) => (CheckAnswer::Ready, warnings),
+            Err(no) => {
+                tracing::warn!(%run, "would not take part: {}", no.refusal);
+                (no.answer(), Vec::new())
+            }
+        }
+    }
+
+    async fn judge(
+        &mut self,
+        manifest: &RunManifest,
+        cohort_size: u32,
+    ) -> Result<Vec<CheckWarning>, Unfit> {
+        self.judge_policy(manifest, cohort_size)
+            .await
+            .map_err(|refusal| Unfit { refusal, about: CheckAnswer::Policy })?;
+        self.activity.send_modify(|a| a.enter(Phase::Preparing, 0));
+        let work = self.judge_data(manifest).await?;
+        let rising = trainer::warmup_outlasts(manifest, work.cases());
+        Ok(rising.then_some(CheckWarning::WarmupTooLong).into_iter().collect())
+    }
+}
+
+/// A class as the wire has a no; none for a yes.
+fn refusal(answer: CheckAnswer) -> Option<Refusal> {
+    let class = match answer {
+        CheckAnswer::Ready => return None,
+        CheckAnswer::Passing | CheckAnswer::ChecksPerDay => RefusalClass::Passing,
+        CheckAnswer::Policy
+        | CheckAnswer::Backbone
+        | CheckAnswer::Data
+        | CheckAnswer::Cases
+        | CheckAnswer::Other
+        | CheckAnswer::NotConnected
+        | CheckAnswer::NoAnswer
+        | CheckAnswer::NotEnrolled
+        | CheckAnswer::Suspended => RefusalClass::UntilChanged,
+    };
+    Some(Refusal::SiteFailed { reason: answer.as_str().to_owned(), class })
+}
