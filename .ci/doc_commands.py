@@ -3,7 +3,7 @@
 
     python3 .ci/doc_commands.py PROGRAMS [--keep DIR] [--list]
 
-PROGRAMS is the folder with `tributary`, `tributary-client` and `tributary-coordinator`. Every command
+PROGRAMS is the folder with all of the workspace's programs, target/debug. Every command
 in a code block of README.md, CONTRIBUTING.md and docs/*.md must be run, or stand in ELSEWHERE with the
 reason why not; even then its program, subcommands and flags must exist. Commands in running text and in
 the comments of deploy/*.toml are checked for that too. Documents run in the order of DOCUMENTS, each
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 180
 
 # In this order; the others follow by name.
-DOCUMENTS = ["README.md", "docs/audit.md", "docs/cache.md"]
+DOCUMENTS = ["README.md", "docs/audit.md", "docs/cache.md", "docs/recovery.md"]
 
 # What stands for something of the reader's own, and what it is here. {port} is free, {root} the clone.
 # The first group that fits a document is `*`, then its own.
@@ -42,6 +42,10 @@ PLACEHOLDERS = {
     },
     "docs/audit.md": {"site-a/witness.json": "alpha/witness.json"},
     "docs/cache.md": {"--config site.toml": "--config alpha/site.toml"},
+    "docs/recovery.md": {
+        "--identity operator": "--identity coord/operator",
+        "site-a/witness-lost-131-leaves.json": "alpha/witness-lost-*-leaves.json",
+    },
     "docs/explain.md": {
         "--patients 400": "--patients 12",
         "deploy/backbone/backbone.safetensors": "backbone.safetensors",
@@ -76,6 +80,27 @@ GOES_ON = {
 # Set before the first command of a document: files that a reader of it has.
 SCENES = {}
 
+# What has happened before a command, by its document and beginning: shell lines, `stop PROGRAM ...` for one of
+# those that go on, `wait PROGRAM ... | WORDS` for a line of it since the last wait.
+BEFORE = {
+    ("docs/recovery.md", "tributary-coordinator backup"): ["rm -f coord.backup"],
+    # Leaves that the backup does not have and the site has seen, and then the database is gone.
+    ("docs/recovery.md", "tributary-coordinator restore --config"): [
+        "sed s/rehearsal-1/rehearsal-2/ coord/rehearsal.toml > again.toml",
+        "tributary run start again.toml", "tributary run wait rehearsal-2",
+        "wait tributary-client run | rehearsal-2",
+        "stop tributary-coordinator serve", "rm -f coord/tributary.db*"],
+    # The two ways to say it begin at the same point.
+    ("docs/recovery.md", "tributary-coordinator recover --config coord/coordinator.toml --operator"): [
+        "cp -a coord coord.before"],
+    ("docs/recovery.md", "tributary-coordinator recover --config coord/coordinator.toml --out"): [
+        "rm -rf coord", "mv coord.before coord"],
+    ("docs/recovery.md", "tributary-client recovery show"): ["wait tributary-client run | restored from a backup"],
+    ("docs/recovery.md", "tributary-client enroll"): ["rm alpha.kit", "tributary site invite alpha --out alpha.kit"],
+    ("docs/recovery.md", "tributary audit verify"): [
+        "wait tributary-client run | follows the history", "rm consortium.export", "tributary audit export --out consortium.export"],
+}
+
 # What the reader's editor does, by the file's name: pairs of a pattern and its replacement.
 EDITS = {
     "site.toml": [(r'path = "images"', 'path = "{scratch}/images"'),
@@ -84,9 +109,8 @@ EDITS = {
                     (r"cohort_min = \d+", "cohort_min = 1")],
     # Written by `run new`: one round of a few steps.
     "nodule.toml": [(r"(?m)^count = \d+", "count = 1"), (r"(?m)^warmup_steps = \d+", "warmup_steps = 0")],
-    "run.toml": [(r"(?m)^name = .*", 'name = "chest-nodule-1"'),
-                 (r"(?ms)^\[rounds\]\ncount = \d+", "[rounds]\ncount = 1"),
-                 (r"(?ms)^\[quorum\].*?^sites = \d+", "[quorum]\nsites = 1")],
+    "run.toml": [(r"(?m)^name = .*", 'name = "chest-nodule-1"'), (r"(?m)^count = \d+", "count = 1"),
+                 (r"(?m)^warmup_steps = \d+", "warmup_steps = 1"), (r"(\[quorum\][^[]*?\nsites = )\d+", r"\g<1>1")],
 }
 
 PROGRAMS = ("tributary", "tributary-client", "tributary-coordinator")
@@ -245,24 +269,58 @@ class Scratch:
             return
         process = subprocess.Popen(["exec " + command], shell=True, cwd=cwd, env=self.environment, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-        self.running.append(process)
-        told, seen = [], threading.Event()
+        self.running.append((command, process, Told(process.stdout)))
+        self.running[-1][2].wait(ready)
 
-        def follow():
-            for line in process.stdout:
-                told.append(line)
-                if ready in line:
-                    seen.set()
-            seen.set()
+    def happen(self, what, where):
+        """One line of BEFORE."""
+        verb, _, rest = what.partition(" ")
+        if verb == "wait":
+            begin, words = rest.split(" | ")
+            next(told for command, _, told in self.running if command.startswith(begin)).wait(words)
+        elif verb == "stop":
+            for entry in [entry for entry in self.running if entry[0].startswith(rest)]:
+                self.end(entry)
+        else:
+            self.quietly(what, where)
 
-        threading.Thread(target=follow, daemon=True).start()
-        if not seen.wait(PATIENCE_S) or not any(ready in line for line in told):
-            raise Wrong(f"no line with `{ready}`: {''.join(told)[-2000:]}")
+    def end(self, entry):
+        self.running.remove(entry)
+        entry[1].send_signal(signal.SIGTERM)
+        entry[1].wait(PATIENCE_S)
 
     def stop(self):
-        for process in reversed(self.running):
-            process.send_signal(signal.SIGTERM)
-            process.wait(PATIENCE_S)
+        for entry in reversed(self.running[:]):
+            self.end(entry)
+
+
+class Told:
+    """The lines of a running program, waited for one after the other."""
+
+    def __init__(self, source):
+        self.lines, self.at, self.changed, self.closed = [], 0, threading.Condition(), False
+        threading.Thread(target=self.follow, args=(source,), daemon=True).start()
+
+    def follow(self, source):
+        for line in source:
+            with self.changed:
+                self.lines.append(line)
+                self.changed.notify_all()
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    def wait(self, words):
+        """Returns once a line after the last one found has the words."""
+        deadline = time.monotonic() + PATIENCE_S
+        with self.changed:
+            while True:
+                while self.at < len(self.lines):
+                    self.at += 1
+                    if words in self.lines[self.at - 1]:
+                        return
+                if self.closed or not self.changed.wait(deadline - time.monotonic()):
+                    raise Wrong(f"no line with `{words}`: {''.join(self.lines)[-2000:]}")
 
 
 def scene(*names):
@@ -304,6 +362,7 @@ def readme(scratch, where):
 @scene("docs/backbones.md")
 def backbones(scratch, where):
     with_backbone(scratch, where)
+    manifest(scratch, ["clear", "nodule"])
 
 
 @scene("docs/explain.md", "docs/python.md")
@@ -352,11 +411,13 @@ def elsewhere(name, command):
 
 
 def options_are_read(command, scratch):
-    """Of a launcher that would take long: its options parse."""
-    launcher = re.match(r"cargo (demo|federation-bench|trainer-bench)\b", command)
+    """Of a launcher that would take long: its options parse, as cargo's alias passes them on."""
+    launcher = re.match(r"cargo (demo|federation-bench|trainer-bench)\b(.*)", command)
     if launcher:
-        with_help = command + (" --help" if command != launcher.group() else " -- --help")
-        scratch.run(with_help, ROOT)
+        name, options = launcher.groups()
+        if f'{name} = "run -p tributary-deploy --bin {name} --"' not in (ROOT / ".cargo/config.toml").read_text():
+            raise Wrong(f".cargo/config.toml has no alias {name} that ends in `--`")
+        scratch.run(f"{name}{options} --help", ROOT)
 
 
 def check(name, scratch, helps, failures):
@@ -381,6 +442,10 @@ def check(name, scratch, helps, failures):
                 for old, new in PLACEHOLDERS.get(group, {}).items():
                     new = new.replace("{port}", str(scratch.port)).replace("{digest}", getattr(scratch, "digest", ""))
                     command = command.replace(old, new)
+            for (document, begin), happened in BEFORE.items():
+                if document == name and command.startswith(begin):
+                    for what in happened:
+                        scratch.happen(what, where)
             scratch.run(command, where)
             for begin, more in AFTER.items():
                 if command.startswith(begin):
