@@ -95,6 +95,21 @@ fn a_site_without_room_for_its_delta_says_so_and_goes_on_when_there_is_some() {
     let process = scratch.federation.sites()[1].process().unwrap();
     let said = process.wait_stderr(PATIENCE, |line| line.contains("the outbox: ")).unwrap();
     assert!(said.contains("File too large") && said.contains("trying again"), "{said}");
+    // Before, it showed nowhere: the operator saw a seat that was asked, and doctor was content.
+    let coordinator = scratch.federation.coordinator().unwrap();
+    coordinator.wait_stderr(PATIENCE, |line| line.contains("disk_full")).unwrap();
+    let listed = scratch.federation.operator(["site", "list"]).unwrap().data;
+    assert_eq!(listed[1]["trouble"], "disk_full", "{listed}");
+    let show = scratch.show("full");
+    let detail = show["seats"][1]["detail"].as_str().unwrap_or_default();
+    assert_eq!(detail, "reports disk_full", "{show}");
+    let config = site.join("site.toml");
+    let doctor = ["doctor", "--config", config.to_str().unwrap()];
+    let doctor = scratch.federation.client(doctor).unwrap_err();
+    assert_eq!((doctor.exit, doctor.code.as_deref()), (Some(1), Some("doctor")), "{doctor:?}");
+    // The doctor's own call takes nothing back.
+    let listed = scratch.federation.operator(["site", "list"]).unwrap().data;
+    assert_eq!(listed[1]["trouble"], "disk_full", "{listed}");
     let left: Vec<_> = fs::read_dir(site.join("outbox")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
     limit(None);

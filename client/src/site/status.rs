@@ -92,7 +92,14 @@ impl Reporter {
         loop {
             self.status.activity = activity.borrow_and_update().clone();
             self.write();
-            tokio::time::sleep(EVERY).await;
+            // A trouble is told at once.
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                changed = self.ailments.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+            }
             let changed = tokio::select! {
                 changed = activity.changed() => changed,
                 changed = self.ailments.changed() => changed,
@@ -113,7 +120,7 @@ impl Reporter {
     pub(super) fn write(&mut self) {
         self.status.at = clock::now();
         self.status.coordinator = self.address.borrow().clone();
-        self.status.troubles = self.ailments.borrow().clone();
+        self.status.troubles = self.ailments.borrow_and_update().clone();
         let json = serde_json::to_vec_pretty(&self.status).expect("a status is plain data");
         // On a full disk the old file's room is all that there is.
         let written = durable::replace_lazily(&self.path, &json)

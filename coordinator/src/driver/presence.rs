@@ -47,12 +47,11 @@ struct Heard {
 }
 
 impl Presence {
-    /// Takes a hello.
-    pub fn hello(&self, site: &SiteName, version: &str, trouble: &str, now: Timestamp) {
+    /// Takes the version of a program that says hello.
+    pub fn hello(&self, site: &SiteName, version: &str) {
         let version: String =
             version.chars().filter(|c| !c.is_control()).take(WORD_CHARS_MAX).collect();
         self.lock().entry(site.clone()).or_default().word.version = version;
-        self.trouble(site, trouble, now);
     }
 
     /// Takes the class of a site's trouble, empty for none. Text that is no word stands as `other`.
@@ -260,7 +259,8 @@ mod tests {
         let presence = Presence::default();
         let site: SiteName = "a".parse().unwrap();
         let long = format!("1.0\u{1b}[2J{}", "x".repeat(200));
-        presence.hello(&site, &long, "disk_full", at(1));
+        presence.hello(&site, &long);
+        presence.trouble(&site, "disk_full", at(1));
         let word = presence.word(&site, at(9));
         assert_eq!((word.trouble.as_str(), word.since), ("disk_full", Some(at(1))));
         assert!(word.version.starts_with("1.0[2Jx") && word.version.len() == WORD_CHARS_MAX);

@@ -97,11 +97,16 @@ impl Site for SiteService {
         request: Request<v1::HelloRequest>,
     ) -> Result<Response<v1::HelloReply>, Status> {
         let peer = self.seen(&request)?;
+        // A program that only looks, such as the site's doctor, knows nothing of its trouble.
+        let takes_part = request.metadata().contains_key(SESSION);
         let (site, now) = (&peer.member.name, clock::now());
         let v1::HelloRequest { client_version, trouble, known_rounds: known } =
             request.into_inner();
         let presence = self.0.driver.presence();
-        presence.hello(site, &client_version, &trouble, now);
+        presence.hello(site, &client_version);
+        if takes_part {
+            presence.trouble(site, &trouble, now);
+        }
         let version = presence.word(site, now).version;
         tracing::info!(member = %peer.member, version, "hello");
         let suspended = self.0.driver.members().standing(&peer) == Standing::Suspended;
