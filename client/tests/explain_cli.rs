@@ -151,8 +151,8 @@ fn of_a_bag_those_images_are_explained_that_count_the_most() {
     assert!(site.refusal(&["--bag", "none"]).contains("the images have no bag `none`"));
 }
 
-/// Where `site.toml` names images and backbone, `--config` alone used to be refused for want of
-/// `--backbone`.
+/// Guards against an old fault: `--config` alone was refused for want of `--backbone`, although
+/// `site.toml` names images and backbone.
 #[test]
 fn site_toml_names_images_and_backbone_for_every_command_that_computes() {
     let site = Site::new(|_| {});

@@ -180,8 +180,8 @@ impl CoordinatorConfig {
         })
     }
 
-    /// What members are told before a port is found: where a free port is asked for, any stands for
-    /// it.
+    /// Address that members are told before a port is found. Where a free port is asked for, any
+    /// port stands for it.
     pub fn address_expected(&self) -> String {
         let port = self.listen.port().max(1);
         self.address_at(SocketAddr::new(self.listen.ip(), port))

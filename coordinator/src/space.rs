@@ -36,7 +36,7 @@ struct Inner {
     folders: Vec<PathBuf>,
     /// The reserve as the configuration has it.
     configured: Option<u64>,
-    /// Whether the file beside the database is this process's to take and to give up.
+    /// True when this process may take and give up the file beside the database.
     keeps: bool,
     state: Mutex<State>,
 }
@@ -47,14 +47,14 @@ struct State {
     /// Bytes to come of every accepted upload, and which stream brings them.
     arriving: BTreeMap<(SiteName, RunName), (u64, u64)>,
     streams: u64,
-    /// Whether the file beside the database holds its room.
+    /// True when the file beside the database holds its room.
     kept: bool,
     short_since: Option<Timestamp>,
     /// When the disk was last short.
     short_until: Option<Timestamp>,
 }
 
-/// What the open runs may ask of the disks.
+/// Disk space that the open runs may ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// Bytes that one round of every open run sends.
@@ -173,13 +173,14 @@ impl Space {
         if left < room.reserve_bytes { Err(Shortage(room)) } else { Ok(()) }
     }
 
-    /// Whether an adapter of `bytes` bytes can be written at all, the reserve included.
+    /// True when an adapter of `bytes` bytes can be written and 1 MiB stays free. The reserve
+    /// counts as free.
     pub fn fits(&self, bytes: u64) -> bool {
         self.free() >= bytes.saturating_add(MARGIN_BYTES)
     }
 
-    /// Whether the disk is short, or was within the last `grace`: what sites could not do then is
-    /// not held against them.
+    /// True when the disk is short, or was within the last `grace`. Work that sites could not do
+    /// then is not held against them.
     pub fn is_or_was_short(&self, now: Timestamp, grace: Duration) -> bool {
         self.look(now);
         let state = self.lock();
@@ -253,7 +254,7 @@ impl Space {
         kept.is_none_or(|folder| folder.join(KEPT).exists())
     }
 
-    /// Whether there was a file to remove.
+    /// Removes the file beside the database. True when there was one.
     fn remove_kept(&self) -> bool {
         self.0.folders.first().is_some_and(|folder| fs::remove_file(folder.join(KEPT)).is_ok())
     }

@@ -1,4 +1,4 @@
-//! What a site answers when an operator asks, before a run begins, whether it would take part: a
+//! Answer of a site when an operator asks, before a run begins, whether it would take part: a
 //! class, never a count, a path or the words of a policy.
 
 use std::fmt;
@@ -74,7 +74,7 @@ impl CheckAnswer {
         }
     }
 
-    /// What it means, and what the operator can do about it.
+    /// Meaning of the answer, and the operator's remedy.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Ready => "would take part now",
@@ -108,7 +108,7 @@ impl FromStr for CheckAnswer {
     }
 }
 
-/// What a site that would take part thinks the operator should look at.
+/// Point that the operator should look at, from a site that would take part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckWarning {
@@ -130,7 +130,7 @@ impl CheckWarning {
         }
     }
 
-    /// What it means, and what the operator can do about it.
+    /// Meaning of the warning, and the operator's remedy.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::WarmupTooLong => {
@@ -164,13 +164,13 @@ pub struct SiteCheck {
     pub site: SiteName,
     /// Its answer.
     pub answer: CheckAnswer,
-    /// What should be looked at all the same.
+    /// Points to look at all the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<CheckWarning>,
 }
 
 impl SiteCheck {
-    /// What stands in the way of a start without a word, one line each.
+    /// Findings that keep a run from starting without a word of the operator, one line each.
     pub fn problems(&self) -> Vec<Problem> {
         let key = format!("site {}", self.site);
         let line = |word: &str, meaning: &str| Problem {

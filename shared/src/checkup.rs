@@ -1,4 +1,4 @@
-//! What a `doctor` prints: one line a check, with what mends what is wrong.
+//! Lines that a `doctor` prints: one a check, with a hint that mends what is wrong.
 
 use std::fmt;
 
@@ -9,13 +9,13 @@ use crate::outcome::{ExitCode, Failure};
 /// One thing that a program needs, looked at.
 #[derive(Debug, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// The thing that was checked.
     pub name: &'static str,
-    /// Whether the program works with it.
+    /// True when the program works with it.
     pub ok: bool,
-    /// What was found, or what is wrong.
+    /// The finding, or the fault.
     pub detail: String,
-    /// What mends it. Beside `ok`: what works and is odd all the same.
+    /// Hint that mends the fault. Beside `ok`, a remark on something that works and is odd.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mend: Option<String>,
     #[serde(skip)]

@@ -31,7 +31,8 @@ impl Digest {
         &self.0
     }
 
-    /// Whether it is all zeros: what samples write where a digest belongs, and no file's.
+    /// True when it is all zeros. Samples write zeros where a digest belongs; no file has this
+    /// digest.
     pub fn is_zero(&self) -> bool {
         self.0 == [0; 32]
     }

@@ -37,7 +37,7 @@ pub struct Failure {
     pub hint: Option<String>,
     /// What the message counts, one line each, however many.
     pub details: Vec<String>,
-    /// What the command found all the same, for machines.
+    /// Data that the command found all the same, for machines.
     pub data: Option<Box<Value>>,
 }
 

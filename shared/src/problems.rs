@@ -1,4 +1,4 @@
-//! What is wrong with a manifest: every problem under its key, so that one look mends them all.
+//! Problems of a manifest: every one under its key, so that one look mends them all.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct Problem {
     /// The dotted key to mend.
     pub key: String,
-    /// What is wrong, and what would be right.
+    /// The fault, and the right value.
     pub problem: String,
 }
 
@@ -54,12 +54,12 @@ impl Problems {
         self.0.retain(keep);
     }
 
-    /// Whether there are none.
+    /// True when there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How many there are.
+    /// Number of problems.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -74,7 +74,7 @@ impl Problems {
         self.iter().map(ToString::to_string).collect()
     }
 
-    /// Whether one of them is about `table` or a key in it.
+    /// True when one of them is about `table` or a key in it.
     pub fn touch(&self, table: &str) -> bool {
         self.iter().any(|found| {
             let rest = found.key.strip_prefix(table);

@@ -1,5 +1,5 @@
-//! What an operator is told before a run begins: by the manifest, by the coordinator and by every
-//! site, as a call that both sides keep a record of.
+//! Answers that an operator gets before a run begins: from the manifest, from the coordinator and
+//! from every site, as a call that both sides keep a record of.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -40,7 +40,7 @@ fn lines(envelope: &Value) -> Vec<String> {
     details.iter().map(|line| line.as_str().unwrap().to_owned()).collect()
 }
 
-/// What a site's ledger says of checks, oldest first.
+/// Answers to checks in a site's ledger, oldest first.
 fn checked(scratch: &Scratch, index: usize) -> Vec<String> {
     let config = scratch.federation.sites()[index].config();
     let ledger = ["ledger", "--config", config.to_str().unwrap()];
@@ -199,7 +199,7 @@ fn the_untouched_sample_is_refused_with_all_its_problems_at_once() {
     assert_eq!(scratch.federation.operator(["run", "list"]).unwrap().data, json!([]));
 }
 
-/// What `run new` writes is ready to start, whatever is to be learned.
+/// A manifest that `run new` writes is ready to start, for every kind of task.
 #[test]
 fn a_new_manifest_of_every_kind_passes_the_check_on_a_fresh_consortium() {
     let mut scratch = Scratch::found();

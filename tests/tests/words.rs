@@ -1,5 +1,5 @@
-//! What people read when something is in the way: the operator's reason, the other program, a
-//! coordinator that restarts.
+//! Messages that people read when something is in the way: the operator's reason, the other
+//! program, a coordinator that restarts.
 
 use std::fs;
 use std::time::Instant;

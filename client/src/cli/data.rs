@@ -49,7 +49,7 @@ pub struct InspectArgs {
     thumbnails: u16,
 }
 
-/// Where the images are, and how they are read.
+/// Location of the images and how they are read.
 #[derive(Debug, clap::Args)]
 pub struct PlaceArgs {
     /// A folder with labels.csv or labels.parquet, one of these, or a .npz in the MedMNIST layout

@@ -177,7 +177,7 @@ struct Images {
 const REFUSALS_NAMED_MAX: usize = 20;
 
 impl Images {
-    /// What `--config` says.
+    /// Configuration from the file of `--config`, if one is given.
     fn site(&self) -> Result<Option<SiteConfig>, Failure> {
         let environment: Vec<_> = std::env::vars().collect();
         self.config.as_deref().map(|file| SiteConfig::read(file, &environment)).transpose()

@@ -413,7 +413,7 @@ mod tests {
         }
     }
 
-    /// What the hour alone forbids ends by itself; nothing else does.
+    /// A refusal that only the hour causes ends by itself; no other refusal does.
     #[test]
     fn a_no_of_the_hour_alone_is_passing_and_any_other_stands_until_changed() {
         let noon = Timestamp::from_millis(12 * 3_600_000);

@@ -62,9 +62,9 @@ pub enum Event {
     Checked {
         /// The manifest that was asked about.
         manifest: Digest,
-        /// What was answered.
+        /// The site's answer.
         answer: CheckAnswer,
-        /// What the operator was told to look at.
+        /// Points that the operator was told to look at.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         warnings: Vec<CheckWarning>,
     },

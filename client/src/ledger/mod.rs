@@ -71,7 +71,7 @@ pub struct Ledger {
     /// When checks were answered, and whether that was above the limit.
     checks: VecDeque<(Timestamp, bool)>,
     torn_bytes: u64,
-    /// Whether the last append failed: what lies behind `length` is unknown until it is mended.
+    /// True when the last append failed. The bytes after `length` are unknown until it is mended.
     in_doubt: bool,
 }
 

@@ -1,6 +1,6 @@
-//! Where the coordinator may be: what the engineer wrote, what the coordinator announced, and what
-//! the startup kit said. A coordinator that moves is followed without editing a file; whichever
-//! address is used, the certificate behind it must prove the consortium.
+//! Addresses of the coordinator: the one that the engineer wrote, the one that the coordinator
+//! announced, and the one in the startup kit. A coordinator that moves is followed without editing
+//! a file. The certificate behind every address must prove the consortium.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

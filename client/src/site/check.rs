@@ -19,7 +19,7 @@ use crate::config::policy::{CHECKS_PER_DAY, Policy};
 use crate::ledger::Event;
 use crate::trainer;
 
-/// What `checks_per_day` counts over.
+/// Period over which `checks_per_day` counts: 24 hours.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Checks belong to no round.
 const NO_ROUND: u32 = 0;

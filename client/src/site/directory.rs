@@ -127,7 +127,7 @@ fn sign(mut lock: &File) {
     let _ = lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id()));
 }
 
-/// Who wrote itself into the lock, as far as that can be read.
+/// Process that wrote its id into the lock, as words for a message. Empty when it cannot be read.
 fn holder(lock: &Path) -> String {
     let mut text = String::new();
     let read = File::open(lock)

@@ -142,7 +142,7 @@ struct Site {
     greeted: bool,
     /// The file that says yes to the recovery statement that the site asks about.
     awaited: Option<PathBuf>,
-    /// Whether a connection ever came about: from then on the configuration is known to work.
+    /// True once a connection was made: from then on the configuration is known to work.
     connected: bool,
     /// Images and backbone of the run that was last worked on, by its manifest.
     prepared: Option<(Digest, Arc<Work>)>,

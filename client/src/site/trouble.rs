@@ -16,7 +16,7 @@ use crate::transport::{CERTIFICATE_NOT_ACCEPTED, CallError};
 /// Below this many free bytes nothing can be recorded, however small.
 const FREE_BYTES_MIN: u64 = 1 << 20;
 
-/// What kind of trouble a site has. The word is all that leaves the site: no path, no patient.
+/// Class of a site's trouble. The word is all that leaves the site: no path, no patient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TroubleClass {
@@ -65,7 +65,7 @@ impl TroubleClass {
 pub struct Ailment {
     /// Its class.
     pub class: TroubleClass,
-    /// What it is, where, and how to mend it; stays at the site.
+    /// Description of the trouble, its place and how to mend it. It stays at the site.
     pub detail: String,
 }
 
@@ -81,7 +81,7 @@ impl fmt::Display for Ailment {
     }
 }
 
-/// What keeps the site from working, as far as looking tells: a few questions to the file system.
+/// Troubles that keep the site from working, as far as a few questions to the file system tell.
 pub fn look(config: &SiteConfig) -> Vec<Ailment> {
     let mut found = Vec::new();
     if let Some(free) = free_bytes(&config.directory).filter(|free| *free < FREE_BYTES_MIN) {

@@ -32,7 +32,7 @@ pub(super) struct Trouble {
     pub(super) detail: String,
     /// The time that it holds.
     pub(super) class: RefusalClass,
-    /// What it is about, as an operator's check is told.
+    /// Subject of the trouble, as an operator's check is told.
     pub(super) about: CheckAnswer,
 }
 

@@ -291,8 +291,8 @@ impl Best {
     }
 }
 
-/// Whether the learning rate would still be rising when a site of `cases` training cases has taken
-/// all of the run's steps.
+/// True when the learning rate would still be rising after a site of `cases` training cases has
+/// taken all of the run's steps.
 pub fn warmup_outlasts(manifest: &RunManifest, cases: u64) -> bool {
     let Some(training) = &manifest.training else { return false };
     let batch = u64::try_from(training.batch_size).unwrap_or(u64::MAX).max(1);

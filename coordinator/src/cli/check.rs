@@ -13,7 +13,7 @@ use super::present::{clean, digest_or_none, table};
 use super::session::{Globals, Session, TIMEOUT_DEFAULT};
 use super::{Answer, Format, emit};
 
-/// How much longer than the sites the coordinator may take.
+/// Time that the coordinator may take beyond the sites' own.
 const ANSWER_AFTER: Duration = Duration::from_secs(10);
 
 /// Lists what stands in the way of a run, starts nothing.
@@ -108,7 +108,7 @@ fn started(
     Ok(Answer::new(data, text))
 }
 
-/// How long sites may take to answer.
+/// Time that sites may take to answer.
 fn wait(globals: &Globals) -> Duration {
     globals.timeout.unwrap_or(TIMEOUT_DEFAULT)
 }
@@ -132,7 +132,7 @@ fn unasked(file: &Path, written: &Written, failure: Failure) -> Failure {
     told.hint(format!("{hint}; the coordinator was not asked: {}", failure.message))
 }
 
-/// Why the run may not begin without a word, if there is a reason.
+/// Reason the run may not begin without the operator's word, if there is one.
 fn refusal(file: &Path, report: &CheckReport, data: Value) -> Option<Failure> {
     let CheckReport { problems, warnings, .. } = report;
     let lines: Vec<String> = problems.iter().chain(warnings).map(line).collect();

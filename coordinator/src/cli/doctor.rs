@@ -22,7 +22,7 @@ use crate::store::{Inspection, inspect, is_in_use};
 /// Longest wait for the listener's answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// What was found, or what is wrong.
+/// Result of one check: the finding, or the fault.
 type Found = Result<String, Failure>;
 
 /// Looks at everything and prints one line each.
@@ -105,13 +105,13 @@ fn if_ipv6_bracketed(name: &str) -> String {
     if name.contains(':') { format!("[{name}]") } else { name.to_owned() }
 }
 
-/// Where a running coordinator listens, as it wrote down.
+/// Address that a running coordinator listens on, read from the file that it wrote.
 fn bound(config: &CoordinatorConfig) -> Option<SocketAddr> {
     let written = std::fs::read_to_string(config.directory.join(ADDRESS)).ok()?;
     written.trim().parse().ok()
 }
 
-/// What members are told, against the certificate and the listener.
+/// Checks the address that members are told against the certificate and the listener.
 fn address(
     config: &CoordinatorConfig,
     certificate: &ServerCertificate,

@@ -135,7 +135,7 @@ async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Ans
     Ok(Answer::new(data, text))
 }
 
-/// What to type where the kit has arrived.
+/// Command to type on the machine where the kit has arrived.
 fn command(role: Role, name: &SiteName, kit: &Path) -> String {
     let kit = kit.file_name().map_or(kit.display(), |file| Path::new(file).display());
     match role {

@@ -21,7 +21,7 @@ use self::text::Parts;
 use super::session::{Globals, Session};
 use super::{Answer, file_failure, manifest};
 
-/// What a new run learns.
+/// Kind of task that a new run learns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub(super) enum Kind {
@@ -76,14 +76,14 @@ impl Kind {
     }
 }
 
-/// What the manifest is made of, and where it goes.
+/// Parts of the manifest and the path of its file.
 #[derive(Debug, Args)]
 pub(super) struct NewArgs {
     /// The frozen backbone (safetensors), with the card that `backbone import` or `pretrain` wrote
     /// beside it; a rehearsal needs none
     #[arg(long, value_name = "FILE")]
     backbone: Option<PathBuf>,
-    /// What the run learns
+    /// Kind of task that the run learns
     #[arg(long, value_enum)]
     task: Kind,
     /// The names of the classes, in the order of docs/objectives.md
@@ -101,17 +101,17 @@ pub(super) struct NewArgs {
     /// Divided by, one number a channel, where no card says it
     #[arg(long, value_name = "S,S,S", value_delimiter = ',', requires = "mean")]
     std: Vec<f64>,
-    /// Where the manifest goes; an existing file is never overwritten
+    /// File to write the manifest to; an existing file is never overwritten
     #[arg(long, value_name = "FILE", default_value = "run.toml")]
     out: PathBuf,
 }
 
-/// Who is enrolled and which names are taken, where the coordinator can be asked.
+/// Enrolled sites and taken run names. Both are empty when the coordinator cannot be asked.
 #[derive(Default)]
 struct Known {
     sites: Vec<SiteName>,
     runs: Vec<String>,
-    /// Why it could not.
+    /// Reason the coordinator could not be asked, if there is one.
     offline: Option<String>,
 }
 

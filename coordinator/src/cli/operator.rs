@@ -46,7 +46,7 @@ enum Command {
     Enroll {
         /// The startup kit
         kit: PathBuf,
-        /// Where the identity goes; the same as --identity [default: $TRIBUTARY_IDENTITY, else
+        /// Directory of the identity; the same as --identity [default: $TRIBUTARY_IDENTITY, else
         /// ./operator or ./auditor, by the kit]
         #[arg(long, value_name = "DIR", conflicts_with = "identity")]
         directory: Option<PathBuf>,

@@ -3,10 +3,10 @@
 use clap::Args;
 use tributary_shared::outcome::Failure;
 
-/// Why something is done.
+/// The operator's reason for a command.
 #[derive(Debug, Args)]
 pub(super) struct Reason {
-    /// Why: always needed, the words stand in the history for good
+    /// Reason for the command; always needed, the words stand in the history for good
     #[arg(long, value_name = "WORDS")]
     reason: Option<String>,
 }

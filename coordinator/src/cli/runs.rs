@@ -101,7 +101,7 @@ pub(super) async fn list(globals: &Globals) -> Result<Answer, Failure> {
     Ok(Answer::new(data, text))
 }
 
-/// What is said where no run was started yet.
+/// Message for a coordinator that has started no run yet.
 pub(super) const NO_RUNS: &str = "No runs yet; start one with `tributary run start run.toml`.";
 
 /// One line a run.

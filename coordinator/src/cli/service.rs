@@ -72,13 +72,14 @@ struct Configured {
 
 #[derive(Debug, Args)]
 struct Init {
-    /// Where everything goes, e.g. coord; created when absent, and nothing in it is overwritten
+    /// Directory of the coordinator, e.g. coord; created when absent, and nothing in it is
+    /// overwritten
     #[arg(long, value_name = "DIR")]
     directory: PathBuf,
     /// The consortium's name: a-z, 0-9 and `-`, e.g. example
     #[arg(long, value_name = "NAME", value_parser = consortium_name)]
     consortium: ConsortiumName,
-    /// What startup kits tell members to connect to, e.g. coordinator.example.org:8443
+    /// Address that startup kits tell members to connect to, e.g. coordinator.example.org:8443
     #[arg(long, value_name = "HOST:PORT")]
     address: String,
     /// Where to listen [default: 127.0.0.1 and the port of --address]

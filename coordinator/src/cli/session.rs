@@ -17,8 +17,8 @@ use super::Format;
 
 /// Longest wait for one answer unless told.
 pub(super) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-/// Where an identity is looked for when none is named: where `enroll` puts a person's by role, and
-/// where `init --directory coord` puts the first operator's.
+/// Directories that are searched for an identity when none is named: where `enroll` puts a person's
+/// by role, and where `init --directory coord` puts the first operator's.
 const PLACES: [&str; 3] = ["operator", "auditor", "coord/operator"];
 const HINT: &str = "name its directory with --identity DIR or TRIBUTARY_IDENTITY; \
     `tributary-coordinator init` or `tributary enroll KIT` makes one";

@@ -17,7 +17,7 @@ use super::runs::{LOOK_AGAIN, RunLine, is_over, look, look_again, warnings};
 use super::session::{Globals, Session};
 use super::{Answer, Format, emit};
 
-/// What AUROC and LOSS are of.
+/// Explanation of the columns AUROC and LOSS.
 const EVALUATED: &str = "AUROC and LOSS are of the adapter version under OF, on held-out cases before the \
      round trained it further; ADAPTER is what the round published.";
 

@@ -21,34 +21,34 @@ use crate::round::seat::Seat;
 use crate::store::MemberState;
 use crate::unbroken::to_the_end;
 
-/// How alike a name must be to be proposed, from 0 to 1.
+/// Least similarity of a name that is proposed, from 0 to 1.
 const ALIKE_MIN: f64 = 0.75;
-/// What a problem of the coordinator itself stands under.
+/// Key of a problem of the coordinator itself.
 const COORDINATOR: &str = "coordinator";
 
-/// What a check found.
+/// Findings of a check.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
-    /// What refuses the run.
+    /// Findings that refuse the run.
     pub problems: Problems,
-    /// What an operator may pass over.
+    /// Findings that an operator may pass over.
     pub warnings: Problems,
     /// Every site of the cohort; none when the sites were not asked.
     pub sites: Vec<SiteCheck>,
     /// Bytes that every site receives and sends in a round.
     pub payload_bytes: u64,
-    /// How many of the problems are the manifest's own.
+    /// Number of problems that are the manifest's own.
     pub manifest_problems: usize,
 }
 
 impl Report {
-    /// Whether the run may begin without a word of the operator.
+    /// True when the run may begin without a word of the operator.
     pub fn is_clean(&self) -> bool {
         self.problems.is_empty() && self.warnings.is_empty()
     }
 }
 
-/// Where a site stands before a run.
+/// State of a site's enrolment before a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Enrolment {
     Active,
@@ -61,7 +61,8 @@ enum Enrolment {
 type Roster = BTreeMap<SiteName, Enrolment>;
 
 impl Driver {
-    /// What the manifest itself and this coordinator have against a run of it. No site is asked.
+    /// Findings of the manifest itself and of this coordinator against a run of it. No site is
+    /// asked.
     pub async fn look_over(&self, manifest: &RunManifest) -> Result<Report, DriverError> {
         self.looked_over(manifest, &self.roster().await?).await
     }
@@ -299,7 +300,7 @@ fn cohort<'r>(
     })
 }
 
-/// What the coordinator has against the run's cohort and quorum.
+/// Adds the coordinator's findings against the run's cohort and quorum.
 fn judge(manifest: &RunManifest, roster: &Roster, report: &mut Report) {
     for site in manifest.cohort.iter().flat_map(|cohort| &cohort.sites) {
         match roster.get(site) {

@@ -31,7 +31,7 @@ pub struct Question {
 /// A site's answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
-    /// Why it would not take part; absent when it would.
+    /// Reason the site would not take part; absent when it would.
     pub refusal: Option<Refusal>,
     /// Words for a class of what should be looked at.
     pub warnings: Vec<String>,

@@ -29,9 +29,9 @@ pub struct LiveRun {
     state: Mutex<State>,
     /// The round whose aggregation is under way in this process; 0 for none.
     aggregating: AtomicU32,
-    /// Why this coordinator itself does not get on with the run; empty when it does.
+    /// Reason this coordinator itself does not get on with the run; empty when it does.
     trouble: std::sync::Mutex<String>,
-    /// Whether time stood still for its sites at the last tick.
+    /// True when time stood still for the run's sites at the last tick.
     held: AtomicBool,
     /// True while the run passes over a site that was not heard; read at every call of a site.
     misses_a_site: AtomicBool,
@@ -55,7 +55,7 @@ pub struct Snapshot {
     pub run: Run,
     /// The open round's leases.
     pub leases: Leases,
-    /// Why this coordinator itself does not get on with the run; empty when it does.
+    /// Reason this coordinator itself does not get on with the run; empty when it does.
     pub trouble: String,
 }
 
@@ -257,7 +257,7 @@ impl LiveRun {
         self.aggregating.store(0, Ordering::SeqCst);
     }
 
-    /// Why this coordinator itself does not get on with the run; empty when it does.
+    /// Reason this coordinator itself does not get on with the run; empty when it does.
     pub fn trouble(&self) -> String {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -346,8 +346,8 @@ impl LiveRun {
     }
 }
 
-/// Whether time stands still for a run's sites: the coordinator itself is short of room, or was so
-/// a moment ago. It blames itself and not them.
+/// True when time stands still for a run's sites: the coordinator itself is short of room, or was
+/// so a moment ago. It blames itself and not them.
 fn holds(driver: &Driver, run: &Run, now: Timestamp) -> bool {
     driver.space().is_or_was_short(now, run.manifest().rounds.lease().max(GRACE_MIN))
 }

@@ -47,7 +47,7 @@ impl Members {
         tracing::info!(%member, connections = cut, "connections cut");
     }
 
-    /// Whether a site's program is connected.
+    /// True when a site's program is connected.
     pub fn is_connected(&self, site: &SiteName) -> bool {
         self.connections.holds(&Member { role: Role::Site, name: site.clone() })
     }

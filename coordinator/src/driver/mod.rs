@@ -81,9 +81,9 @@ pub enum DriverError {
     /// The disk is short of room.
     #[error("{shortage}; {mend}")]
     Short {
-        /// How short.
+        /// Size of the shortage.
         shortage: Shortage,
-        /// What then.
+        /// Consequence of the shortage, as words for the message.
         mend: &'static str,
     },
     /// The process is shutting down.
@@ -128,7 +128,7 @@ impl From<CommitError> for DriverError {
 }
 
 impl DriverError {
-    /// Whether there was no room on the disk.
+    /// True when there was no room on the disk.
     pub fn is_full(&self) -> bool {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         match self {
@@ -233,7 +233,7 @@ impl Driver {
         &self.0.members
     }
 
-    /// What each site said of itself last.
+    /// Last report of each site about itself.
     pub fn presence(&self) -> &presence::Presence {
         &self.0.presence
     }

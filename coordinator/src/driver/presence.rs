@@ -1,5 +1,5 @@
-//! What each site said of itself last, and whether one identity is used by two programs. In memory
-//! alone: a restarted coordinator hears it again.
+//! Last report of each site about itself, and detection of one identity that two programs use. It
+//! is kept in memory alone: a restarted coordinator hears it again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use tributary_shared::timestamp::Timestamp;
 
 /// The word for two programs with one identity.
 pub const SHARED_IDENTITY: &str = "shared_identity";
-/// What stands for a trouble that is no word.
+/// Substitute for a trouble that is no word.
 const OTHER: &str = "other";
 /// Longest version and trouble kept, characters.
 const WORD_CHARS_MAX: usize = 40;
@@ -25,7 +25,7 @@ const ALIVE: Duration = Duration::from_secs(60);
 /// So long one program alone must have been heard before an alarm ends.
 const QUIET: Duration = Duration::from_secs(90);
 
-/// What a site said of itself last.
+/// Last report of a site about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Word {
     /// Its program's version.
@@ -97,7 +97,7 @@ impl Presence {
         self.lock().get(site).is_some_and(|heard| heard.sessions.is_shared(now))
     }
 
-    /// What `site` said of itself last.
+    /// Last report of `site` about itself.
     pub fn word(&self, site: &SiteName, now: Timestamp) -> Word {
         self.lock().get(site).map(|heard| heard.word(now)).unwrap_or_default()
     }

@@ -18,7 +18,7 @@ use crate::clock;
 use crate::ingest::{self, Admitted, Ingest, IngestError};
 use crate::space::Arriving;
 
-/// What a site is told to which no upload is allowed.
+/// Words for a site that is not allowed to upload yet.
 pub const NO_UPLOAD: &str = "it takes the delta when there is room";
 
 /// The uploads of one coordinator.

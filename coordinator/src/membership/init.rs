@@ -163,7 +163,7 @@ pub fn init(directory: &Path, founding: &Founding, now: Timestamp) -> Result<Fou
     })
 }
 
-/// What to do about the names in the server's certificate.
+/// Change to the names in the server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerNames {
     /// Add these to the present ones, then leave out the others named.

@@ -25,7 +25,7 @@ pub struct ServerCertificate {
     until: Timestamp,
 }
 
-/// Why no member could connect.
+/// Reason no member could connect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unworkable {
     /// The address that members are told is none.
@@ -48,7 +48,7 @@ pub enum Unworkable {
 }
 
 impl Unworkable {
-    /// What mends it.
+    /// Hint that mends the problem.
     pub fn mend(&self) -> String {
         match self {
             Self::Address(_) => {
@@ -130,8 +130,8 @@ impl ServerCertificate {
     }
 }
 
-/// What is odd about members being told `address` while the coordinator listens on `bound`: it
-/// works where something in between forwards connections. Port 0 is one not found yet.
+/// Oddity of telling members `address` while the coordinator listens on `bound`, if there is one.
+/// It works where something in between forwards connections. Port 0 is one not found yet.
 pub fn odd(address: &str, bound: SocketAddr) -> Option<String> {
     let (_, port) = address.rsplit_once(':')?;
     let host = host_of(address).ok()?;

@@ -12,7 +12,7 @@ use super::{PastRound, Run};
 const FAR_TIMES: f64 = 2.0;
 const FAR_MORE: f64 = 0.1;
 
-/// What mends it.
+/// Hint that mends a run whose losses look wrong.
 const MEND: &str = "training may have diverged: lower training.learning_rate";
 
 /// The numbers of one closed round.
@@ -26,7 +26,7 @@ struct Numbers {
     train: Option<f64>,
 }
 
-/// What looks wrong about the run's losses, one sentence each: of the newest round that has the
+/// Warnings about the run's losses, one sentence each. They are about the newest round that has the
 /// numbers, so that a run that recovers is no longer warned of.
 pub fn warnings(run: &Run) -> Vec<String> {
     let numbers: Vec<Numbers> = numbers(run).collect();

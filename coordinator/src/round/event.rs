@@ -304,7 +304,7 @@ pub enum RegistryEvent {
     },
     /// An operator asked connected sites whether they would take part in a run; none was started.
     RunChecked {
-        /// Who asked.
+        /// The operator that asked.
         by: String,
         /// The run's name, which may be free.
         run: RunName,
@@ -313,7 +313,7 @@ pub enum RegistryEvent {
         /// The sites asked.
         asked: Vec<SiteName>,
     },
-    /// What they said, each by a class.
+    /// The sites' answers to a check, each by a class.
     CheckAnswered {
         /// The run's name.
         run: RunName,

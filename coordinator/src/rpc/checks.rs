@@ -11,7 +11,7 @@ use crate::driver::checks::Report;
 /// Longest wait for the answers of sites that an operator may ask for.
 const WAIT_MAX: Duration = Duration::from_secs(600);
 
-/// How long sites may take to answer.
+/// Time that sites may take to answer, from `wait_ms` milliseconds, at most `WAIT_MAX`.
 pub(super) fn wait(wait_ms: u32) -> Duration {
     Duration::from_millis(u64::from(wait_ms)).min(WAIT_MAX)
 }

@@ -40,7 +40,7 @@ pub struct Services {
     pub heads: Heads,
     /// What kits tell members to connect to, `host:port`.
     pub address: String,
-    /// What members that are connected are told: as `address`, when the configuration names one.
+    /// Address announced to connected members: as `address`, when the configuration names one.
     pub announced: Option<String>,
 }
 
@@ -76,7 +76,7 @@ impl Services {
     }
 }
 
-/// What is said where the disk was full when it was needed.
+/// Message for a call that needed the disk while it was full.
 const FULL: &str = "the coordinator is short of disk space; it goes on when there is room";
 
 /// A refusal that is part of an answer; every other error becomes a status.

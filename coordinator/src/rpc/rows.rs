@@ -16,8 +16,8 @@ use crate::round::{PastRound, Phase, Run};
 use crate::space::Room;
 use crate::store::{Invitation, MemberRow};
 
-/// How often each site's deltas were accepted and refused, and how often it was lost and said no,
-/// over all runs.
+/// Counts of each site over all runs: deltas accepted, deltas refused, times lost, times it said
+/// no.
 #[derive(Default)]
 pub(super) struct Tally(BTreeMap<SiteName, Counts>);
 
@@ -161,7 +161,7 @@ pub(super) fn show(
     reply
 }
 
-/// Why a site does not contribute, and the trouble that it reports while it may.
+/// Reason a site does not contribute, and the trouble that it reports while it may.
 fn seat_detail(seat: &Seat, word: &Word) -> String {
     let detail = seat.detail();
     match (seat.is_final() || word.trouble.is_empty(), detail.is_empty()) {

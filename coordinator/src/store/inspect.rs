@@ -17,7 +17,7 @@ use crate::round::record::{Event, Record, Stream};
 /// Leaves read at a time.
 const PAGE: u32 = 1_000;
 
-/// What a database holds.
+/// Contents of a database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inspection {
     /// Leaves of the history.

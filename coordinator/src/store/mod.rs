@@ -112,12 +112,12 @@ pub enum StoreError {
     Interrupted(#[from] Interrupted),
 }
 
-/// What SQLite says where a disk, a quota or a file-size limit leaves no room: `SQLITE_FULL`, and
+/// SQLite's codes for a disk, a quota or a file-size limit that leaves no room: `SQLITE_FULL`, and
 /// `SQLITE_IOERR` of writing, of syncing and of the shared memory's size.
 const FULL: [&str; 4] = ["13", "778", "1034", "4874"];
 
 impl StoreError {
-    /// Whether the disk has no room.
+    /// True when the disk has no room.
     pub fn is_full(&self) -> bool {
         let Self::Sql { source, .. } = self else { return false };
         let code = source.as_database_error().and_then(sqlx::error::DatabaseError::code);

@@ -61,7 +61,7 @@ impl Store {
             .collect()
     }
 
-    /// What `wanted` takes of the newest event of the registry that it takes anything of.
+    /// Value that `wanted` takes of the newest registry event for which it returns one.
     pub async fn newest_of_registry<T>(
         &self,
         wanted: impl Fn(&RegistryEvent) -> Option<T>,

@@ -32,7 +32,7 @@ pub(super) struct Writer {
 struct Slot {
     /// Absent before the first verb, while a verb works, and after any error.
     connection: Option<SqliteConnection>,
-    /// Whether the last verb did not come to a clean end.
+    /// True when the last verb did not come to a clean end.
     in_doubt: bool,
     closed: bool,
 }
@@ -41,11 +41,11 @@ struct Slot {
 pub(super) struct Transaction {
     /// The connection inside the transaction.
     pub(super) connection: SqliteConnection,
-    /// What memory takes over once the transaction is committed.
+    /// Changes that memory takes over once the transaction is committed.
     pub(super) appended: Option<Appended>,
 }
 
-/// What a transaction appended to the log and carried to members' rows.
+/// Changes of one transaction to the log and to members' rows.
 pub(super) struct Appended {
     /// Leaves in the log.
     pub(super) size: u64,

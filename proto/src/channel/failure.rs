@@ -27,7 +27,7 @@ pub enum ConnectError {
     Unreachable {
         /// The coordinator's address.
         address: String,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: Broken,
     },
@@ -108,7 +108,7 @@ pub enum ConnectError {
     Identity(#[source] rustls::Error),
 }
 
-/// Why our certificate is refused, where its time is the reason.
+/// Reason our certificate is refused, as a suffix of the message. Empty when its time is not it.
 fn told(untimely: Option<&Untimely>) -> String {
     untimely.map_or_else(String::new, |untimely| format!(": it {untimely}"))
 }

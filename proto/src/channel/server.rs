@@ -225,7 +225,7 @@ impl Connections {
         of_member.map(|(_, token)| token.cancel()).count()
     }
 
-    /// Whether `member` has a connection.
+    /// True when `member` has a connection.
     pub fn holds(&self, member: &Member) -> bool {
         self.lock().values().any(|(who, _)| who.as_ref() == Some(member))
     }

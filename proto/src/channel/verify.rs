@@ -169,7 +169,7 @@ impl ServerCertVerifier for PinnedRoot {
     }
 }
 
-/// Why a server's certificate proves nothing to a member that connects to a host.
+/// Reason a server's certificate proves nothing to a member that connects to a host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServerFault {
     /// The certificate is good and names other hosts.

@@ -47,7 +47,7 @@ impl Broken {
         Self { refused, words: of_system(error) }
     }
 
-    /// Whether the other machine answered that nothing listens there.
+    /// True when the other machine answered that nothing listens there.
     pub(super) fn is_refused(&self) -> bool {
         self.refused
     }
@@ -79,7 +79,7 @@ fn of_system(error: &io::Error) -> String {
         + words.get(1..).unwrap_or_default()
 }
 
-/// What a failed handshake says, ours in its own words.
+/// Message for a failed handshake; an error of our verifier keeps its own words.
 pub(super) fn of_tls(error: &rustls::Error) -> String {
     if let Some(untimely) = Untimely::of_judgement(error) {
         return format!("the certificate {untimely}");
@@ -96,7 +96,7 @@ pub(super) fn of_tls(error: &rustls::Error) -> String {
     error.to_string()
 }
 
-/// Why a certificate is not good at this time, by this machine's clock.
+/// Reason a certificate is not good at this time, by this machine's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Untimely {
     /// Its time is over.
@@ -125,7 +125,7 @@ pub enum Untimely {
 }
 
 impl Untimely {
-    /// What our own verifier found out of its time; `None` when it is about something else.
+    /// Fault of time that our own verifier found; `None` when the error is about something else.
     pub(super) fn of_judgement(error: &rustls::Error) -> Option<Self> {
         let rustls::Error::InvalidCertificate(error) = error else { return None };
         let at = |time: &UnixTime| seconds(time.as_secs());
@@ -138,7 +138,7 @@ impl Untimely {
         None
     }
 
-    /// Why the other side found the certificate `der` out of its time, as far as this machine's
+    /// Reason the other side found the certificate `der` out of its time, as far as this machine's
     /// clock tells.
     pub(super) fn of_refused(der: &[u8], now: Timestamp) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;

@@ -58,8 +58,8 @@ async fn a_connection_ends_with_its_certificate() {
     assert!(matches!(error, ConnectError::Certificate { .. }), "{error}");
 }
 
-/// What is said of a coordinator that goes away and does not come back: no type of a library, no
-/// link to its manual.
+/// The message about a coordinator that goes away and does not come back has no type of a library
+/// and no link to its manual.
 #[tokio::test]
 async fn a_lost_server_is_told_in_plain_words() {
     let authority = Authority::new();

@@ -129,7 +129,7 @@ fn disk(directory: &Path) -> Found {
     Ok(format!("{free_gb:.1} GB free"))
 }
 
-/// What the running client says of itself.
+/// State that the running client reports.
 fn running(directory: &Path) -> Found {
     if !is_held(directory) {
         return Ok("not running".to_owned());

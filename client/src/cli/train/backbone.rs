@@ -162,7 +162,8 @@ fn import(args: &ImportArgs, format: Format) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a manifest says of the backbone at `out`: `tributary run new` reads it from beside the file.
+/// Writes the card of the backbone at `out`: its table of a manifest. `tributary run new` reads it
+/// from beside the file.
 fn write_card(out: &Path, table: &manifest::Backbone) -> Result<(), Failure> {
     let path = out.with_extension("json");
     let mut text = serde_json::to_string_pretty(table).expect("a card is plain data");

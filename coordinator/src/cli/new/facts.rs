@@ -1,4 +1,4 @@
-//! What a backbone's file and the card beside it say: digest, shape, and how images are prepared.
+//! Facts from a backbone's file and the card beside it: digest, shape, and how images are prepared.
 
 use std::fs::File;
 use std::io::Read;
@@ -25,7 +25,7 @@ const HEADER_BYTES_MAX: u64 = 16 << 20;
 const CARD_BYTES_MAX: u64 = 1 << 20;
 /// Bytes read at once.
 const BLOCK_BYTES: usize = 1 << 20;
-/// What mends a file that is no backbone.
+/// Hint that mends a file that is no backbone.
 const IMPORT: &str = "`tributary-client backbone import` makes one of a published checkpoint";
 
 /// Numbers of the preprocessing that the operator gives where no card does.

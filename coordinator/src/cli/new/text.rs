@@ -7,11 +7,11 @@ use tributary_shared::name::{RunName, SiteName};
 
 use super::Kind;
 
-/// What a new manifest is made of.
+/// Parts of a new manifest.
 pub(super) struct Parts {
     /// The run's name.
     pub(super) name: RunName,
-    /// What is learned.
+    /// The kind of task.
     pub(super) kind: Kind,
     /// The names of the classes.
     pub(super) classes: Vec<String>,

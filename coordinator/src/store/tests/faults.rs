@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use super::members::{certificate, enrolled, site, suspended};
 use super::*;
 
-/// What is done to the database from outside, and undone.
+/// Fault put into the database from outside, and the statement that removes it.
 struct Fault {
     make: String,
     mend: &'static str,
@@ -71,7 +71,8 @@ fn invitation(token: &str, member: &Member) -> Invitation {
     Invitation { token_digest, member: member.clone(), expires: at(9_000), used: None }
 }
 
-/// What every verb needs: a run of one event, `a` enrolled, `b` invited, `a` heard.
+/// Prepares the state that every verb needs: a run of one event, `a` enrolled, `b` invited, `a`
+/// heard.
 async fn prepare(store: &Store) {
     let (a, b) = (site("a"), site("b"));
     store.commit(at(1), &run("old"), 0, &events(1, 0)).await.unwrap();
