@@ -155,7 +155,8 @@ mod tests {
 
     fn assignment(round: u32) -> v1::Assignment {
         let manifest = manifest();
-        let header = adapter_header(&manifest.name, round - 1, &manifest.contract().unwrap());
+        let version = (round - 1).min(manifest.rounds.count);
+        let header = adapter_header(&manifest.name, version, &manifest.contract().unwrap());
         v1::Assignment {
             run: "r".to_owned(),
             round,
