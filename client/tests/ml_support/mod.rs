@@ -32,10 +32,17 @@ pub(crate) fn unit(rng: &mut ChaCha8Rng) -> f32 {
     (rng.next_u32() >> 8) as f32 / 8_388_608.0 - 1.0
 }
 
-/// A binary run on `backbone` with LoRA of `rank` on all six maps.
+/// A binary run on `backbone` with LoRA of `rank` on all six maps; of the head alone at rank 0.
 pub(crate) fn manifest(backbone: &Backbone, rank: usize) -> RunManifest {
     let per_channel = vec![0.5; backbone.architecture().channels];
     let architecture = toml::to_string(backbone.architecture()).unwrap();
+    let adapter = match rank {
+        0 => "kind = \"head_only\"".to_owned(),
+        _ => format!(
+            "rank = {rank}\nalpha = 4.0\ndropout = 0.1\n\
+             targets = [\"q\", \"k\", \"v\", \"proj\", \"fc1\", \"fc2\"]"
+        ),
+    };
     let text = format!(
         r#"
 schema_version = 1
@@ -50,10 +57,7 @@ std = {per_channel:?}
 [backbone.architecture]
 {architecture}
 [adapter]
-rank = {rank}
-alpha = 4.0
-dropout = 0.1
-targets = ["q", "k", "v", "proj", "fc1", "fc2"]
+{adapter}
 [training]
 epochs = 2
 batch_size = 10
