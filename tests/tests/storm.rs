@@ -81,6 +81,7 @@ impl Fault {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "a failed storm is found again by its faults")]
 fn storm(scratch: &mut Scratch, seed: u64) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let name = format!("storm-{seed}");
