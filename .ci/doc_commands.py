@@ -59,7 +59,6 @@ ELSEWHERE = [
     ("README.md", "cargo demo", "the step `the demo, as in the README`"),
     ("README.md", "cargo test", "the step `tests, as in the README`"),
     ("README.md", "python3 tests/python/digits_npz.py", "needs scikit-learn from PyPI"),
-    ("docs/recovery.md", "", "a disk is lost in between; tests/tests/recovery.rs does it with the same commands"),
     ("CONTRIBUTING.md", "", "the steps `format`, `lint` and `tests` of .ci/run, and .ci/run itself"),
     ("docs/backbones.md", "tributary-client backbone import", "needs a published checkpoint; "
      "the step `we read what timm and transformers write` imports all kinds"),
