@@ -154,7 +154,7 @@ impl Heads {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Head>> {
-        // One value that is whole after every assignment, whoever panicked.
+        // One value that is whole after every assignment, also after a panic.
         self.0.largest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -260,7 +260,7 @@ impl Space {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is valid after every single operation, whoever panicked.
+        // The state is valid after every single operation, also after a panic elsewhere.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

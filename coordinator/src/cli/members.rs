@@ -1,7 +1,5 @@
 //! `site`, `operator`, `auditor`: who may take part.
 
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,10 +11,11 @@ use tributary_proto::v1::{InviteRequest, ListSitesRequest, SetSiteStateRequest, 
 use tributary_shared::name::SiteName;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
 
+use super::Answer;
+use super::new_file::{PRIVATE, taken, write_new};
 use super::present::{NOTHING, ago, table, time, time_or_none};
 use super::reason::Reason;
 use super::session::{Globals, Session};
-use super::{Answer, file_failure};
 
 /// `tributary site ...`
 #[derive(Debug, Subcommand)]
@@ -113,7 +112,7 @@ async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Ans
         let message = format!("the coordinator sent a kit that does not parse: {}", chain(&e));
         Failure::new(ExitCode::Bug, "bug", message)
     })?;
-    write_new_secret(&path, &reply.kit)?;
+    write_new(&path, &reply.kit, PRIVATE)?;
     let expires = kit.expires.as_millis();
     let file = path.display().to_string();
     let enroll = command(role, &name, &path);
@@ -141,31 +140,6 @@ fn command(role: Role, name: &SiteName, kit: &Path) -> String {
     match role {
         Role::Site => format!("tributary-client enroll {kit} --directory {name}"),
         Role::Operator | Role::Auditor => format!("tributary enroll {kit} --identity {name}"),
-    }
-}
-
-fn taken(path: &Path) -> Failure {
-    Failure::invalid("exists", format!("{} exists already", path.display()))
-        .hint("name another file with --out, or remove that one")
-}
-
-/// Writes a file that only its owner can read, whole or not at all, and never over another.
-fn write_new_secret(path: &Path, text: &str) -> Result<(), Failure> {
-    let failed = |e: &std::io::Error| file_failure(path, e);
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        Some(_) | None => Path::new("."),
-    };
-    let mut file = tempfile::Builder::new()
-        .permissions(std::fs::Permissions::from_mode(0o600))
-        .tempfile_in(folder)
-        .map_err(|e| failed(&e))?;
-    file.write_all(text.as_bytes()).map_err(|e| failed(&e))?;
-    file.as_file().sync_all().map_err(|e| failed(&e))?;
-    match file.persist_noclobber(path) {
-        Ok(_) => Ok(()),
-        Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => Err(taken(path)),
-        Err(e) => Err(failed(&e.error)),
     }
 }
 
@@ -260,6 +234,8 @@ fn or_nothing(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     /// The hint of a site's kit used to lack its directory.
@@ -274,9 +250,9 @@ mod tests {
     fn a_kit_is_private_and_never_written_over_another_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.kit");
-        write_new_secret(&path, "first").unwrap();
+        write_new(&path, "first", PRIVATE).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let error = write_new_secret(&path, "second").unwrap_err();
+        let error = write_new(&path, "second", PRIVATE).unwrap_err();
         assert_eq!((error.exit, error.code), (ExitCode::Invalid, "exists"));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "first");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing left over");

@@ -10,6 +10,7 @@ mod manifest;
 mod members;
 mod narrate;
 mod new;
+mod new_file;
 mod operator;
 mod present;
 mod pull;

@@ -5,8 +5,6 @@ mod facts;
 mod text;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -18,8 +16,9 @@ use tributary_shared::outcome::{ExitCode, Failure};
 
 use self::facts::Given;
 use self::text::Parts;
+use super::new_file::{PUBLIC, taken, write_new};
 use super::session::{Globals, Session};
-use super::{Answer, file_failure, manifest};
+use super::{Answer, manifest};
 
 /// Kind of task that a new run learns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -163,7 +162,7 @@ pub(super) async fn new(args: NewArgs, globals: &Globals) -> Result<Answer, Fail
     if !problems.is_empty() {
         return Err(manifest::problems_failure(Path::new("the new manifest"), &problems));
     }
-    write_new(&args.out, &text)?;
+    write_new(&args.out, &text, PUBLIC)?;
     Ok(told(&args.out, &manifest, &known))
 }
 
@@ -226,31 +225,6 @@ fn free_name(task: Kind, runs: &[String]) -> Result<RunName, Failure> {
     let mut names = (1..=runs.len() + 1).map(|number| format!("{kind}-{number}"));
     let free = names.find(|name| !runs.contains(name)).unwrap_or(kind);
     free.parse().map_err(|e| Failure::invalid("arguments", format!("{e}")).hint("give --name"))
-}
-
-fn taken(path: &Path) -> Failure {
-    Failure::invalid("exists", format!("{} exists already", path.display()))
-        .hint("name another file with --out, or remove that one")
-}
-
-/// Writes a file that all may read, whole or not at all, and never over another.
-fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
-    let failed = |e: &std::io::Error| file_failure(path, e);
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        Some(_) | None => Path::new("."),
-    };
-    let mut file = tempfile::Builder::new()
-        .permissions(std::fs::Permissions::from_mode(0o644))
-        .tempfile_in(folder)
-        .map_err(|e| failed(&e))?;
-    file.write_all(text.as_bytes()).map_err(|e| failed(&e))?;
-    file.as_file().sync_all().map_err(|e| failed(&e))?;
-    match file.persist_noclobber(path) {
-        Ok(_) => Ok(()),
-        Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => Err(taken(path)),
-        Err(e) => Err(failed(&e.error)),
-    }
 }
 
 #[cfg(test)]

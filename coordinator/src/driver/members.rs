@@ -78,7 +78,7 @@ impl Members {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Member, (MemberState, String)>> {
-        // The map is valid after every single operation, whoever panicked.
+        // The map is valid after every single operation, also after a panic elsewhere.
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -110,7 +110,7 @@ impl Presence {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SiteName, Heard>> {
-        // The table is valid after every single operation, whoever panicked.
+        // The table is valid after every single operation, also after a panic elsewhere.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -38,7 +38,7 @@ impl Recalled {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SiteName, Vec<KnownRound>>> {
-        // The map is valid after every single operation, whoever panicked.
+        // The map is valid after every single operation, also after a panic elsewhere.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

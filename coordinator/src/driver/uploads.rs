@@ -87,7 +87,7 @@ impl Uploads {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // The tables are valid after every single operation, whoever panicked.
+        // The tables are valid after every single operation, also after a panic elsewhere.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -156,7 +156,7 @@ impl Store {
     }
 
     fn seen(&self) -> MutexGuard<'_, BTreeMap<Member, Timestamp>> {
-        // The map is valid after every single operation, whoever panicked.
+        // The map is valid after every single operation, also after a panic elsewhere.
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
