@@ -244,7 +244,7 @@ fn a_member_that_the_backup_does_not_know_is_invited_again_while_its_client_runs
     told.wait_stderr(PATIENCE, |line| line.contains(&larger)).unwrap();
     scratch.federation.kill_coordinator();
     let second = recover(&scratch);
-    assert_eq!(second["recovery"]["statement"]["lost"]["size"], size);
+    assert_eq!(second["recovery"]["statement"]["lost"][0]["size"], size);
     scratch.federation.start_coordinator().unwrap();
     for site in 0..=late {
         asked(&scratch, site);

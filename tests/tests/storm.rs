@@ -62,8 +62,7 @@ enum Fault {
     FillSite(usize, Duration),
     /// A backup while everything goes on.
     Backup,
-    /// `kill -9` of the coordinator, and the last backup in place of its state. Once a storm: before
-    /// another, an operator waits until the sites have followed, as docs/recovery.md says.
+    /// `kill -9` of the coordinator, and the last backup in place of its state.
     Restore,
 }
 
@@ -96,7 +95,6 @@ fn storm(scratch: &mut Scratch, seed: u64) {
     scratch.start_run(&run.to_toml());
     // Every backup of this storm knows the run.
     let mut last = backup(scratch, seed, 0);
-    let mut restored = false;
     for number in 1..=FAULTS {
         // The fault's moment, not a wait for anything.
         std::thread::sleep(Duration::from_millis(random.random_range(0..150)));
@@ -115,11 +113,7 @@ fn storm(scratch: &mut Scratch, seed: u64) {
                 full_for(scratch.federation.sites()[site].process().unwrap(), moment);
             }
             Fault::Backup => last = backup(scratch, seed, number),
-            Fault::Restore if !restored => {
-                restored = true;
-                restart_coordinator(scratch, |scratch| restore(scratch, &last));
-            }
-            Fault::Restore => restart_coordinator(scratch, |_| ()),
+            Fault::Restore => restart_coordinator(scratch, |scratch| restore(scratch, &last)),
         }
     }
     let show = scratch.finish(&name);

@@ -28,12 +28,19 @@ pub struct RecoveryReport {
     pub kept_size: u64,
     /// Root of that head.
     pub kept_root: Digest,
-    /// Leaves of the largest head that is known of the lost branch.
-    pub lost_size: u64,
-    /// Root of that head.
-    pub lost_root: Digest,
-    /// Sizes of the known heads that lie on the lost branch.
+    /// The heads that the statement names as lost, the largest first.
+    pub lost: Vec<Lost>,
+    /// Sizes of the known heads that lie on a lost branch.
     pub explains: Vec<u64>,
+}
+
+/// A head on a branch that was lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Lost {
+    /// Leaves.
+    pub size: u64,
+    /// RFC 6962 root over them.
+    pub root: Digest,
 }
 
 /// The statements of a history so far, and the root after each of its leaves (32 bytes a leaf).
@@ -123,21 +130,26 @@ fn report(leaf: u64, said: &Statement) -> RecoveryReport {
         reason: printable(&said.reason),
         kept_size: said.kept.size,
         kept_root: said.kept.root,
-        lost_size: said.lost.size,
-        lost_root: said.lost.root,
+        lost: said.lost.iter().map(|head| Lost { size: head.size, root: head.root }).collect(),
         explains: Vec::new(),
     }
 }
 
 impl std::fmt::Display for RecoveryReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { leaf, at, operator, reason, kept_size, lost_size, lost_root, .. } = self;
+        let Self { leaf, at, operator, reason, kept_size, .. } = self;
+        let heads: Vec<String> = self
+            .lost
+            .iter()
+            .map(|Lost { size, root }| {
+                format!("{} leaves to the head of {size}, root {}", size - kept_size, root.short())
+            })
+            .collect();
         writeln!(
             f,
-            "recovery     leaf {leaf}: {} leaves after the first {kept_size} were lost (head of {lost_size}, root {}); \
+            "recovery     leaf {leaf}: after the first {kept_size} leaves were lost {}; \
              signed by the log and {operator} at {at}: {reason}",
-            lost_size - kept_size,
-            lost_root.short()
+            heads.join(" and ")
         )?;
         for size in &self.explains {
             writeln!(f, "             explains the known head of {size} leaves")?;

@@ -96,13 +96,12 @@ fn registry(event: &RegistryEvent) -> String {
         RegistryEvent::Reinstated { member, by } => format!("{member} reinstated by {by}"),
         RegistryEvent::Recovered { recovery } => {
             let said = &recovery.statement;
+            let heads = said.lost.iter().map(|h| format!("{} (root {})", h.size, h.root.short()));
             format!(
-                "history recovered by {}: {} leaves after leaf {} lost (of {}, root {}): {}",
+                "history recovered by {}: {} leaves are kept, the lost heads are {}: {}",
                 said.operator,
-                said.lost_leaves(),
                 said.kept.size,
-                said.lost.size,
-                said.lost.root.short(),
+                heads.collect::<Vec<_>>().join(", "),
                 said.reason
             )
         }

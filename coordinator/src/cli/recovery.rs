@@ -198,15 +198,19 @@ pub(super) fn sign(arguments: &Sign, globals: &Globals) -> Result<Answer, Failur
 
 /// A statement in words, for people.
 fn told(said: &Statement) -> String {
-    format!(
-        "Recovery statement {}\n  lost    {} leaves: the log had signed {}, root {}\n  \
-         kept    {} leaves, root {}\n  reason  {}",
-        said.digest().short(),
-        said.lost_leaves(),
-        said.lost.size,
-        said.lost.root,
-        said.kept.size,
-        said.kept.root,
-        said.reason
-    )
+    let mut text = format!("Recovery statement {}", said.digest().short());
+    for head in &said.lost {
+        text.push_str(&format!(
+            "\n  lost    {} leaves: the log had signed {}, root {}",
+            head.size.saturating_sub(said.kept.size),
+            head.size,
+            head.root
+        ));
+    }
+    let Statement { kept, reason, .. } = said;
+    text.push_str(&format!(
+        "\n  kept    {} leaves, root {}\n  reason  {reason}",
+        kept.size, kept.root
+    ));
+    text
 }

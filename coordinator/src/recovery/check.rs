@@ -7,6 +7,7 @@ use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::tlog::recovery::{Head, Recovery};
 
 use super::Place;
+use super::made::made;
 use crate::driver::recoveries;
 use crate::heads::{self, Heads};
 use crate::membership::SIGNED_HEAD;
@@ -87,12 +88,14 @@ pub async fn stands(
     Ok(if forked { Stands::Understated } else { Stands::Lost })
 }
 
-/// Every head that the authority knows to have been signed.
+/// The heads that the authority knows to have been signed: the largest of its log, the largest that a site showed, and
+/// those that its recovery statements name as lost.
 pub fn known_heads(directory: &Path, heads: &Heads) -> Result<Vec<Head>, Failure> {
     let key = heads.signer().verifier_key();
     let lost = heads::read_lost(directory, &key)
         .map_err(|e| Failure::invalid("file", format!("{}: {e}", directory.display())))?;
-    Ok(heads.largest().into_iter().chain(lost).collect())
+    let named = made(directory, &key)?.into_iter().flat_map(|recovery| recovery.statement.lost);
+    Ok(heads.largest().into_iter().chain(lost).chain(named).collect())
 }
 
 /// Refuses a database that is older than what its log has signed.

@@ -4,6 +4,7 @@
 pub mod archive;
 pub mod backup;
 pub mod check;
+mod made;
 pub mod restore;
 pub mod statement;
 

@@ -7,10 +7,11 @@ use tributary_proto::channel::{Identity, check_recovery, sign_recovery};
 use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::tlog::checkpoint::Checkpoint;
 use tributary_shared::tlog::recovery::{
-    Draft, Head, RECOVERY_BYTES_MAX, RECOVERY_SCHEMA, Recovery, Statement,
+    Draft, Head, LOST_MAX, RECOVERY_BYTES_MAX, RECOVERY_SCHEMA, Recovery, Statement,
 };
 
 use super::check::{Stands, known_heads, refuse_missing, stands};
+use super::made::{made, remember};
 use super::{Place, RESTORED_HEAD};
 use crate::clock;
 use crate::config::read_text;
@@ -61,22 +62,23 @@ impl Recovering {
         kept: Option<u64>,
     ) -> Result<Draft, Failure> {
         let statements = recoveries(&self.store).await.map_err(|e| store_failed(&e))?;
-        let mut lost: Option<Head> = None;
+        let mut lost: Vec<Head> = Vec::new();
         for head in known_heads(&self.place.directory, &self.heads)? {
             let stands = stands(&self.store, &statements, &head).await;
             match stands.map_err(|e| store_failed(&e))? {
                 Stands::Continued | Stands::Explained => {}
-                Stands::Understated | Stands::Lost => {
-                    lost = lost.into_iter().chain([head]).max_by_key(|head| head.size);
-                }
+                Stands::Understated | Stands::Lost => lost.push(head),
             }
         }
-        let lost = lost.ok_or_else(|| {
+        if lost.is_empty() {
             let message = "this history continues every head that its log is known to have signed";
-            Failure::refused("nothing_lost", message)
-                .hint("serve it; if a site has seen more, the coordinator learns it and says so")
-        })?;
-        let kept = self.kept(kept).await?;
+            return Err(Failure::refused("nothing_lost", message)
+                .hint("serve it; if a site has seen more, the coordinator learns it and says so"));
+        }
+        lost.sort_by_key(|head| std::cmp::Reverse((head.size, head.root)));
+        lost.dedup();
+        lost.truncate(LOST_MAX);
+        let kept = self.kept(kept, &statements).await?;
         let signer = self.heads.signer();
         let statement = Statement {
             schema: RECOVERY_SCHEMA,
@@ -95,14 +97,16 @@ impl Recovering {
         Ok(Draft::sign(statement, signer))
     }
 
-    async fn kept(&self, asked: Option<u64>) -> Result<Head, Failure> {
+    /// The head at which the branches part: what was asked for, or the smallest of the head that the last restore
+    /// brought and the heads that forgotten statements kept.
+    async fn kept(&self, asked: Option<u64>, statements: &[Recovery]) -> Result<Head, Failure> {
         let own = self.store.head().await.map_err(|e| store_failed(&e))?;
         let noted = restored_head(&self.place.directory, &self.heads)?;
-        let size = match (asked, noted) {
-            (Some(size), _) => size,
-            (None, Some(noted)) if noted.size <= own.size => noted.size,
-            (None, Some(_) | None) => own.size,
-        };
+        let made = made(&self.place.directory, &self.heads.signer().verifier_key())?;
+        let forgotten = made.into_iter().filter(|recovery| !statements.contains(recovery));
+        let forks = noted.into_iter().chain(forgotten.map(|recovery| recovery.statement.kept));
+        let fork = forks.map(|head| head.size).chain([own.size]).min();
+        let size = asked.or(fork).unwrap_or(own.size);
         if size == 0 || size > own.size {
             let message = format!("--kept: {size} is not between 1 and {} leaves", own.size);
             return Err(Failure::invalid("arguments", message));
@@ -164,7 +168,8 @@ impl Recovering {
             if matches!(stands, Stands::Lost | Stands::Understated) {
                 return Err(refused(format!(
                     "the statement's lost head has {} leaves, a larger signed one has {}; make a new one",
-                    said.lost.size, head.size
+                    said.lost_size(),
+                    head.size
                 )));
             }
         }
@@ -172,6 +177,8 @@ impl Recovering {
     }
 
     async fn append(&self, recovery: Recovery) -> Result<Recovered, Failure> {
+        // First the file: a statement in the history that this directory does not remember would be forgotten with it.
+        remember(&self.place.directory, &recovery)?;
         let stream = Stream::Registry;
         let seq = self.store.records(&stream).await.map_err(|e| store_failed(&e))?.len() as u64;
         let event =

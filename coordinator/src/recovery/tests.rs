@@ -8,6 +8,7 @@ use tributary_proto::channel::Identity;
 use tributary_shared::digest::Digest;
 use tributary_shared::timestamp::Timestamp;
 use tributary_shared::tlog::key::Signer;
+use tributary_shared::tlog::recovery::Statement;
 
 use super::archive::{Entry, Manifest, Writer, read_manifest};
 use super::backup::backup;
@@ -107,6 +108,17 @@ impl Home {
         let out = self.folder.path().join("backup");
         backup(&self.place, &out, 0).await.unwrap();
         out
+    }
+
+    /// Restores `from` and says what that lost; gives the statement.
+    async fn restore_and_recover(&self, from: &Path) -> Statement {
+        restore(&self.place, from, true).await.unwrap();
+        let open = Recovering::open(&self.place).await.unwrap();
+        let operator = self.place.directory.join("operator");
+        let recovery = open.sign(&operator, "the disk failed".to_owned(), None).await.unwrap();
+        let done = open.accept(recovery).await.unwrap();
+        open.close().await;
+        done.recovery.statement
     }
 
     async fn refused(&self, from: &Path) -> (String, String) {
@@ -284,7 +296,7 @@ async fn an_older_database_is_served_only_after_a_statement_of_what_was_lost() {
     let operator = home.place.directory.join("operator");
     let recovery = open.sign(&operator, "the disk failed".to_owned(), None).await.unwrap();
     let said = recovery.statement.clone();
-    assert_eq!((said.kept.size, said.lost.size), (kept, lost));
+    assert_eq!((said.kept.size, said.lost_size()), (kept, lost));
     let mut forged = recovery.clone();
     forged.operator_signature = forged.log_signature.clone();
     assert_eq!(open.accept(forged).await.unwrap_err().code, "recovery");
@@ -298,4 +310,38 @@ async fn an_older_database_is_served_only_after_a_statement_of_what_was_lost() {
     assert_eq!(home.leaves().await, grown + 1);
     let missing = Place { database: home.folder.path().join("none.db"), ..home.place.clone() };
     assert_eq!(check::refuse_missing(&missing).unwrap_err().code, "history_lost");
+}
+
+/// Failed before: a second restore forgot the first statement with the branch that held it, and a site that was away
+/// through both was explained by nothing.
+#[tokio::test]
+async fn a_statement_after_a_second_restore_names_the_branches_of_both() {
+    let home = Home::found().await;
+    home.grow(5).await;
+    let early = home.backup().await;
+    let kept = home.leaves().await;
+    home.grow(2).await;
+    let late = home.folder.path().join("late");
+    backup(&home.place, &late, 0).await.unwrap();
+    let first = home.grow(1).await;
+    let lost_first = home.heads().largest().unwrap();
+    home.restore_and_recover(&early).await;
+    // The second branch ends at the size of the first.
+    let second = home.grow(first - home.leaves().await).await;
+    let lost_second = home.heads().largest().unwrap();
+    assert_eq!(first, second);
+    assert_ne!(lost_first.root, lost_second.root);
+
+    // A newer backup of the first branch: the branches still part where the early one ended.
+    for from in [&early, &late] {
+        let said = home.restore_and_recover(from).await;
+        assert_eq!(said.kept.size, kept);
+        for head in [&lost_first, &lost_second] {
+            assert!(said.lost.contains(head), "{said:?}");
+            assert!(said.covers(&head.checkpoint()));
+        }
+        let store = home.store().await;
+        check::refuse_older(&home.place, &store, &home.heads()).await.unwrap();
+        store.close().await;
+    }
 }

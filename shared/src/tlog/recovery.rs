@@ -1,8 +1,8 @@
 //! The recovery statement: what a log that was restored from a backup says of the leaves it lost.
 //!
 //! Two keys sign it, the log's and an operator's, so that neither can drop leaves alone. It names
-//! the head that was lost and the head that was kept, each with the log's own signature: the lost
-//! head stays evidence of the other branch. The operator's certificate is judged by
+//! the heads that were lost and the head that was kept, each with the log's own signature: a lost
+//! head stays evidence of its branch. The operator's certificate is judged by
 //! `tributary_proto::channel`, which knows certificates.
 
 use base64::Engine;
@@ -23,6 +23,8 @@ pub const RECOVERY_BYTES_MAX: usize = 16 << 10;
 pub const REASON_CHARS_MAX: usize = 500;
 /// Most statements that a coordinator sends a site at once.
 pub const RECOVERIES_MAX: usize = 16;
+/// Most heads that a statement names as lost.
+pub const LOST_MAX: usize = 16;
 /// First line of what is signed: no note, no checkpoint and no handshake begins with it.
 const DOMAIN: &str = "tributary recovery statement v1\n";
 
@@ -68,8 +70,9 @@ pub struct Statement {
     pub log: VerifierKey,
     /// The consortium.
     pub consortium: ConsortiumName,
-    /// The largest head that is known to have been signed before the loss.
-    pub lost: Head,
+    /// Heads that were signed and are not continued, the largest first: one for each branch that is known. There is
+    /// more than one after a second restore to before the first one's statement.
+    pub lost: Vec<Head>,
     /// The head of the restored history: the last one that both branches share.
     pub kept: Head,
     /// The moment at which the statement was made.
@@ -104,15 +107,20 @@ pub enum InvalidRecovery {
 }
 
 impl Statement {
-    /// Leaves that were lost, as far as the lost head tells.
-    pub fn lost_leaves(&self) -> u64 {
-        self.lost.size.saturating_sub(self.kept.size)
+    /// Leaves of the largest lost head.
+    pub fn lost_size(&self) -> u64 {
+        self.lost.first().map_or(0, |head| head.size)
     }
 
-    /// Says whether `head` lies on the branch that was lost, as far as its size and the lost head tell.
+    /// Leaves that were lost, as far as the largest lost head tells.
+    pub fn lost_leaves(&self) -> u64 {
+        self.lost_size().saturating_sub(self.kept.size)
+    }
+
+    /// Says whether `head` lies on a branch that was lost, as far as its size and the lost heads tell.
     pub fn covers(&self, head: &Checkpoint) -> bool {
-        let within = self.kept.size < head.size && head.size <= self.lost.size;
-        within && (head.size < self.lost.size || head.root == self.lost.root)
+        let named = self.lost.iter().any(|lost| (lost.size, lost.root) == (head.size, head.root));
+        self.kept.size < head.size && (head.size < self.lost_size() || named)
     }
 
     /// The bytes that are signed.
@@ -136,10 +144,15 @@ impl Statement {
         if self.log != *key {
             return Err(InvalidRecovery::Log(self.log.name().to_owned()));
         }
-        self.lost.check(key)?;
-        self.kept.check(key)?;
-        if self.lost.size <= self.kept.size {
-            return form("the lost head is not larger than the kept one");
+        if self.lost.is_empty() || self.lost.len() > LOST_MAX {
+            return form("it names no lost head, or more than 16");
+        }
+        self.lost.iter().chain([&self.kept]).try_for_each(|head| head.check(key))?;
+        if !self.lost.is_sorted_by(|a, b| a.size >= b.size && a != b) {
+            return form("its lost heads are not in order, the largest first");
+        }
+        if self.lost.iter().any(|head| head.size <= self.kept.size) {
+            return form("a lost head is not larger than the kept one");
         }
         if self.reason.trim().is_empty() || self.reason.chars().count() > REASON_CHARS_MAX {
             return form("it gives no reason, or one of more than 500 characters");

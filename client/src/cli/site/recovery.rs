@@ -5,7 +5,7 @@ use tributary_proto::channel::Identity;
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::timestamp::Timestamp;
-use tributary_shared::tlog::recovery::Recovery;
+use tributary_shared::tlog::recovery::{Head, Recovery};
 
 use super::{ConfigArgs, printable};
 use crate::cli::{Format, print};
@@ -42,9 +42,15 @@ struct Row {
     reason: String,
     kept_leaves: u64,
     kept_root: Digest,
-    lost_leaves: u64,
-    lost_size: u64,
-    lost_root: Digest,
+    lost: Vec<Lost>,
+}
+
+/// A head on a branch that was lost.
+#[derive(Debug, Serialize)]
+struct Lost {
+    leaves: u64,
+    size: u64,
+    root: Digest,
 }
 
 impl Row {
@@ -58,10 +64,14 @@ impl Row {
             reason: said.reason.clone(),
             kept_leaves: said.kept.size,
             kept_root: said.kept.root,
-            lost_leaves: said.lost_leaves(),
-            lost_size: said.lost.size,
-            lost_root: said.lost.root,
+            lost: said.lost.iter().map(|head| Lost::new(head, said.kept.size)).collect(),
         }
+    }
+}
+
+impl Lost {
+    fn new(head: &Head, kept: u64) -> Self {
+        Self { leaves: head.size.saturating_sub(kept), size: head.size, root: head.root }
     }
 }
 
@@ -113,12 +123,9 @@ fn tell(rows: &[Row]) {
     for row in rows {
         say!("Statement {}", row.statement);
         say!("  {}", if row.accepted { "accepted" } else { "waits for this site's yes" });
-        say!(
-            "  lost    {} leaves: the log had signed {}, root {}",
-            row.lost_leaves,
-            row.lost_size,
-            row.lost_root
-        );
+        for Lost { leaves, size, root } in &row.lost {
+            say!("  lost    {leaves} leaves: the log had signed {size}, root {root}");
+        }
         say!("  kept    {} leaves, root {}", row.kept_leaves, row.kept_root);
         say!("  signed  by the log's key and {}, {}", printable(&row.operator), row.at);
         say!("  reason  {}", printable(&row.reason));

@@ -53,7 +53,7 @@ fn statement(lost: &[Vec<u8>], identity: &Identity) -> Recovery {
         schema: 1,
         log: key(),
         consortium: "consortium".parse().unwrap(),
-        lost: signed(lost),
+        lost: vec![signed(lost)],
         kept: signed(&lost[..KEPT]),
         at: crate::clock::now(),
         reason: "the disk failed".to_owned(),
@@ -90,7 +90,7 @@ fn a_statement_explains_heads_of_the_lost_branch_and_no_others() {
     let report = verify_with(&leaves, &known).unwrap();
     let [found] = &report.recoveries[..] else { panic!("{report}") };
     assert_eq!(found.explains, (KEPT as u64 + 1..=lost.len() as u64).collect::<Vec<_>>());
-    assert_eq!((found.kept_size, found.lost_size), (KEPT as u64, lost.len() as u64));
+    assert_eq!((found.kept_size, found.lost[0].size), (KEPT as u64, lost.len() as u64));
     assert!(report.to_string().contains("signed by the log and operator/o"), "{report}");
 
     // A head that the statement does not name, and another branch of the same size.
