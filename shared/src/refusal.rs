@@ -142,6 +142,14 @@ pub enum Refusal {
         #[serde(default, skip_serializing_if = "RefusalClass::is_default")]
         class: RefusalClass,
     },
+    /// A site's policy asks for more sites in a round, and for nothing else.
+    #[error("the site's policy refuses: a cohort of {size} is below cohort_min = {min}")]
+    Cohort {
+        /// Sites that the round asks, this one included.
+        size: u32,
+        /// Sites that the policy asks for, this one included.
+        min: u32,
+    },
     /// The site tried and could not.
     #[error("the site could not train: {reason}")]
     SiteFailed {
@@ -172,6 +180,7 @@ impl Refusal {
             Self::NotResumable { .. } => "not_resumable",
             Self::Suspended => "suspended",
             Self::Policy { .. } => "policy",
+            Self::Cohort { .. } => "cohort",
             Self::SiteFailed { .. } => "site_failed",
         }
     }
@@ -180,6 +189,7 @@ impl Refusal {
     pub fn class(&self) -> RefusalClass {
         match self {
             Self::Policy { class, .. } | Self::SiteFailed { class, .. } => *class,
+            Self::Cohort { .. } => RefusalClass::UntilChanged,
             Self::Malformed { .. }
             | Self::Contract { .. }
             | Self::Wrong { .. }

@@ -99,6 +99,33 @@ fn three_sites_outside_their_hours_are_waited_for_and_cost_no_round() {
     assert_eq!(scratch.audit()["verified"], true);
 }
 
+/// Failed before, with the policy that `enroll` writes: each site was asked with the sites that did not refuse, none,
+/// and refused for its small cohort for ever.
+#[test]
+fn sites_that_ask_for_company_come_back_from_their_hours_together() {
+    let mut scratch = found();
+    for k in 0..3 {
+        scratch.enroll(&format!("site-{k}"), 1.0, 100);
+    }
+    let policies: Vec<_> = scratch.federation.sites().iter().map(|site| site.policy()).collect();
+    let open =
+        fs::read_to_string(&policies[0]).unwrap().replace("cohort_min = 1", "cohort_min = 2");
+    policies.iter().for_each(|policy| fs::write(policy, closed_hours() + &open).unwrap());
+    scratch.start_sites();
+    scratch.start_run(&RehearsalRun::new("company", 1, 3).to_toml());
+    let mut follow = scratch.federation.follow("company").unwrap();
+    follow.until(PATIENCE, |event| event.is("round_withdrawn", 1)).unwrap();
+    // The first to come back alone is no cohort; `run show` says what it waits for now.
+    fs::write(&policies[0], &open).unwrap();
+    follow.until(PATIENCE, |event| event.kind == "refusal_changed").unwrap();
+    let detail = scratch.show("company")["detail"].to_string();
+    assert!(detail.contains("site-0: the site's policy refuses: a cohort of 1"), "{detail}");
+    policies.iter().for_each(|policy| fs::write(policy, &open).unwrap());
+    let show = scratch.finish("company");
+    assert_eq!(show["state"], "completed", "{show}");
+    assert_eq!(scratch.audit()["verified"], true);
+}
+
 #[test]
 fn a_typo_in_a_policy_is_waited_for_in_the_round_that_needs_the_site() {
     let mut scratch = found();

@@ -10,7 +10,7 @@ use tributary_shared::adaptation::Adaptation;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::outcome::Failure;
-use tributary_shared::refusal::RefusalClass;
+use tributary_shared::refusal::{Refusal, RefusalClass};
 use tributary_shared::timestamp::Timestamp;
 
 use super::hours::{Window, utc_offset};
@@ -138,12 +138,18 @@ pub struct Policy {
 pub struct PolicyRefusal {
     reasons: Vec<String>,
     class: RefusalClass,
+    /// Size of the cohort and the smallest one allowed, where that is the only reason.
+    cohort: Option<(u32, u32)>,
 }
 
 impl PolicyRefusal {
-    /// The time that it holds: what only the hour forbids passes, everything else stands in the file.
-    pub fn class(&self) -> RefusalClass {
-        self.class
+    /// The refusal as the coordinator is told it. It passes by itself where only the hour forbids the run; a cohort
+    /// that is too small is named apart, because the coordinator may ask more sites.
+    pub fn refusal(&self) -> Refusal {
+        match self.cohort {
+            Some((size, min)) => Refusal::Cohort { size, min },
+            None => Refusal::Policy { reason: self.to_string(), class: self.class },
+        }
     }
 }
 
@@ -227,10 +233,6 @@ impl Policy {
         if !self.strategies.contains(strategy) {
             reasons.push(format!("strategy {strategy} is not among `strategies`"));
         }
-        if cohort_size < self.cohort_min {
-            let min = self.cohort_min;
-            reasons.push(format!("a cohort of {cohort_size} is below cohort_min = {min}"));
-        }
         above("rounds", manifest.rounds.count, "rounds_max", self.rounds_max, &mut reasons);
         let norm = manifest.limits.delta_norm_max;
         if norm > self.delta_norm_max {
@@ -247,7 +249,16 @@ impl Policy {
         if !self.hours.is_empty() && !self.hours.iter().any(|window| window.holds(now, offset)) {
             reasons.push("outside the site's training `hours`".to_owned());
         }
-        if reasons.is_empty() { Ok(()) } else { Err(PolicyRefusal { reasons, class }) }
+        let cohort = (cohort_size < self.cohort_min).then_some((cohort_size, self.cohort_min));
+        let alone = cohort.filter(|_| reasons.is_empty());
+        if let Some((size, min)) = cohort {
+            reasons.push(format!("a cohort of {size} is below cohort_min = {min}"));
+        }
+        if reasons.is_empty() {
+            Ok(())
+        } else {
+            Err(PolicyRefusal { reasons, class, cohort: alone })
+        }
     }
 
     fn judge_work(&self, manifest: &RunManifest, reasons: &mut Vec<String>) {
@@ -419,12 +430,15 @@ mod tests {
         let noon = Timestamp::from_millis(12 * 3_600_000);
         for (text, class) in [
             ("hours = [\"20:00-06:00\"]", RefusalClass::Passing),
-            ("cohort_min = 4", RefusalClass::UntilChanged),
-            ("hours = [\"20:00-06:00\"]\ncohort_min = 4", RefusalClass::UntilChanged),
+            ("rounds_max = 1", RefusalClass::UntilChanged),
+            ("hours = [\"20:00-06:00\"]\nrounds_max = 1", RefusalClass::UntilChanged),
+            ("hours = [\"20:00-06:00\"]\ncohort_min = 4", RefusalClass::Passing),
         ] {
             let no = policy(text).judge(&manifest(), 3, noon).unwrap_err();
-            assert_eq!(no.class(), class, "{text}: {no}");
+            assert_eq!(no.refusal().class(), class, "{text}: {no}");
         }
+        let no = policy("cohort_min = 4").judge(&manifest(), 3, noon).unwrap_err();
+        assert_eq!(no.refusal(), Refusal::Cohort { size: 3, min: 4 });
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Site {
         let loaded = loading.await.map_err(|e| unread(e.to_string()))?;
         let policy = loaded.map_err(|e| unread(e.to_string()))?;
         let judged = policy.judge(manifest, cohort_size, clock::now());
-        judged.map_err(|no| Refusal::Policy { reason: no.to_string(), class: no.class() })?;
+        judged.map_err(|no| no.refusal())?;
         Ok(policy)
     }
 

@@ -146,6 +146,7 @@ pub(super) fn tensor_of_run(event: &RunEvent) -> Option<Digest> {
         | RunEvent::SiteReturned { .. }
         | RunEvent::DeltaRefused { .. }
         | RunEvent::SiteAvailable { .. }
+        | RunEvent::RefusalChanged { .. }
         | RunEvent::RoundWithdrawn { .. }
         | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }

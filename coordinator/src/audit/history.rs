@@ -342,6 +342,7 @@ fn check_before(run: &Run, event: &RunEvent) -> Result<(), String> {
         | RunEvent::SiteReturned { .. }
         | RunEvent::DeltaRefused { .. }
         | RunEvent::SiteAvailable { .. }
+        | RunEvent::RefusalChanged { .. }
         | RunEvent::RoundWithdrawn { .. }
         | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }
@@ -376,6 +377,7 @@ fn names(leaf: u64, run: &Run, event: &RunEvent) -> Option<(Digest, Named)> {
         | RunEvent::SiteReturned { .. }
         | RunEvent::DeltaRefused { .. }
         | RunEvent::SiteAvailable { .. }
+        | RunEvent::RefusalChanged { .. }
         | RunEvent::RoundWithdrawn { .. }
         | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }

@@ -72,14 +72,11 @@ impl Driver {
             self.0.inquiries.answer(site, id, answer);
             return Ok(());
         };
-        match answer.refusal {
-            // An unchanged answer is no news.
-            Some(refusal) => tracing::debug!(%run, %site, "still refuses: {refusal}"),
-            None => {
-                let command = Command::Ready { site: site.clone() };
-                self.run(&run).await?.command(self, command).await?;
-            }
-        }
-        Ok(())
+        let site = site.clone();
+        let command = match answer.refusal {
+            Some(reason) => Command::StillRefuses { site, reason },
+            None => Command::Ready { site },
+        };
+        self.run(&run).await?.command(self, command).await
     }
 }

@@ -255,6 +255,7 @@ fn class_of(refusal: Option<&Refusal>) -> CheckAnswer {
     let word = match refusal {
         None => return CheckAnswer::Ready,
         Some(Refusal::Policy { reason, .. } | Refusal::SiteFailed { reason, .. }) => reason,
+        Some(Refusal::Cohort { .. }) => return CheckAnswer::Policy,
         Some(_) => return CheckAnswer::Other,
     };
     match word.parse() {

@@ -20,6 +20,8 @@ use crate::unbroken::to_the_end;
 
 /// Longest reason kept of the coordinator's own trouble, characters.
 const TROUBLE_CHARS_MAX: usize = 500;
+/// Beginning of the trouble of a disk that has no room for an adapter.
+const NO_ROOM: &str = "the disk has no room";
 /// The beginning of the reason when a round's base is not there.
 const BASE_GONE: &str = "the coordinator has lost the adapter that the round begins with,";
 
@@ -231,7 +233,13 @@ impl LiveRun {
                 Phase::Aggregating(aggregating) => {
                     let bytes = self.read(|run| run.contract().layout.payload_bytes()).await;
                     if !driver.space().fits(bytes) {
+                        self.set_trouble(&format!(
+                            "{NO_ROOM} for the next adapter of {bytes} bytes; free some, and the run goes on"
+                        ));
                         return Ok(());
+                    }
+                    if self.trouble().starts_with(NO_ROOM) {
+                        self.set_trouble("");
                     }
                     // One aggregation a round in this process; its end comes back as a command.
                     let round = aggregating.round;
@@ -363,6 +371,7 @@ fn describe(event: &RunEvent) -> String {
             away => format!("round {round} opened to {} sites, {away} passed over", cohort.len()),
         },
         RunEvent::SiteAvailable { site } => format!("{site} may be asked again"),
+        RunEvent::RefusalChanged { site, reason } => format!("{site} still refuses: {reason}"),
         RunEvent::RoundWithdrawn { round, reasons } => {
             let all = reasons.len();
             format!("round {round} withdrawn: all {all} sites refuse for now or are absent")

@@ -40,6 +40,7 @@ impl Run {
             }
             Command::Present { site } => Ok(self.present(site)),
             Command::Ready { site } => Ok(self.ready(site)),
+            Command::StillRefuses { site, reason } => Ok(self.still_refuses(site, reason)),
             Command::Resume { by, reason } => self.resume(by, &reason),
             Command::Tick => Ok(self.close_if_due(now, &[])),
             Command::Publish { round, adapter } => Ok(self.publish(round, adapter)),
@@ -373,7 +374,7 @@ pub(super) fn shorten(text: &str, chars_max: usize) -> String {
 }
 
 /// A reason as it goes into a leaf: what others wrote in it, cut to size.
-fn bounded(reason: Refusal) -> Refusal {
+pub(super) fn bounded(reason: Refusal) -> Refusal {
     let cut = |text: String| shorten(&text, DETAIL_CHARS);
     match reason {
         Refusal::Malformed { detail } => Refusal::Malformed { detail: cut(detail) },
@@ -392,6 +393,7 @@ fn bounded(reason: Refusal) -> Refusal {
         | Refusal::RunEnded { .. }
         | Refusal::RunUnknown { .. }
         | Refusal::NotResumable { .. }
+        | Refusal::Cohort { .. }
         | Refusal::Suspended => reason,
     }
 }

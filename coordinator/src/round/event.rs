@@ -49,6 +49,13 @@ pub enum RunEvent {
         /// The site.
         site: SiteName,
     },
+    /// A site whose refusal stands refuses for another reason than before.
+    RefusalChanged {
+        /// The site.
+        site: SiteName,
+        /// Its reason now.
+        reason: Refusal,
+    },
     /// A round in which nothing was agreed to and every site refuses for now or is absent. It is
     /// not void, and its number is used again.
     RoundWithdrawn {

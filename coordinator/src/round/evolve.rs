@@ -1,6 +1,7 @@
 //! Events to state. Believes nothing: a history that the rules do not allow is named as such,
 //! which is what an audit relies on.
 
+use super::decide::{DETAIL_CHARS, shorten};
 use super::event::{EndState, RunEvent};
 use super::seat::{Accepted, Seat, Seats};
 use super::*;
@@ -56,6 +57,7 @@ impl Run {
                 self.came_back(site);
             }
             RunEvent::SiteAvailable { site } => self.site_available(site)?,
+            RunEvent::RefusalChanged { site, reason } => self.refusal_changed(site, reason)?,
             RunEvent::RoundWithdrawn { round, reasons } => self.round_withdrawn(*round, reasons)?,
             RunEvent::RunResumed { .. } => {
                 self.check_resumable().map_err(|e| CorruptHistory(e.to_string()))?;
@@ -122,7 +124,8 @@ impl Run {
         require(seats.len() == cohort.len() + passed_over.len(), || {
             format!("round {round} asks a site twice")
         })?;
-        if let Some(site) = cohort.iter().find(|site| self.away.refusing.contains_key(*site)) {
+        let refuses = |site: &&SiteName| !self.away.would_join(site, cohort.len());
+        if let Some(site) = cohort.iter().find(refuses) {
             return Err(CorruptHistory(format!("round {round} asks {site}, which refuses")));
         }
         // Asking a site that was not heard is allowed; it is a matter of patience.
@@ -178,6 +181,28 @@ impl Run {
             *seat = Seat::Asked;
         }
         self.came_back(site);
+        Ok(())
+    }
+
+    fn refusal_changed(&mut self, site: &SiteName, reason: &Refusal) -> Result<(), CorruptHistory> {
+        require(reason.may_end(), || {
+            format!("{site} changed to a refusal that holds for a round")
+        })?;
+        require(!matches!(self.phase, Phase::Ended { .. }), || {
+            format!("{site} refused for another reason after the end")
+        })?;
+        require(self.away.change(site, reason), || {
+            format!("{site} refused for another reason and did not refuse before")
+        })?;
+        let Phase::Collecting(collecting) = &mut self.phase else { return Ok(()) };
+        if let Some(Seat::Declined { reason: known, .. }) = collecting.seats.get_mut(site)
+            && known.may_end()
+        {
+            known.clone_from(reason);
+        }
+        if let Some(words) = collecting.passed_over.get_mut(site) {
+            *words = shorten(&reason.to_string(), DETAIL_CHARS);
+        }
         Ok(())
     }
 

@@ -192,6 +192,13 @@ pub enum Command {
         /// The site.
         site: SiteName,
     },
+    /// A site whose refusal stood refuses still, perhaps for another reason.
+    StillRefuses {
+        /// The site.
+        site: SiteName,
+        /// Its reason now.
+        reason: Refusal,
+    },
     /// The operator takes the run up again.
     Resume {
         /// The operator.

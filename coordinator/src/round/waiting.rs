@@ -7,7 +7,7 @@ use tributary_shared::manifest::COHORT_MAX;
 use tributary_shared::refusal::RefusalClass;
 use tributary_shared::timestamp::Timestamp;
 
-use super::decide::{DETAIL_CHARS, REASONS_CHARS, shorten};
+use super::decide::{DETAIL_CHARS, REASONS_CHARS, bounded, shorten};
 use super::event::{EndState, LossCause, Missing, RunEvent};
 use super::seat::{Seat, Seats};
 use super::*;
@@ -26,7 +26,12 @@ pub struct Absence {
 pub struct Away {
     pub(super) refusing: BTreeMap<SiteName, Refusal>,
     pub(super) absent: BTreeMap<SiteName, Absence>,
+    /// Times that the reason of a standing refusal has changed.
+    changes: BTreeMap<SiteName, u32>,
 }
+
+/// Most changes of a standing refusal's reason that are recorded.
+const CHANGES_MAX: u32 = 16;
 
 impl Away {
     /// Sites whose refusal stands, with it.
@@ -69,6 +74,35 @@ impl Away {
     pub(super) fn forget(&mut self, site: &SiteName) {
         self.refusing.remove(site);
         self.absent.remove(site);
+        self.changes.remove(site);
+    }
+
+    /// Says whether a round of `size` sites may ask `site`: its refusal does not stand, or asks only for that many.
+    pub(super) fn would_join(&self, site: &SiteName, size: usize) -> bool {
+        match self.refusing.get(site) {
+            Some(Refusal::Cohort { min, .. }) => *min as usize <= size,
+            Some(_) => false,
+            None => true,
+        }
+    }
+
+    /// Says whether `reason` is news about the refusal of `site` that stands.
+    fn is_news(&self, site: &SiteName, reason: &Refusal) -> bool {
+        let few = self.changes.get(site).is_none_or(|count| *count < CHANGES_MAX);
+        few && match (self.refusing.get(site), reason) {
+            (None, _) => false,
+            // Its size is the coordinator's own doing.
+            (Some(Refusal::Cohort { min: known, .. }), Refusal::Cohort { min, .. }) => known != min,
+            (Some(known), reason) => known != reason,
+        }
+    }
+
+    /// Takes the new reason of a refusal that stands; false where none stands.
+    pub(super) fn change(&mut self, site: &SiteName, reason: &Refusal) -> bool {
+        let Some(known) = self.refusing.get_mut(site) else { return false };
+        known.clone_from(reason);
+        *self.changes.entry(site.clone()).or_default() += 1;
+        true
     }
 
     /// Takes over who was not there when `round` ended.
@@ -98,9 +132,12 @@ impl Run {
             Some(cohort) => cohort.sites.intersection(active).cloned().collect(),
             None => active.iter().cloned().collect(),
         };
-        let (away, mut cohort): (Vec<_>, Vec<_>) =
-            invited.into_iter().partition(|site| self.away.holds(site));
+        let mut cohort = self.largest_cohort(&invited);
         cohort.truncate(COHORT_MAX);
+        let away: Vec<SiteName> = invited
+            .into_iter()
+            .filter(|site| self.away.holds(site) && !cohort.contains(site))
+            .collect();
         if cohort.len() < self.manifest.quorum.sites as usize {
             return Vec::new();
         }
@@ -120,6 +157,24 @@ impl Run {
             deadline: now.plus(self.manifest.rounds.round_deadline()),
             passed_over,
         }]
+    }
+
+    /// The sites of `invited` that a round may ask: those that are not away, and those that refuse only because the
+    /// cohort was too small, as many as make each other's cohort large enough.
+    fn largest_cohort(&self, invited: &[SiteName]) -> Vec<SiteName> {
+        let cohort_only =
+            |site: &SiteName| matches!(self.away.refusing.get(site), Some(Refusal::Cohort { .. }));
+        let may_join = |site: &SiteName| {
+            !self.away.is_absent(site) && (!self.away.holds(site) || cohort_only(site))
+        };
+        let mut cohort: Vec<SiteName> = invited.iter().filter(|s| may_join(s)).cloned().collect();
+        loop {
+            let size = cohort.len();
+            cohort.retain(|site| self.away.would_join(site, size.min(COHORT_MAX)));
+            if cohort.len() == size {
+                return cohort;
+            }
+        }
     }
 
     /// Says whether nothing in the open round was agreed to and every site refuses for now or is
@@ -144,6 +199,16 @@ impl Run {
             return Vec::new();
         }
         vec![RunEvent::SiteAvailable { site }]
+    }
+
+    /// A site whose refusal stands was asked again and still refuses.
+    pub(super) fn still_refuses(&self, site: SiteName, reason: Refusal) -> Vec<RunEvent> {
+        let reason = bounded(reason);
+        let ended = matches!(self.phase, Phase::Ended { .. });
+        if ended || !reason.may_end() || !self.away.is_news(&site, &reason) {
+            return Vec::new();
+        }
+        vec![RunEvent::RefusalChanged { site, reason }]
     }
 
     /// The class of a refusal of `site` that may have ended, and how many sites a round would ask
@@ -213,9 +278,9 @@ impl Run {
         }
         let away: BTreeSet<&SiteName> =
             self.away.refusing.keys().chain(self.away.absent.keys()).collect();
-        if away.is_empty() {
+        if away.is_empty() && words.is_empty() {
             words.push(format!("waits until {quorum} sites that may take part are enrolled"));
-        } else {
+        } else if !away.is_empty() {
             let why = |site: &&SiteName| Some(format!("{site}: {}", self.away.reason(site)?));
             let sites: Vec<String> = away.iter().filter_map(why).collect();
             words.push(format!("waits until {quorum} sites may be asked; {}", sites.join("; ")));

@@ -379,8 +379,9 @@ fn shortened(reason: Refusal) -> Result<Refusal, Status> {
         Refusal::SiteFailed { reason, class } => {
             Ok(Refusal::SiteFailed { reason: cut(reason), class })
         }
+        cohort @ Refusal::Cohort { .. } => Ok(cohort),
         other => Err(Status::invalid_argument(format!(
-            "reason: a site declines with `policy` or `site_failed`, not with `{}`",
+            "reason: a site declines with `policy`, `cohort` or `site_failed`, not with `{}`",
             other.code()
         ))),
     }

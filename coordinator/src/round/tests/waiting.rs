@@ -70,6 +70,7 @@ fn three_sites_that_refuse_for_ten_minutes_cost_few_events_and_no_round() {
             | RunEvent::RoundWithdrawn { .. }
             | RunEvent::RunResumed { .. }
             | RunEvent::RoundsSkipped { .. }
+            | RunEvent::RefusalChanged { .. }
             | RunEvent::TermsAccepted { .. }
             | RunEvent::DeltaRefused { .. }
             | RunEvent::DeltaAccepted { .. }
@@ -81,6 +82,63 @@ fn three_sites_that_refuse_for_ten_minutes_cost_few_events_and_no_round() {
     }
     trial.publish();
     assert!(trial.run.past()[&1].missing.is_empty());
+    assert_eq!(trial.refold(), trial.run);
+}
+
+/// Failed before: each was asked with the sites that did not refuse, none, and so each refused for ever.
+#[test]
+fn sites_that_refuse_only_for_a_small_cohort_are_asked_together() {
+    let mut trial = Trial::collecting("sites = 2", "a b c d");
+    for name in ["a", "b", "c", "d"] {
+        trial.decline_as(name, "at night", RefusalClass::Passing);
+    }
+    let mut cohort = |name: &str, size: u32, min: u32| {
+        let command =
+            Command::StillRefuses { site: site(name), reason: Refusal::Cohort { size, min } };
+        trial.yes(command)
+    };
+    assert_eq!(cohort("a", 1, 2).len(), 1);
+    assert_eq!(cohort("a", 3, 2), [], "the size is no news");
+    assert_eq!(cohort("d", 1, 4).len(), 1);
+    assert_eq!(open(&mut trial, "a b c d"), [], "b and c refuse still");
+    assert!(trial.run.waits_for(trial.now).contains("cohort_min = 2"));
+    let reason = Refusal::Cohort { size: 1, min: 2 };
+    trial.yes(Command::StillRefuses { site: site("b"), reason });
+    let opened = open(&mut trial, "a b c d");
+    assert_eq!(asked(&opened), Some(("a b".to_owned(), "c d".to_owned())));
+    trial.contribute("a");
+    assert_eq!(closed(&trial.contribute("b")), Some(true));
+    assert_eq!(trial.refold(), trial.run);
+    // An audit refuses a round that asks a site whose cohort is too small.
+    let active = sites("a b c d");
+    let mut forged = Trial::collecting("sites = 1", "a");
+    let reason = Refusal::Cohort { size: 1, min: 2 };
+    let declined = Command::Decline { site: site("a"), round: 1, reason };
+    forged.yes(declined);
+    let event = RunEvent::RoundOpened {
+        round: 1,
+        base: forged.run.adapter(),
+        cohort: vec![site("a")],
+        deadline: forged.now.plus(forged.run.manifest().rounds.round_deadline()),
+        passed_over: Vec::new(),
+    };
+    let refused = forged.run.clone().evolve(forged.now, &event).unwrap_err();
+    assert!(refused.to_string().contains("which refuses"), "{refused}");
+    assert!(forged.yes(Command::Open { active }).len() == 1, "with others it is asked");
+}
+
+#[test]
+fn the_reason_of_a_standing_refusal_is_the_newest_and_few_changes_are_recorded() {
+    let mut trial = Trial::collecting("sites = 1", "a");
+    trial.decline_as("a", "at night", RefusalClass::Passing);
+    let mut recorded = 0;
+    for number in 0..100 {
+        let class = RefusalClass::UntilChanged;
+        let reason = Refusal::Policy { reason: format!("reason {number}"), class };
+        recorded += trial.yes(Command::StillRefuses { site: site("a"), reason }).len();
+    }
+    assert_eq!(recorded, 16);
+    assert!(trial.run.waits_for(trial.now).contains("reason 15"));
     assert_eq!(trial.refold(), trial.run);
 }
 
