@@ -101,7 +101,12 @@ pub enum Standing {
     Agreed,
     /// Declined; asked again, it judges anew where the refusal may have ended, and else gives the
     /// same answer.
-    Declined(Refusal),
+    Declined {
+        /// The manifest that was judged; `None` where it could not be read.
+        manifest: Option<Digest>,
+        /// The answer.
+        reason: Refusal,
+    },
     /// Stopped by the coordinator before there was a delta; asked again, it trains.
     Stopped,
     /// Trained, without an answer: the delta in the outbox is owed. Never trained again.
@@ -123,7 +128,9 @@ impl Standing {
     pub(super) fn after(before: Option<Self>, event: &Event) -> Self {
         match event {
             Event::Agreed { .. } => Self::Agreed,
-            Event::Declined { reason, .. } => Self::Declined(reason.clone()),
+            Event::Declined { manifest, reason } => {
+                Self::Declined { manifest: *manifest, reason: reason.clone() }
+            }
             Event::Stopped { .. } => Self::Stopped,
             Event::Trained(trained) => Self::Owed { trained: trained.clone(), released: false },
             Event::Released { .. } => match before {

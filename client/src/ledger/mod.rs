@@ -164,11 +164,13 @@ impl Ledger {
         self.standings.get(&(run.clone(), round))
     }
 
-    /// The newest round of `run` that the site has declined last of all its rounds.
-    pub fn declined(&self, run: &RunName) -> Option<(u32, &Refusal)> {
+    /// The newest round of `run`, if the site has declined it: its number, the manifest that was judged, the answer.
+    pub fn declined(&self, run: &RunName) -> Option<(u32, Option<Digest>, &Refusal)> {
         let rounds = (run.clone(), 0)..=(run.clone(), u32::MAX);
         match self.standings.range(rounds).next_back() {
-            Some(((_, round), Standing::Declined(reason))) => Some((*round, reason)),
+            Some(((_, round), Standing::Declined { manifest, reason })) => {
+                Some((*round, *manifest, reason))
+            }
             Some(_) | None => None,
         }
     }
@@ -197,7 +199,7 @@ impl Ledger {
         let pending = |((run, round), standing): (&(RunName, u32), &Standing)| match standing {
             Standing::Owed { .. } => Some((run.clone(), *round)),
             Standing::Agreed
-            | Standing::Declined(_)
+            | Standing::Declined { .. }
             | Standing::Stopped
             | Standing::Answered { .. } => None,
         };
@@ -225,7 +227,7 @@ impl Ledger {
                 match standing {
                     Standing::Answered { .. } => answered = Some(*round),
                     Standing::Owed { .. } => owed = Some(*round),
-                    Standing::Agreed | Standing::Declined(_) | Standing::Stopped => {}
+                    Standing::Agreed | Standing::Declined { .. } | Standing::Stopped => {}
                 }
             }
             known.extend(answered.map(|round| (run.clone(), round, true)));
@@ -347,7 +349,8 @@ mod tests {
         assert_eq!(read(&path).unwrap(), all);
         let ledger = Ledger::open(&path).unwrap();
         let run = "run".parse().unwrap();
-        assert_eq!(ledger.standing(&run, 3), Some(&Standing::Declined(Refusal::Suspended)));
+        let declined = Standing::Declined { manifest: None, reason: Refusal::Suspended };
+        assert_eq!(ledger.standing(&run, 3), Some(&declined));
         assert_eq!(ledger.owed(), [("run".parse().unwrap(), 2)]);
     }
 
@@ -357,9 +360,10 @@ mod tests {
         let mut ledger = Ledger::open(&folder.path().join(FILE_NAME)).unwrap();
         let (run, other) = ("run".parse().unwrap(), "runs".parse().unwrap());
         let reason = Refusal::Suspended;
-        let declined = Event::Declined { manifest: None, reason: reason.clone() };
+        let manifest = Some(Digest::of(b"manifest"));
+        let declined = Event::Declined { manifest, reason: reason.clone() };
         ledger.append(&entry(2, declined)).unwrap();
-        assert_eq!(ledger.declined(&run), Some((2, &reason)));
+        assert_eq!(ledger.declined(&run), Some((2, manifest, &reason)));
         assert_eq!(ledger.declined(&other), None);
         ledger.append(&trained(3)).unwrap();
         assert_eq!(ledger.declined(&run), None, "it took part since");

@@ -10,7 +10,7 @@ use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::RunName;
 use tributary_shared::refusal::{Refusal, RefusalClass};
 
-use super::activity::{Activity, Phase, RoundId};
+use super::activity::{Activity, RoundId};
 use super::judge::Unfit;
 use super::terms::read_manifest;
 use super::{Halt, Site};
@@ -35,7 +35,7 @@ impl Site {
         let spent = self.ledger.checks_within(clock::now(), DAY);
         let within = spent.answered < allowed as usize;
         let (answer, warnings) = match within {
-            true => self.look_at(&run, asked).await,
+            true => self.look_at(&run, asked).await?,
             false => (CheckAnswer::ChecksPerDay, Vec::new()),
         };
         tracing::info!(%run, "asked by an operator whether it would take part: {answer}");
@@ -59,22 +59,24 @@ impl Site {
         &mut self,
         run: &RunName,
         asked: &v1::Inquiry,
-    ) -> (CheckAnswer, Vec<CheckWarning>) {
+    ) -> Result<(CheckAnswer, Vec<CheckWarning>), Halt> {
         let known = self.ledger.manifest_of(run);
         let manifest = match read_manifest(run, &asked.manifest_json, known) {
             Ok(manifest) => manifest,
             Err(refusal) => {
                 tracing::error!(%run, "not a run to look at: {refusal}");
-                return (CheckAnswer::Other, Vec::new());
+                return Ok((CheckAnswer::Other, Vec::new()));
             }
         };
-        match self.judge(&manifest, asked.cohort_size).await {
+        // The coordinator hears that the site is at work: reading all images may take minutes.
+        let _lease = self.lives(&manifest)?;
+        Ok(match self.judge(&manifest, asked.cohort_size).await {
             Ok(warnings) => (CheckAnswer::Ready, warnings),
             Err(no) => {
                 tracing::warn!(%run, "would not take part: {}", no.refusal);
                 (no.answer(), Vec::new())
             }
-        }
+        })
     }
 
     async fn judge(
@@ -85,7 +87,6 @@ impl Site {
         self.judge_policy(manifest, cohort_size)
             .await
             .map_err(|refusal| Unfit { refusal, about: CheckAnswer::Policy })?;
-        self.activity.send_modify(|a| a.enter(Phase::Preparing, 0));
         let work = self.judge_data(manifest).await?;
         let rising = trainer::warmup_outlasts(manifest, work.cases());
         Ok(rising.then_some(CheckWarning::WarmupTooLong).into_iter().collect())

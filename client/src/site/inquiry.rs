@@ -1,5 +1,5 @@
-//! A question of the coordinator: would this site take part in a run now? It is judged as a round
-//! is, and nothing is trained. An operator's check before the run goes to `check`.
+//! Questions of the coordinator about a run, judged as a round is; nothing is trained. Only a run that this site has
+//! declined is answered in words. Every other question is a check: answered by a class, under the policy's limit.
 
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
@@ -23,10 +23,13 @@ impl Site {
             let text = "the coordinator asks about a run without a name";
             return Err(CallError::Rejected(Failure::refused("malformed", text)).into());
         };
-        if inquiry.is_check {
+        let known = self.ledger.manifest_of(&run);
+        // The coordinator's word is not enough: under it, questions could be asked without limit.
+        let asked = Some(Digest::of(&inquiry.manifest_json));
+        let declined = self.ledger.declined(&run).is_some_and(|(_, manifest, _)| manifest == asked);
+        if inquiry.is_check || !declined {
             return self.check(run, inquiry).await;
         }
-        let known = self.ledger.manifest_of(&run);
         let answer = match read_manifest(&run, &inquiry.manifest_json, known) {
             Ok(manifest) => self.consider(&manifest, inquiry.cohort_size).await?,
             Err(refusal) => Some(reason_failed(refusal.to_string())),
@@ -37,7 +40,6 @@ impl Site {
         }
         self.activity.send_modify(Activity::rest);
         if let Some(refusal) = &answer
-            && !inquiry.is_check
             && refusal.may_end()
         {
             self.note_changed(&run, Digest::of(&inquiry.manifest_json), refusal)?;
@@ -59,7 +61,7 @@ impl Site {
         manifest: Digest,
         refusal: &Refusal,
     ) -> Result<(), Halt> {
-        let Some((round, before)) = self.ledger.declined(run) else { return Ok(()) };
+        let Some((round, _, before)) = self.ledger.declined(run) else { return Ok(()) };
         if before == refusal {
             return Ok(());
         }
@@ -77,12 +79,16 @@ impl Site {
         if let Err(refusal) = self.judge_policy(manifest, cohort_size).await {
             return Ok(Some(refusal));
         }
+        let _lease = self.lives(manifest)?;
+        Ok(self.judge_data(manifest).await.err().map(|no| no.refusal))
+    }
+
+    /// Begins heartbeats while the images of `manifest` are read for a question.
+    pub(super) fn lives(&self, manifest: &RunManifest) -> Result<Lease, Halt> {
         // No round: heartbeats of round 0 say that the site lives, and renew no seat.
         let round = RoundId { run: manifest.name.clone(), round: 0 };
         self.activity.send_modify(|a| a.enter(Phase::Preparing, 0));
         let coordinator = self.coordinator()?.clone();
-        let every = manifest.rounds.lease();
-        let _lease = Lease::begin(coordinator, round, every, self.activity.subscribe());
-        Ok(self.judge_data(manifest).await.err().map(|no| no.refusal))
+        Ok(Lease::begin(coordinator, round, manifest.rounds.lease(), self.activity.subscribe()))
     }
 }

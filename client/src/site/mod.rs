@@ -271,6 +271,9 @@ impl Site {
         }
         // Nothing leaves the building under a history that was rewritten.
         self.witness().await?;
+        if self.passing.take().is_some() {
+            self.look_around();
+        }
         if !self.ledger.owed().is_empty() {
             self.deliver_owed().await?;
             // A coordinator that has lost the round must hear that this site will not train it.
@@ -377,7 +380,7 @@ impl Site {
                 "stop it, or enrol one of the two anew: its directory may have been copied",
             )));
         }
-        let skew = (clock::now().as_millis() - reply.now_ms).unsigned_abs();
+        let skew = clock::now().as_millis().saturating_sub(reply.now_ms).unsigned_abs();
         self.clock = (Duration::from_millis(skew) > SKEW_MAX).then(|| {
             let skew_s = skew / 1000;
             let detail = format!(
@@ -413,9 +416,16 @@ impl Site {
         });
     }
 
-    /// The class of the site's trouble, for the wire; empty when there is none.
+    /// The class of the site's trouble, for the wire; empty when there is none. A call that arrives disproves a trouble
+    /// of the network.
     fn trouble(&self) -> &'static str {
-        self.ailments.borrow().first().map_or("", |ailment| ailment.class.as_str())
+        let ailments = self.ailments.borrow();
+        let class = ailments.iter().map(|ailment| ailment.class);
+        class
+            .filter(|class| *class != TroubleClass::Network)
+            .map(TroubleClass::as_str)
+            .next()
+            .unwrap_or("")
     }
 
     /// Takes up a certificate that `enroll --renew` has put in place of the refused one.

@@ -15,6 +15,7 @@ use tributary_shared::tlog::key::VerifierKey;
 use tributary_shared::tlog::recovery::{RECOVERIES_MAX, Recovery, Statement};
 
 use super::directory::recoveries_of;
+use super::trouble::RECOVERY_ASKED;
 use super::{Halt, Site};
 use crate::clock;
 use crate::config::policy::{OnRecovery, Policy};
@@ -142,7 +143,7 @@ impl Site {
                     "read it with `tributary-client recovery show --config {config}`; if the consortium confirms it, `tributary-client recovery accept --config {config}`"
                 );
                 self.awaited = Some(files.accepted);
-                let failure = Failure::refused("recovery_asked", told(said, &held)).hint(hint);
+                let failure = Failure::refused(RECOVERY_ASKED, told(said, &held)).hint(hint);
                 return Err(Halt::Wrong(failure));
             }
             files.accept("policy.toml, recovery = \"accept\"").map_err(disk)?;

@@ -37,7 +37,7 @@ impl Site {
             return Err(CallError::Rejected(Failure::refused("malformed", text)).into());
         };
         match self.standing(&id) {
-            Some(Standing::Declined(reason)) if !reason.may_end() => {
+            Some(Standing::Declined { reason, .. }) if !reason.may_end() => {
                 return self.repeat_decline(&id, &reason).await;
             }
             Some(Standing::Answered { digest }) => {
@@ -46,7 +46,7 @@ impl Site {
             }
             Some(Standing::Owed { .. }) => return self.deliver(&id).await,
             // A refusal that may have ended is judged anew.
-            Some(Standing::Agreed | Standing::Stopped | Standing::Declined(_)) | None => {}
+            Some(Standing::Agreed | Standing::Stopped | Standing::Declined { .. }) | None => {}
         }
         let round = Some(id.clone());
         self.activity.send_replace(Activity {
@@ -218,7 +218,8 @@ impl Site {
         reason: Refusal,
     ) -> Result<(), Halt> {
         // The same answer again writes no entry.
-        if self.standing(id) != Some(Standing::Declined(reason.clone())) {
+        let known = self.standing(id);
+        if !matches!(known, Some(Standing::Declined { reason: said, .. }) if said == reason) {
             self.record(id, Event::Declined { manifest, reason: reason.clone() })?;
         }
         self.say_no(id, &reason).await

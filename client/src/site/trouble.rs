@@ -34,6 +34,8 @@ pub enum TroubleClass {
     SharedIdentity,
     /// The coordinator's history does not continue the one that this site saw.
     HistoryNotContinued,
+    /// A recovery statement explains the coordinator's history and is not accepted here yet.
+    RecoveryNotAccepted,
     /// This site's certificate is not accepted.
     Certificate,
     /// The coordinator cannot be reached.
@@ -53,6 +55,7 @@ impl TroubleClass {
             Self::ClockWrong => "clock_wrong",
             Self::SharedIdentity => "shared_identity",
             Self::HistoryNotContinued => "history_not_continued",
+            Self::RecoveryNotAccepted => "recovery_not_accepted",
             Self::Certificate => "certificate",
             Self::Network => "network",
             Self::Other => "other",
@@ -139,6 +142,8 @@ pub(super) fn is_full(error: &(dyn Error + 'static)) -> bool {
 
 /// The code of a failure by a full disk.
 pub(super) const DISK_FULL: &str = "disk_full";
+/// The code of a failure by a recovery statement that waits for its acceptance.
+pub(super) const RECOVERY_ASKED: &str = "recovery_asked";
 /// The code of a failure by an identity that two programs use.
 pub(super) const SHARED_IDENTITY: &str = "shared_identity";
 
@@ -153,6 +158,9 @@ pub(super) fn of(halt: &Halt) -> Option<Ailment> {
         Halt::Call(CallError::Rejected(_) | CallError::Busy(_)) => return None,
         Halt::Wrong(failure) if failure.code == SHARED_IDENTITY => {
             (failure, TroubleClass::SharedIdentity)
+        }
+        Halt::Wrong(failure) if failure.code == RECOVERY_ASKED => {
+            (failure, TroubleClass::RecoveryNotAccepted)
         }
         Halt::Wrong(failure) => (failure, TroubleClass::HistoryNotContinued),
         Halt::Local(failure) if failure.code == DISK_FULL => (failure, TroubleClass::DiskFull),

@@ -70,7 +70,9 @@ impl Keeper {
     pub(super) fn resume(&mut self, recovery: &Recovery) -> io::Result<PathBuf> {
         let kept = Witness::at(self.witness.key().clone(), &recovery.statement.kept.note)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, chain(&e)))?;
-        let lost = format!("witness-lost-{}-leaves.json", self.size());
+        let root = self.checkpoint().map(|head| head.root.short()).unwrap_or_default();
+        // Two lost branches may end at one size: each keeps its file.
+        let lost = format!("witness-lost-{}-leaves-{root}.json", self.size());
         let evidence = self.path.with_file_name(lost);
         // First the copy, then the change: a crash in between leaves both.
         write_durably(&evidence, self.witness.to_json().as_bytes(), 0o600)?;

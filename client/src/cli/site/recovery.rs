@@ -27,10 +27,15 @@ pub enum RecoveryCommand {
 pub struct AcceptArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The statement's digest, as `show` prints it [default: the one that waits]
+    /// The statement's digest, or its first 8 digits at least [default: the one that waits]
     #[arg(long, value_name = "DIGEST")]
-    statement: Option<Digest>,
+    statement: Option<String>,
 }
+
+/// Least digits by which a statement is named.
+const DIGITS_MIN: usize = 8;
+/// The beginning of a digest as it is printed.
+const SCHEME: &str = "sha256:";
 
 /// One statement.
 #[derive(Debug, Serialize)]
@@ -96,8 +101,15 @@ fn read(config: &SiteConfig) -> Result<Vec<(Recovery, Files)>, Failure> {
 fn accept(args: &AcceptArgs, format: Format) -> Result<(), Failure> {
     let config = args.config.read()?;
     let all = read(&config)?;
-    let waiting: Vec<_> = match args.statement {
-        Some(digest) => all.iter().filter(|(r, _)| r.statement.digest() == digest).collect(),
+    let waiting: Vec<_> = match &args.statement {
+        Some(start) if start.trim_start_matches(SCHEME).len() < DIGITS_MIN => {
+            let message = format!("--statement: give at least {DIGITS_MIN} digits of the digest");
+            return Err(Failure::invalid("arguments", message));
+        }
+        Some(start) => {
+            let start = start.trim_start_matches(SCHEME);
+            all.iter().filter(|(r, _)| r.statement.digest().to_hex().starts_with(start)).collect()
+        }
         None => all.iter().filter(|(_, files)| !files.accepted.exists()).collect(),
     };
     let [(recovery, files)] = waiting[..] else {
