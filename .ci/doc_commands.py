@@ -44,7 +44,7 @@ PLACEHOLDERS = {
     "docs/cache.md": {"--config site.toml": "--config alpha/site.toml"},
     "docs/recovery.md": {
         "--identity operator": "--identity coord/operator",
-        "site-a/witness-lost-131-leaves.json": "alpha/witness-lost-*-leaves.json",
+        "site-a/witness-lost-131-leaves-ROOT.json": "alpha/witness-lost-*-leaves-*.json",
     },
     "docs/explain.md": {
         "--patients 400": "--patients 12",

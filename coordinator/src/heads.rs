@@ -105,17 +105,22 @@ impl Heads {
     /// first such head. Blocks for one small file.
     pub fn lose(&self, head: &Head, fatal: bool) -> bool {
         let known = read_file(&self.0.lost_path(), &self.0.signer.verifier_key());
-        if !matches!(known, Ok(Some(known)) if known.size >= head.size)
+        let is_news = !matches!(known, Ok(Some(known)) if known.size >= head.size);
+        if is_news
             && let Err(error) = write_durably(&self.0.lost_path(), head.note.as_bytes(), 0o600)
         {
             tracing::error!(%error, "{}: cannot remember it", self.0.lost_path().display());
         }
         // After the file: the line is the operator's cue to stop and recover.
-        tracing::error!(
-            "a site holds a signed head of {} leaves that this history does not continue; run `tributary-coordinator recover`",
-            head.size
-        );
-        fatal && self.0.lost.set(head.clone()).is_ok()
+        let stops = fatal && self.0.lost.set(head.clone()).is_ok();
+        if is_news || stops {
+            tracing::error!(
+                "a site holds a signed head of {} leaves that this history does not continue; {}run `tributary-coordinator recover`",
+                head.size,
+                if stops { "this coordinator stops in a few seconds; then " } else { "" }
+            );
+        }
+        stops
     }
 
     /// The head that ended the service.

@@ -16,7 +16,6 @@ use tributary_proto::channel::{
 };
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
-use tributary_shared::tlog::key::Signer;
 
 use crate::blobs::Blobs;
 use crate::clock;
@@ -24,7 +23,7 @@ use crate::config::{CoordinatorConfig, Level, Log, LogFormat};
 use crate::driver::{Driver, DriverError};
 use crate::heads::Heads;
 use crate::membership::{
-    Authority, EXPIRY_WARNING, FOUNDER, SIGNED_HEAD, ServerCertificate, odd, server_identity,
+    Authority, EXPIRY_WARNING, FOUNDER, ServerCertificate, odd, server_identity,
 };
 use crate::recovery::{Place, check};
 use crate::round::event::RegistryEvent;
@@ -61,7 +60,8 @@ pub async fn serve(
     let identity = workable_identity(config)?;
     let acceptor =
         Acceptor::new(&identity).map_err(|e| Failure::invalid("server_certificate", chain(&e)))?;
-    let heads = open_heads(config, signer)?;
+    let heads = Heads::open(&config.directory, signer)
+        .map_err(|e| check::unreadable_head(&config.directory, &e))?;
     let store = open_store(config).await?;
     check::refuse_older(&Place::of(config), &store, &heads).await?;
     found(&store, &authority, config).await?;
@@ -122,14 +122,6 @@ pub async fn serve(
 async fn drained(stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::time::sleep(DRAIN).await;
-}
-
-fn open_heads(config: &CoordinatorConfig, signer: Arc<Signer>) -> Result<Heads, Failure> {
-    let path = config.directory.join(SIGNED_HEAD);
-    Heads::open(&config.directory, signer).map_err(|e| {
-        Failure::invalid("authority", format!("{}: {e}", path.display()))
-            .hint("it is the memory of what was signed: restore it from a backup, or move it away and keep it; sites bring the coordinator what they hold")
-    })
 }
 
 /// Signs the present head, so that there is a memory of it from the first start on.

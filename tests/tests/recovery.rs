@@ -232,7 +232,7 @@ fn a_member_that_the_backup_does_not_know_is_invited_again_while_its_client_runs
     scratch.federation.start_coordinator().unwrap();
 
     let process = scratch.federation.sites()[late].process().unwrap();
-    process.wait_stderr(PATIENCE, |line| line.contains("is revoked or was replaced")).unwrap();
+    process.wait_stderr(PATIENCE, |line| line.contains("it was revoked or replaced")).unwrap();
     fs::remove_file(scratch.federation.root().join("kits/late.kit")).unwrap();
     let kit = text(&scratch.federation.invite("late").unwrap());
     let directory = text(&scratch.federation.sites()[late].directory);
@@ -284,7 +284,6 @@ fn a_restore_killed_at_any_moment_leaves_the_old_or_the_new_history() {
         coordinator(&arguments).unwrap().data["leaves"].as_u64().unwrap()
     };
     assert!(older < newest);
-    let mut ended = false;
     for wait_ms in (0..).step_by(15) {
         let (config, from) = (config(&scratch), text(&file));
         let arguments = ["restore", "--config", &config, "--from", &from, "--replace"];
@@ -295,7 +294,7 @@ fn a_restore_killed_at_any_moment_leaves_the_old_or_the_new_history() {
             .unwrap();
         // The fault's moment, not a wait for anything.
         std::thread::sleep(Duration::from_millis(wait_ms));
-        ended = child.try_wait().unwrap().is_some();
+        let ended = child.try_wait().unwrap().is_some();
         child.kill().unwrap();
         child.wait().unwrap();
         let found = leaves(&scratch);
@@ -305,7 +304,6 @@ fn a_restore_killed_at_any_moment_leaves_the_old_or_the_new_history() {
             break;
         }
     }
-    assert!(ended);
     let directory = scratch.federation.coordinator_directory();
     assert!(!directory.join("restore.staging").exists());
 }

@@ -1,5 +1,7 @@
 //! The statements of a history about leaves that were lost, and the known heads that they explain.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 use tributary_proto::channel::check_recovery;
 use tributary_shared::digest::Digest;
@@ -30,8 +32,10 @@ pub struct RecoveryReport {
     pub kept_root: Digest,
     /// The heads that the statement names as lost, the largest first.
     pub lost: Vec<Lost>,
-    /// Sizes of the known heads that lie on a lost branch.
+    /// Sizes of the known heads that the statement names.
     pub explains: Vec<u64>,
+    /// Sizes of the known heads between the kept and the largest lost head, of which only the size is known to fit.
+    pub in_lost_range: Vec<u64>,
 }
 
 /// A head on a branch that was lost.
@@ -100,12 +104,39 @@ impl Recoveries {
             if own == Some(head.root) || head.size == 0 {
                 continue;
             }
-            match self.found.iter().position(|(_, said)| said.covers(head)) {
-                Some(index) => reports[index].explains.push(head.size),
-                None => return Err(self.broken(head, own)),
+            let named = self.found.iter().position(|(_, said)| said.names(head));
+            let covered = || self.found.iter().position(|(_, said)| said.covers(head));
+            if let Some(index) = named {
+                reports[index].explains.push(head.size);
+            } else if let Some(index) = covered() {
+                reports[index].in_lost_range.push(head.size);
+            } else {
+                return Err(self.broken(head, own));
             }
         }
+        self.refuse_more_roots_than_branches(known)?;
         Ok(reports)
+    }
+
+    /// Each lost branch has one root of a size, so that more known roots than branches are a fork that no statement
+    /// explains.
+    fn refuse_more_roots_than_branches(&self, known: &[Checkpoint]) -> Result<(), Finding> {
+        let mut roots: BTreeMap<u64, BTreeSet<Digest>> = BTreeMap::new();
+        for head in known.iter().filter(|h| h.size > 0 && self.root_at(h.size) != Some(h.root)) {
+            roots.entry(head.size).or_default().insert(head.root);
+        }
+        for (size, roots) in roots {
+            let through = |said: &&Statement| said.kept.size < size;
+            let said = self.found.iter().map(|(_, said)| said).filter(through);
+            let lost = said.flat_map(|said| &said.lost).filter(|lost| lost.size >= size);
+            let branches: BTreeSet<(u64, Digest)> = lost.map(|h| (h.size, h.root)).collect();
+            if roots.len() > branches.len() {
+                let mut roots = roots.into_iter();
+                let mut root = || roots.next().unwrap_or(Digest::of(b""));
+                return Err(Finding::Fork { size, found: root(), known: root() });
+            }
+        }
+        Ok(())
     }
 
     fn broken(&self, head: &Checkpoint, own: Option<Digest>) -> Finding {
@@ -132,6 +163,7 @@ fn report(leaf: u64, said: &Statement) -> RecoveryReport {
         kept_root: said.kept.root,
         lost: said.lost.iter().map(|head| Lost { size: head.size, root: head.root }).collect(),
         explains: Vec::new(),
+        in_lost_range: Vec::new(),
     }
 }
 
@@ -152,7 +184,13 @@ impl std::fmt::Display for RecoveryReport {
             heads.join(" and ")
         )?;
         for size in &self.explains {
-            writeln!(f, "             explains the known head of {size} leaves")?;
+            writeln!(f, "             names the known head of {size} leaves")?;
+        }
+        for size in &self.in_lost_range {
+            writeln!(
+                f,
+                "             the known head of {size} leaves lies in the lost range; its root is not proven"
+            )?;
         }
         Ok(())
     }

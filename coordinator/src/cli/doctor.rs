@@ -15,9 +15,10 @@ use crate::blobs::Blobs;
 use crate::clock;
 use crate::config::CoordinatorConfig;
 use crate::membership::{Authority, EXPIRY_WARNING, ServerCertificate, odd, server_identity};
+use crate::recovery::{Place, check};
 use crate::serve::{ADDRESS, database_folder};
 use crate::space::Space;
-use crate::store::{Inspection, inspect, is_in_use};
+use crate::store::{Inspection, is_in_use};
 
 /// Longest wait for the listener's answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -178,11 +179,8 @@ fn reachable(bound: SocketAddr) -> SocketAddr {
 
 async fn database(config: &CoordinatorConfig, running: bool) -> (Found, Inspection) {
     let path = config.database.display();
-    match inspect(&config.database).await {
-        Err(error) => {
-            let failure = Failure::invalid("database", chain(&error));
-            (Err(failure.hint("restore the directory from a backup")), Inspection::default())
-        }
+    match check::inspect(&Place::of(config)).await {
+        Err(failure) => (Err(failure), Inspection::default()),
         Ok(None) => (Ok(format!("{path} is not there; serve begins one")), Inspection::default()),
         Ok(Some(found)) => {
             let (leaves, runs) = (found.leaves, found.adapters.len());

@@ -27,6 +27,9 @@ pub(super) struct Backup {
     /// Most mebibytes a second, so that rounds go on beside it; 0 for no limit
     #[arg(long, default_value_t = 32, value_name = "MIB_S")]
     rate: u64,
+    /// Make a backup although adapters that the history names are gone
+    #[arg(long)]
+    allow_missing: bool,
 }
 
 /// Arguments of `restore`.
@@ -100,7 +103,12 @@ pub(super) struct Sign {
 pub(super) fn backup(arguments: &Backup) -> Result<Answer, Failure> {
     let place = Place::of(&load(&arguments.config)?);
     let rate = arguments.rate.saturating_mul(1 << 20);
-    let done = runtime()?.block_on(backing::backup(&place, &arguments.out, rate))?;
+    let done = runtime()?.block_on(backing::backup(
+        &place,
+        &arguments.out,
+        rate,
+        arguments.allow_missing,
+    ))?;
     let mut text = format!(
         "Wrote {}: {}, {} leaves, {} adapters and deltas; read back and whole.\n\
          It holds the private keys: keep it encrypted.",

@@ -2,7 +2,7 @@
 //! serves.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -10,13 +10,17 @@ use tributary_shared::digest::{Digest, Hasher};
 use tributary_shared::outcome::{Failure, chain};
 
 use super::archive::{ARCHIVE_SCHEMA, Entry, Manifest, Writer, unpack};
-use super::{DATABASE, Place};
+use super::check::unreadable_head;
+use super::{DATABASE, Place, private_folder};
 use crate::audit::tensor_of;
 use crate::clock;
+use crate::heads;
 use crate::membership::{
     Authority, CONFIG, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, OPERATOR, ROOT, ROOT_KEY, SERVER,
     SIGNED_HEAD,
 };
+use crate::round::event::RunEvent;
+use crate::round::record::Event;
 use crate::store::{Head, Look, StoreError};
 
 /// The amount by which the scheduler prefers others.
@@ -43,8 +47,14 @@ pub struct BackedUp {
 }
 
 /// Backs up `place` into the file `out`, at most `rate` bytes a second (0: no limit). An existing
-/// file is replaced when the new one is whole and was read back.
-pub async fn backup(place: &Place, out: &Path, rate: u64) -> Result<BackedUp, Failure> {
+/// file is replaced when the new one is whole and was read back. An adapter that the history names
+/// and the directory lacks refuses it, unless `allow_missing` says otherwise.
+pub async fn backup(
+    place: &Place,
+    out: &Path,
+    rate: u64,
+    allow_missing: bool,
+) -> Result<BackedUp, Failure> {
     // Not being nice is no reason to make no backup.
     let _ = rustix::process::nice(NICENESS);
     let authority = Authority::load(&place.directory).map_err(|e| e.failure())?;
@@ -53,15 +63,26 @@ pub async fn backup(place: &Place, out: &Path, rate: u64) -> Result<BackedUp, Fa
         Some(_) | None => Path::new("."),
     };
     let failed = |e: io::Error| Failure::invalid("file", format!("{}: {e}", out.display()));
-    let scratch = tempfile::Builder::new().prefix(".backup-").tempdir_in(folder).map_err(failed)?;
+    let scratch = Scratch::begin(folder, out).map_err(failed)?;
     let snapshot = scratch.path().join(DATABASE);
     // Before the snapshot, so that the head in a backup is never beyond its own history.
     copy_if_there(&place.directory.join(SIGNED_HEAD), &scratch.path().join(SIGNED_HEAD))
         .map_err(failed)?;
+    let key = authority.log_signer().map_err(|e| e.failure())?.verifier_key();
+    heads::read(scratch.path(), &key).map_err(|e| unreadable_head(&place.directory, &e))?;
     let (head, schema, named) = take_snapshot(&place.database, &snapshot)
         .await
         .map_err(|e| Failure::invalid("database", chain(&e)))?;
-    let (sources, missing) = sources(place, &snapshot, named).map_err(failed)?;
+    let (sources, missing) = sources(place, &snapshot, &named).map_err(failed)?;
+    let adapters = missing.iter().filter(|digest| named.adapters.contains(digest)).count();
+    if adapters > 0 && !allow_missing {
+        let folder = place.directory.join("blobs");
+        let message =
+            format!("{adapters} adapters that the history names are not in {}", folder.display());
+        return Err(Failure::refused("adapters_missing", message).hint(
+            "nothing was written; bring them back from an earlier backup, or --allow-missing makes a backup without them",
+        ));
+    }
     let manifest = Manifest {
         schema_version: ARCHIVE_SCHEMA,
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -73,7 +94,7 @@ pub async fn backup(place: &Place, out: &Path, rate: u64) -> Result<BackedUp, Fa
         created: clock::now(),
         files: sources.iter().map(|(entry, _)| entry.clone()).collect(),
     };
-    let part = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    let part = tempfile::NamedTempFile::new_in(scratch.path()).map_err(failed)?;
     write(part.as_file(), &manifest, &sources, rate).map_err(failed)?;
     let read_back = unpack(part.path(), rate, |_| None);
     let read_back = read_back.map_err(|e| Failure::invalid("backup", chain(&e)))?;
@@ -90,35 +111,90 @@ pub async fn backup(place: &Place, out: &Path, rate: u64) -> Result<BackedUp, Fa
         leaves: head.size,
         root: head.root,
         blobs,
-        blobs_missing: missing,
+        blobs_missing: missing.len(),
     })
+}
+
+/// The folder beside a backup in which it is made; removed at the end, or by the next backup to the same file.
+struct Scratch {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Scratch {
+    fn begin(folder: &Path, out: &Path) -> io::Result<Self> {
+        let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let path = folder.join(format!(".{name}.making"));
+        private_folder(&path)?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(path.join("lock"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::other("another backup to this file is under way"));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        for left in fs::read_dir(&path)? {
+            let left = left?.path();
+            if !left.ends_with("lock") {
+                fs::remove_file(left)?;
+            }
+        }
+        Ok(Self { path, _lock: lock })
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // The next backup to the same file removes what cannot be removed now.
+        let _ = fs::remove_dir_all(&self.path);
+    }
 }
 
 /// Copies the database as it is at one moment and proves the copy; gives its head, its schema and
 /// the blobs that its events name.
-async fn take_snapshot(
-    database: &Path,
-    to: &Path,
-) -> Result<(Head, i64, BTreeSet<Digest>), StoreError> {
+async fn take_snapshot(database: &Path, to: &Path) -> Result<(Head, i64, Named), StoreError> {
     let mut live = Look::open(database).await?;
     live.copy_to(to).await?;
     live.close().await?;
     let mut copy = Look::open(to).await?;
-    let mut named = BTreeSet::new();
-    let head = copy.prove(|record| named.extend(tensor_of(&record.event))).await?;
+    let mut named = Named::default();
+    let head = copy.prove(|record, _| named.take(&record.event)).await?;
     let schema = copy.schema_version().await?;
     copy.close().await?;
     Ok((head, schema, named))
 }
 
+/// The blobs that a history names.
+#[derive(Default)]
+struct Named {
+    all: BTreeSet<Digest>,
+    adapters: BTreeSet<Digest>,
+}
+
+impl Named {
+    fn take(&mut self, event: &Event) {
+        let Some(digest) = tensor_of(event) else { return };
+        self.all.insert(digest);
+        if !matches!(event, Event::Run(RunEvent::DeltaAccepted { .. })) {
+            self.adapters.insert(digest);
+        }
+    }
+}
+
 type Source = (Entry, PathBuf);
 
-/// Every file that goes in, and the number of blobs that are not there.
+/// Every file that goes in, and the blobs that are not there.
 fn sources(
     place: &Place,
     snapshot: &Path,
-    named: BTreeSet<Digest>,
-) -> io::Result<(Vec<Source>, usize)> {
+    named: &Named,
+) -> io::Result<(Vec<Source>, Vec<Digest>)> {
     let mut sources = vec![hashed(DATABASE.to_owned(), snapshot.to_owned())?];
     for name in AUTHORITY {
         let path = place.directory.join(name);
@@ -141,8 +217,8 @@ fn sources(
             }
         }
     }
-    let mut missing = 0;
-    for digest in named {
+    let mut missing = Vec::new();
+    for digest in named.all.iter().copied() {
         let hex = digest.to_hex();
         let path = place.directory.join("blobs").join(&hex[..2]).join(&hex);
         match fs::metadata(&path) {
@@ -151,7 +227,7 @@ fn sources(
                 let entry = Entry { path: path_there, bytes: found.len(), sha256: digest };
                 sources.push((entry, path));
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => missing += 1,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => missing.push(digest),
             Err(e) => return Err(e),
         }
     }

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
+use tributary_shared::digest::Digest;
 use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::tlog::recovery::{Head, Recovery};
 
@@ -10,8 +12,8 @@ use super::Place;
 use super::made::made;
 use crate::driver::recoveries;
 use crate::heads::{self, Heads};
-use crate::membership::SIGNED_HEAD;
-use crate::store::{Store, StoreError};
+use crate::membership::{Authority, SIGNED_HEAD};
+use crate::store::{self, Inspection, Store, StoreError};
 
 /// Refuses to begin an empty history where there was one: beside a head that was signed, or
 /// beside blobs.
@@ -64,7 +66,7 @@ pub enum Stands {
     Continued,
     /// A recovery statement says why it does not.
     Explained,
-    /// A recovery statement says that the history forked below it, and names fewer leaves.
+    /// A recovery statement says that the history forked below it, and names fewer leaves; the history has outgrown it.
     Understated,
     /// Nothing says why it does not.
     Lost,
@@ -77,15 +79,65 @@ pub async fn stands(
     head: &Head,
 ) -> Result<Stands, StoreError> {
     let own = store.head().await?;
-    if head.size <= own.size && store.root_at(head.size).await? == head.root {
-        return Ok(Stands::Continued);
+    let root = match head.size <= own.size {
+        true => Some(store.root_at(head.size).await?),
+        false => None,
+    };
+    Ok(compared(head, root, recoveries))
+}
+
+/// The relation of a history to `head`, whose own `root` at that size is given; `None` where it is shorter.
+fn compared(head: &Head, root: Option<Digest>, recoveries: &[Recovery]) -> Stands {
+    if root == Some(head.root) {
+        return Stands::Continued;
     }
     let checkpoint = head.checkpoint();
     if recoveries.iter().any(|r| r.statement.covers(&checkpoint)) {
-        return Ok(Stands::Explained);
+        return Stands::Explained;
     }
+    // Beyond this history, a head may be of the branch that an older statement began: nothing says that it was lost.
     let forked = recoveries.iter().any(|r| r.statement.kept.size < head.size);
-    Ok(if forked { Stands::Understated } else { Stands::Lost })
+    if forked && root.is_some() { Stands::Understated } else { Stands::Lost }
+}
+
+/// Inspects the database of `place` as `serve` would before it begins, changing nothing; `None` when there is none and
+/// none is missed.
+pub async fn inspect(place: &Place) -> Result<Option<Inspection>, Failure> {
+    refuse_missing(place)?;
+    if !place.database.exists() {
+        return Ok(None);
+    }
+    let signer = Authority::load(&place.directory).and_then(|authority| authority.log_signer());
+    let heads = match signer {
+        Ok(signer) => {
+            let heads = Heads::open(&place.directory, Arc::new(signer));
+            let heads = heads.map_err(|e| unreadable_head(&place.directory, &e))?;
+            known_heads(&place.directory, &heads)?
+        }
+        // An authority that cannot be read is a fault of its own.
+        Err(_) => Vec::new(),
+    };
+    let sizes = heads.iter().map(|head| head.size).collect();
+    let found = store::inspect(&place.database, &sizes).await;
+    let found = found.map_err(|e| {
+        Failure::invalid("database", chain(&e)).hint("restore the directory from a backup")
+    })?;
+    for head in &heads {
+        let root = found.roots.get(&head.size).copied();
+        if compared(head, root, &found.recoveries) == Stands::Lost {
+            let has = format!("has {} leaves and does not continue what was signed", found.leaves);
+            return Err(older(&place.database, &has, &head.size.to_string()));
+        }
+    }
+    Ok(Some(found))
+}
+
+/// The refusal of a `signed-head` that cannot be read.
+pub fn unreadable_head(directory: &Path, error: &std::io::Error) -> Failure {
+    let path = directory.join(SIGNED_HEAD);
+    Failure::invalid("authority", format!("{}: {error}", path.display())).hint(
+        "it is the memory of what was signed, and a power failure may damage it: restore it from a backup, or move it away and keep it; sites bring the coordinator what they hold",
+    )
 }
 
 /// The heads that the authority knows to have been signed: the largest of its log, the largest that a site showed, and

@@ -14,7 +14,7 @@ use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::tlog::checkpoint::Checkpoint;
 
 use super::archive::{ArchiveError, Manifest, read_manifest, unpack};
-use super::{DATABASE, Place, RESTORED_HEAD};
+use super::{DATABASE, Place, RESTORED_HEAD, private_folder, tighten};
 use crate::clock;
 use crate::heads;
 use crate::membership::{
@@ -53,6 +53,9 @@ pub async fn restore(place: &Place, from: &Path, replace: bool) -> Result<Restor
         Failure::refused("in_use", chain(&e)).hint("stop the coordinator, then restore")
     })?;
     let there = fs::metadata(&place.database).is_ok_and(|found| found.len() > 0);
+    if there && let Some(done) = finished(place, &manifest).await? {
+        return Ok(done);
+    }
     if there && !replace {
         let message = format!("{} is there", place.database.display());
         return Err(Failure::refused("exists", message)
@@ -65,20 +68,52 @@ pub async fn restore(place: &Place, from: &Path, replace: bool) -> Result<Restor
     }
     prove(&staging.0, &manifest).await?;
     refuse_other_keys(&staging.0, &place.directory)?;
+    let database = bring_beside(&staging.0.join(DATABASE), &place.database)
+        .map_err(|e| failed(&place.database, &e))?;
     place_blobs(&staging.0, &place.directory).map_err(|e| failed(&place.directory, &e))?;
     place_authority(&staging.0, &place.directory).map_err(|e| failed(&place.directory, &e))?;
     let signed = note_restored(place, &manifest)?;
     let moved_aside = if there { Some(set_aside(&place.database).await?) } else { None };
-    switch(&staging.0.join(DATABASE), &place.database).map_err(|e| failed(&place.database, &e))?;
+    switch(&database, &place.database).map_err(|e| failed(&place.database, &e))?;
     staging.end()?;
-    Ok(Restored {
-        directory: place.directory.clone(),
-        database: place.database.clone(),
-        leaves: manifest.log_size,
-        root: manifest.log_root,
-        moved_aside,
-        signed: signed.filter(|signed| *signed > manifest.log_size),
-    })
+    Ok(Restored::of(place, &manifest, moved_aside, signed))
+}
+
+impl Restored {
+    fn of(
+        place: &Place,
+        manifest: &Manifest,
+        moved_aside: Option<PathBuf>,
+        signed: Option<u64>,
+    ) -> Self {
+        Self {
+            directory: place.directory.clone(),
+            database: place.database.clone(),
+            leaves: manifest.log_size,
+            root: manifest.log_root,
+            moved_aside,
+            signed: signed.filter(|signed| *signed > manifest.log_size),
+        }
+    }
+}
+
+/// A restore of the same backup that was killed after its switch: nothing is left to do but to remove its folder.
+async fn finished(place: &Place, manifest: &Manifest) -> Result<Option<Restored>, Failure> {
+    let staging = place.directory.join(STAGING);
+    if !staging.is_dir() || staging.join(DATABASE).exists() || ready(&place.database).exists() {
+        // Not begun, or not as far: its folder is made anew.
+        return Ok(None);
+    }
+    let unusable = |e: StoreError| Failure::invalid("database", chain(&e));
+    let mut look = Look::open(&place.database).await.map_err(unusable)?;
+    let head = look.prove(|_, _| ()).await.map_err(unusable)?;
+    look.close().await.map_err(unusable)?;
+    if (head.size, head.root) != (manifest.log_size, manifest.log_root) {
+        return Ok(None);
+    }
+    let signed = note_restored(place, manifest)?;
+    remove(&staging).map_err(|e| failed(&staging, &e))?;
+    Ok(Some(Restored::of(place, manifest, None, signed)))
 }
 
 const UNCHANGED: &str = "nothing was replaced; use another copy of the backup";
@@ -119,7 +154,7 @@ async fn prove(staging: &Path, manifest: &Manifest) -> Result<(), Failure> {
     }
     let unusable = |e: StoreError| Failure::invalid("backup", chain(&e)).hint(UNCHANGED);
     let mut look = Look::open(&staging.join(DATABASE)).await.map_err(unusable)?;
-    let head = look.prove(|_| ()).await.map_err(unusable)?;
+    let head = look.prove(|_, _| ()).await.map_err(unusable)?;
     look.close().await.map_err(unusable)?;
     if (head.size, head.root) != (manifest.log_size, manifest.log_root) {
         let message = format!(
@@ -147,14 +182,21 @@ fn refuse_other_keys(staging: &Path, directory: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A folder that is removed at the next try when it is left by a crash.
+/// A folder, for the owner alone, that is removed at the end or, when it is left by a crash, by the next try.
 struct Staging(PathBuf);
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // It holds private keys. The next try removes what cannot be removed now.
+        let _ = remove(&self.0);
+    }
+}
 
 impl Staging {
     fn begin(directory: &Path) -> Result<Self, Failure> {
         let path = directory.join(STAGING);
         remove(&path).map_err(|e| failed(&path, &e))?;
-        fs::create_dir(&path).map_err(|e| failed(&path, &e))?;
+        private_folder(&path).map_err(|e| failed(&path, &e))?;
         Ok(Self(path))
     }
 
@@ -180,7 +222,7 @@ fn place_blobs(staging: &Path, directory: &Path) -> io::Result<()> {
         let name = blob.file_name().to_string_lossy().into_owned();
         let folder = home.join(name.get(..2).unwrap_or_default());
         fs::create_dir_all(&folder)?;
-        fs::rename(blob.path(), folder.join(&name))?;
+        move_file(&blob.path(), &folder.join(&name))?;
         sync(&folder)?;
     }
     sync(&home)
@@ -203,6 +245,7 @@ fn place_authority(staging: &Path, directory: &Path) -> io::Result<()> {
         (staging.join(crate::membership::OPERATOR), directory.join(crate::membership::OPERATOR));
     if from.is_dir() && !to.exists() {
         fs::rename(&from, &to)?;
+        tighten(&to)?;
     }
     sync(directory)
 }
@@ -244,6 +287,31 @@ fn named(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     PathBuf::from(name)
+}
+
+/// The place beside `database` for the one that will replace it.
+fn ready(database: &Path) -> PathBuf {
+    named(database, ".restoring")
+}
+
+/// Brings the unpacked database to the disk that it will be used on, so that the switch is one rename.
+fn bring_beside(from: &Path, database: &Path) -> io::Result<PathBuf> {
+    let to = ready(database);
+    move_file(from, &to)?;
+    Ok(to)
+}
+
+/// Moves a file, by a copy where `to` is on another disk.
+fn move_file(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+            let part = named(to, ".part");
+            fs::copy(from, &part)?;
+            File::open(&part)?.sync_all()?;
+            fs::rename(&part, to)
+        }
+        done => done,
+    }
 }
 
 /// One rename: the old database or the new one, never none.

@@ -10,7 +10,7 @@ use tributary_shared::tlog::recovery::{
     Draft, Head, LOST_MAX, RECOVERY_BYTES_MAX, RECOVERY_SCHEMA, Recovery, Statement,
 };
 
-use super::check::{Stands, known_heads, refuse_missing, stands};
+use super::check::{Stands, known_heads, refuse_missing, stands, unreadable_head};
 use super::made::{made, remember};
 use super::{Place, RESTORED_HEAD};
 use crate::clock;
@@ -46,7 +46,7 @@ impl Recovering {
         let authority = Authority::load(&place.directory).map_err(|e| e.failure())?;
         let signer = std::sync::Arc::new(authority.log_signer().map_err(|e| e.failure())?);
         let heads = Heads::open(&place.directory, signer)
-            .map_err(|e| file_failure(&place.directory, &e.to_string()))?;
+            .map_err(|e| unreadable_head(&place.directory, &e))?;
         let store = Store::open(&place.database)
             .await
             .map_err(|e| Failure::invalid("database", chain(&e)))?;

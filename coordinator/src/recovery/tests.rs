@@ -106,7 +106,7 @@ impl Home {
 
     async fn backup(&self) -> PathBuf {
         let out = self.folder.path().join("backup");
-        backup(&self.place, &out, 0).await.unwrap();
+        backup(&self.place, &out, 0, false).await.unwrap();
         out
     }
 
@@ -322,7 +322,7 @@ async fn a_statement_after_a_second_restore_names_the_branches_of_both() {
     let kept = home.leaves().await;
     home.grow(2).await;
     let late = home.folder.path().join("late");
-    backup(&home.place, &late, 0).await.unwrap();
+    backup(&home.place, &late, 0, false).await.unwrap();
     let first = home.grow(1).await;
     let lost_first = home.heads().largest().unwrap();
     home.restore_and_recover(&early).await;
@@ -344,4 +344,127 @@ async fn a_statement_after_a_second_restore_names_the_branches_of_both() {
         check::refuse_older(&home.place, &store, &home.heads()).await.unwrap();
         store.close().await;
     }
+}
+
+/// Failed before: `doctor` said that a missing or older database was whole, and `serve` refused it.
+#[tokio::test]
+async fn an_inspection_refuses_what_serve_refuses() {
+    let home = Home::found().await;
+    home.grow(5).await;
+    let file = home.backup().await;
+    let signed = home.grow(3).await;
+    assert_eq!(check::inspect(&home.place).await.unwrap().unwrap().leaves, signed);
+    restore(&home.place, &file, true).await.unwrap();
+    let older = check::inspect(&home.place).await.unwrap_err();
+    assert!(older.message.contains(&format!("has signed {signed} leaves")), "{older}");
+    fs::remove_file(&home.place.database).unwrap();
+    assert_eq!(check::inspect(&home.place).await.unwrap_err().code, "history_lost");
+    fs::write(home.place.directory.join("signed-head"), "").unwrap();
+    restore(&home.place, &file, false).await.unwrap_err();
+}
+
+/// Failed before: `read back and whole` was said of a backup that no restore could take.
+#[tokio::test]
+async fn no_backup_is_made_with_a_damaged_signed_head() {
+    let home = Home::found().await;
+    home.grow(2).await;
+    fs::write(home.place.directory.join("signed-head"), "").unwrap();
+    let out = home.folder.path().join("backup");
+    let refused = backup(&home.place, &out, 0, false).await.unwrap_err();
+    assert!(refused.message.contains("signed-head"), "{refused}");
+    assert!(!out.exists());
+}
+
+/// Names in `folder` that a command made for itself.
+fn left_over(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap();
+    names
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| {
+            name.contains("staging") || name.starts_with('.') || name.contains("restoring")
+        })
+        .collect()
+}
+
+/// Failed before: the private keys of a refused restore, and of a backup that was killed, stayed.
+#[tokio::test]
+async fn a_refused_restore_and_a_killed_backup_leave_no_keys_behind() {
+    let home = Home::found().await;
+    home.grow(2).await;
+    let file = home.backup().await;
+    assert_eq!(left_over(home.folder.path()), [""; 0]);
+    let bytes = fs::read(&file).unwrap();
+    let cut = home.folder.path().join("cut");
+    fs::write(&cut, &bytes[..bytes.len() - 2_000]).unwrap();
+    let directory = home.folder.path().join("elsewhere");
+    let place = Place { database: directory.join(DATABASE), directory };
+    restore(&place, &cut, false).await.unwrap_err();
+    assert_eq!(left_over(&place.directory), [""; 0]);
+    // As a kill leaves it.
+    let scratch = home.folder.path().join(".backup.making");
+    fs::create_dir(&scratch).unwrap();
+    fs::write(scratch.join("tributary.db"), "half").unwrap();
+    home.backup().await;
+    assert_eq!(left_over(home.folder.path()), [""; 0]);
+    restore(&place, &file, false).await.unwrap();
+    let found = fs::metadata(place.directory.join("operator")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&found.permissions()) & 0o777, 0o700);
+}
+
+/// Failed before: killed between its switch and its end, a restore was refused when it was repeated.
+#[tokio::test]
+async fn a_restore_that_was_killed_after_its_switch_is_ended_by_the_same_command() {
+    let home = Home::found().await;
+    let size = home.grow(2).await;
+    let file = home.backup().await;
+    fs::create_dir(home.place.directory.join("restore.staging")).unwrap();
+    let done = restore(&home.place, &file, false).await.unwrap();
+    assert_eq!(done.leaves, size);
+    assert_eq!(left_over(&home.place.directory), [""; 0]);
+    home.grow(1).await;
+    fs::create_dir(home.place.directory.join("restore.staging")).unwrap();
+    assert_eq!(restore(&home.place, &file, false).await.unwrap_err().code, "exists");
+}
+
+/// Failed before: the last step was a rename from one disk to another.
+#[tokio::test]
+async fn a_database_on_another_disk_is_restored() {
+    use std::os::unix::fs::MetadataExt;
+    let home = Home::found().await;
+    let size = home.grow(2).await;
+    let file = home.backup().await;
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    assert_ne!(
+        device(elsewhere.path()),
+        device(home.folder.path()),
+        "/dev/shm is a disk of its own"
+    );
+    let database = elsewhere.path().join("tributary.db");
+    let place = Place { directory: home.folder.path().join("restored"), database };
+    restore(&place, &file, false).await.unwrap();
+    let store = Store::open(&place.database).await.unwrap();
+    assert_eq!(store.head().await.unwrap().size, size);
+    store.close().await;
+}
+
+/// Failed before: a second restore to before what was signed was served, because an older statement stood in the
+/// history, and the log's second branch grew.
+#[tokio::test]
+async fn an_older_statement_does_not_excuse_a_newer_loss() {
+    let home = Home::found().await;
+    let early = {
+        home.grow(3).await;
+        home.backup().await
+    };
+    home.grow(4).await;
+    home.restore_and_recover(&early).await;
+    let later = home.folder.path().join("later");
+    backup(&home.place, &later, 0, false).await.unwrap();
+    let signed = home.grow(9).await;
+    restore(&home.place, &later, true).await.unwrap();
+    let store = home.store().await;
+    let refused = check::refuse_older(&home.place, &store, &home.heads()).await.unwrap_err();
+    assert!(refused.message.contains(&signed.to_string()), "{refused}");
+    store.close().await;
 }

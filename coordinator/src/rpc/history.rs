@@ -76,14 +76,16 @@ pub(super) async fn witnessed(
     let recoveries_json: Vec<Bytes> =
         forks.rev().take(RECOVERIES_MAX).map(|r| r.to_json().into()).collect();
     let covered = recoveries.iter().any(|r| r.statement.covers(&held.checkpoint()));
-    if !covered && heads.lose(&held, recoveries_json.is_empty()) {
+    // Beyond this history, a head may be of the branch that an older statement began: nothing says that it was lost.
+    let unexplained = !covered && (recoveries_json.is_empty() || held.size > head.size);
+    if !covered && heads.lose(&held, unexplained) {
         let stop = driver.stopping().clone();
         tokio::spawn(async move {
             tokio::time::sleep(LOST_GRACE).await;
             stop.cancel();
         });
     }
-    if recoveries_json.is_empty() {
+    if unexplained {
         let text = format!(
             "this coordinator's history of {} leaves does not continue the {} leaves that it signed before; it stops until its operator has restored or recovered it",
             head.size, held.size

@@ -68,7 +68,7 @@ impl Services {
         let check = move |peer: &Peer| match driver.members().standing(peer) {
             Standing::Active | Standing::Suspended => Ok(()),
             Standing::Unknown => Err(Status::unauthenticated(format!(
-                "the certificate of {} is revoked or was replaced; ask the operator for a new invitation",
+                "this coordinator does not accept the certificate of {}: it was revoked or replaced, or issued after the backup that the coordinator was restored from; ask the operator for a new invitation",
                 peer.member
             ))),
         };

@@ -1,29 +1,30 @@
-//! Looking at a database without serving it: beside a running coordinator or alone, changing
+//! Inspection of a database without serving it: beside a running coordinator or alone, changing
 //! nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tributary_shared::digest::Digest;
+use tributary_shared::tlog::recovery::Recovery;
 
-use super::open::{lock_path, refuse_foreign};
-use super::{StoreError, int};
-use crate::round::event::RunEvent;
+use super::StoreError;
+use super::look::Look;
+use super::open::lock_path;
+use crate::round::event::{RegistryEvent, RunEvent};
 use crate::round::record::{Event, Record, Stream};
 
-/// Leaves read at a time.
-const PAGE: u32 = 1_000;
-
 /// Contents of a database.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inspection {
     /// Leaves of the history.
     pub leaves: u64,
-    /// The newest adapter of every run that goes on: without it the run cannot.
+    /// The newest adapter of every run that has not ended: without it the run cannot go on.
     pub adapters: BTreeMap<String, Digest>,
+    /// Roots over the first leaves, by their number, for the sizes that were asked for.
+    pub roots: BTreeMap<u64, Digest>,
+    /// Every recovery statement, in order.
+    pub recoveries: Vec<Recovery>,
 }
 
 /// Says whether a coordinator works on the database `path` right now.
@@ -32,63 +33,44 @@ pub fn is_in_use(path: &Path) -> bool {
     lock.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
-/// Checks the database file `path` and reads what the runs that go on need; `None` when there is
-/// no file.
-pub async fn inspect(path: &Path) -> Result<Option<Inspection>, StoreError> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    refuse_foreign(path).await?;
-    let open = SqliteConnectOptions::new().filename(path).read_only(true);
-    let mut connection = open.connect().await.map_err(StoreError::sql("open"))?;
-    let found = read(&mut connection).await;
-    connection.close().await.map_err(StoreError::sql("close"))?;
-    found.map(Some)
-}
-
-async fn read(connection: &mut SqliteConnection) -> Result<Inspection, StoreError> {
-    let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(StoreError::sql("check itself"))?;
-    if verdict != "ok" {
-        return Err(StoreError::Corrupt(verdict));
-    }
+/// Proves the database file `path` and reads what the runs that go on need, with the roots at `sizes`.
+pub async fn inspect(path: &Path, sizes: &BTreeSet<u64>) -> Result<Inspection, StoreError> {
+    let mut look = Look::open(path).await?;
     let mut found = Inspection::default();
-    loop {
-        let page: Vec<Vec<u8>> =
-            sqlx::query_scalar("SELECT bytes FROM leaf WHERE idx >= $1 ORDER BY idx LIMIT $2")
-                .bind(int(found.leaves))
-                .bind(PAGE)
-                .fetch_all(&mut *connection)
-                .await
-                .map_err(StoreError::sql("read the history"))?;
-        if page.is_empty() {
-            return Ok(found);
-        }
-        for bytes in page {
-            found.take(&bytes)?;
-        }
-    }
+    let mut ended = BTreeSet::new();
+    let read = async {
+        look.check_pages().await?;
+        look.prove(|record, tree| {
+            found.take(record, &mut ended);
+            if sizes.contains(&tree.size()) {
+                found.roots.insert(tree.size(), tree.root());
+            }
+        })
+        .await
+    };
+    let head = read.await;
+    look.close().await?;
+    found.leaves = head?.size;
+    found.adapters.retain(|run, _| !ended.contains(run));
+    Ok(found)
 }
 
 impl Inspection {
-    fn take(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        let leaf = self.leaves;
-        let record = Record::from_bytes(bytes)
-            .map_err(|e| StoreError::Corrupt(format!("leaf {leaf}: {e}")))?;
-        self.leaves += 1;
-        let (Stream::Run(run), Event::Run(event)) = (record.stream, record.event) else {
-            return Ok(());
-        };
+    fn take(&mut self, record: &Record, ended: &mut BTreeSet<String>) {
+        if let Event::Registry(RegistryEvent::Recovered { recovery }) = &record.event {
+            self.recoveries.push((**recovery).clone());
+        }
+        let (Stream::Run(run), Event::Run(event)) = (&record.stream, &record.event) else { return };
         if let RunEvent::RunStarted { adapter, .. } | RunEvent::AdapterPublished { adapter, .. } =
-            &event
+            event
         {
             self.adapters.insert(run.to_string(), *adapter);
         }
         if matches!(event, RunEvent::RunEnded { .. }) {
-            self.adapters.remove(run.as_str());
+            ended.insert(run.to_string());
         }
-        Ok(())
+        if matches!(event, RunEvent::RunResumed { .. }) {
+            ended.remove(run.as_str());
+        }
     }
 }

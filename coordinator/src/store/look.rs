@@ -70,9 +70,21 @@ impl Look {
             .map_err(StoreError::sql("be copied"))
     }
 
-    /// Reads the whole history, gives every record, and computes the tree anew: its root must be
-    /// the stored head's.
-    pub async fn prove(&mut self, mut each: impl FnMut(&Record)) -> Result<Head, StoreError> {
+    /// Asks SQLite whether the file's pages are sound.
+    pub async fn check_pages(&mut self) -> Result<(), StoreError> {
+        let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)")
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(StoreError::sql("check itself"))?;
+        if verdict == "ok" { Ok(()) } else { Err(StoreError::Corrupt(verdict)) }
+    }
+
+    /// Reads the whole history, gives every record with the tree that ends with it, and compares the last root with the
+    /// stored head's.
+    pub async fn prove(
+        &mut self,
+        mut each: impl FnMut(&Record, &Frontier),
+    ) -> Result<Head, StoreError> {
         let head = checked_head(&mut self.connection).await?;
         let mut frontier = Frontier::new();
         while frontier.size() < head.size {
@@ -90,8 +102,8 @@ impl Look {
                 let leaf = frontier.size();
                 let record = Record::from_bytes(&bytes)
                     .map_err(|e| StoreError::Corrupt(format!("leaf {leaf}: {e}")))?;
-                each(&record);
                 frontier.append(leaf_hash(&bytes));
+                each(&record, &frontier);
             }
         }
         let found: Digest = frontier.root();

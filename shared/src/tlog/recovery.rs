@@ -119,8 +119,12 @@ impl Statement {
 
     /// Says whether `head` lies on a branch that was lost, as far as its size and the lost heads tell.
     pub fn covers(&self, head: &Checkpoint) -> bool {
-        let named = self.lost.iter().any(|lost| (lost.size, lost.root) == (head.size, head.root));
-        self.kept.size < head.size && (head.size < self.lost_size() || named)
+        self.kept.size < head.size && (head.size < self.lost_size() || self.names(head))
+    }
+
+    /// Says whether `head` is one of the lost heads.
+    pub fn names(&self, head: &Checkpoint) -> bool {
+        self.lost.iter().any(|lost| (lost.size, lost.root) == (head.size, head.root))
     }
 
     /// The bytes that are signed.

@@ -89,7 +89,13 @@ fn a_statement_explains_heads_of_the_lost_branch_and_no_others() {
     let known: Vec<Checkpoint> = (0..=lost.len()).map(|n| checkpoint(&lost[..n])).collect();
     let report = verify_with(&leaves, &known).unwrap();
     let [found] = &report.recoveries[..] else { panic!("{report}") };
-    assert_eq!(found.explains, (KEPT as u64 + 1..=lost.len() as u64).collect::<Vec<_>>());
+    assert_eq!(found.explains, [lost.len() as u64]);
+    assert_eq!(found.in_lost_range, (KEPT as u64 + 1..lost.len() as u64).collect::<Vec<_>>());
+    // One branch was lost, and it has one root of a size. Failed before: any root below the lost size was explained.
+    let forged = Checkpoint { root: Digest::of(b"another"), ..checkpoint(&lost[..KEPT + 1]) };
+    verify_with(&leaves, std::slice::from_ref(&forged)).unwrap();
+    let both = verify_with(&leaves, &[forged, checkpoint(&lost[..KEPT + 1])]);
+    assert!(matches!(both, Err(Finding::Fork { .. })));
     assert_eq!((found.kept_size, found.lost[0].size), (KEPT as u64, lost.len() as u64));
     assert!(report.to_string().contains("signed by the log and operator/o"), "{report}");
 
