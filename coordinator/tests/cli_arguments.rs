@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use tributary_shared::manifest::RunManifest;
 
 const OPERATOR: &str = env!("CARGO_BIN_EXE_tributary");
 const SERVICE: &str = env!("CARGO_BIN_EXE_tributary-coordinator");
@@ -134,13 +135,18 @@ fn the_examples_of_inits_help_are_taken_and_its_next_steps_name_what_is_there() 
     let founded = run(SERVICE, folder.path(), &line);
     assert_eq!(founded.status.code(), Some(0), "{line:?}: {founded:?}");
     let told = text(&founded.stdout);
-    let next = told.split("Next:\n").nth(1).expect("next steps");
+    let (_, next) = told.split_once("\nNext").expect("next steps");
+    let (_, next) = next.split_once('\n').expect("steps");
     for words in next.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()) {
         let files = words.iter().filter(|word| word.contains('/'));
         assert!(files.clone().count() > 0, "{words:?}");
         assert!(files.clone().all(|file| folder.path().join(file).exists()), "{words:?}");
     }
-    // Found where `init` made it, without being named; nobody listens there.
+    // As many sites as the rehearsal needs; before, one was invited and the run never began.
+    let rehearsal = std::fs::read_to_string(folder.path().join("coord/rehearsal.toml")).unwrap();
+    let rehearsal = RunManifest::from_toml(&rehearsal).unwrap();
+    assert_eq!(next.matches("site invite").count(), rehearsal.quorum.sites as usize);
+    // Found where `init` made it, without being named; nothing listens there.
     let list = run(OPERATOR, folder.path(), &["site", "list", "--address", "127.0.0.1:9"]);
     assert_eq!(list.status.code(), Some(2), "{list:?}");
     let refused = run(SERVICE, folder.path(), &["init", "--consortium", "NAME"]);

@@ -40,6 +40,9 @@ fn the_sample_run_parses_and_every_optional_key_is_in_it() {
 fn the_sample_rehearsal_parses_and_asks_for_no_model() {
     let manifest = RunManifest::from_toml(&sample("rehearsal.toml")).unwrap();
     assert!(manifest.backbone.is_none() && manifest.cohort.is_none());
+    // Before, it needed one site, which the sample policy refuses.
+    let policy: toml::Table = toml::from_str(&sample("policy.toml")).unwrap();
+    assert_eq!(policy["cohort_min"].as_integer(), Some(i64::from(manifest.quorum.sites)));
 }
 
 /// The sample with what stands in comments: tables, and keys with their values.

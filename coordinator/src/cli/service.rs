@@ -42,7 +42,7 @@ enum Command {
     Backup(Backup),
     /// Put a backup in the place of a lost database
     Restore(Restore),
-    /// Go on with a restored history that has lost leaves, and say so under two signatures
+    /// Record in a restored history which leaves were lost, signed by the log's key and an operator's
     Recover(Recover),
     /// Replace the server's key and certificate; a running coordinator takes them on SIGHUP
     RenewServer {
@@ -165,7 +165,7 @@ fn init(arguments: Init) -> Result<Answer, Failure> {
          {identity}/   the identity of operator/{}; move it to the operator's machine\n  \
          {}   a run that tries network and storage and trains nothing\n  \
          {}   the log's public key; publish it\n  \
-         root-key.pem, log-key.pem   private keys: back them up, show them to nobody\n\n\
+         root-key.pem, log-key.pem   private keys: back them up, and never hand them out\n\n\
          The server's certificate is for {}.\n",
         founding.consortium,
         directory.display(),
@@ -180,9 +180,11 @@ fn init(arguments: Init) -> Result<Answer, Failure> {
         ));
     }
     text.push_str(&format!(
-        "\nNext:\n  \
+        "\nThe default policy of a site refuses a run with fewer than two sites; the rehearsal needs two.\n\n\
+         Next (start the run when both sites have enrolled and their clients run):\n  \
          tributary-coordinator serve --config {config}\n  \
          tributary site invite alpha --identity {identity}\n  \
+         tributary site invite beta --identity {identity}\n  \
          tributary run start {rehearsal} --identity {identity}",
         rehearsal = founded.rehearsal.display(),
     ));
