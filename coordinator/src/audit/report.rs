@@ -203,7 +203,7 @@ fn count_seats(past: &PastRound, sites: &mut BTreeMap<SiteName, SiteReport>) {
             }
             Seat::Refused { .. } => report.refused += 1,
             Seat::Declined { .. } => report.declined += 1,
-            // A round that the operator cut short is nobody's loss.
+            // A round that the operator cut short counts as lost for no site.
             Seat::Asked | Seat::Training { .. } | Seat::Lost { .. } => {
                 report.lost += u32::from(past.missing.iter().any(|m| m.site == *site));
             }
@@ -214,7 +214,18 @@ fn count_seats(past: &PastRound, sites: &mut BTreeMap<SiteName, SiteReport>) {
 impl fmt::Display for Report {
     /// For people: the verdict, what was proven, then a table a run.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n", self.verdict())?;
+        self.write_under(&self.verdict(), f)
+    }
+}
+
+impl Report {
+    /// The report for people under another verdict.
+    pub fn under(&self, verdict: &str) -> String {
+        fmt::from_fn(|f| self.write_under(verdict, f)).to_string()
+    }
+
+    fn write_under(&self, verdict: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{verdict}\n")?;
         writeln!(f, "log          {}", self.log)?;
         writeln!(f, "leaves       {} under the signed root {}", self.leaves, self.root.short())?;
         if let (Some(first), Some(last)) = (self.first_at, self.last_at) {
@@ -230,16 +241,16 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
-}
 
-impl Report {
     /// One line: what is proven, and what this export could not prove.
     pub fn verdict(&self) -> String {
-        let (leaves, runs) = (self.leaves, self.runs.len());
+        let leaves = counted(self.leaves, "leaf", "leaves");
+        let runs = counted(self.runs.len() as u64, "run", "runs");
         let (done, left) = (self.adapters_recomputed, self.adapters_not_recomputed);
-        let proven = format!("VERIFIED: {leaves} leaves and {runs} runs follow the rules");
+        let proven = format!("VERIFIED: {leaves} and {runs} follow the rules");
         match (done, left) {
             (0, 0) => format!("{proven}; no adapter is published"),
+            (1, 0) => format!("{proven}; the 1 published adapter recomputed bit for bit"),
             (done, 0) => format!("{proven}; all {done} published adapters recomputed bit for bit"),
             (done, left) => format!(
                 "{proven}; {done} of {} published adapters recomputed bit for bit, {left} NOT recomputed",
@@ -308,7 +319,11 @@ impl RunReport {
             table.add_row([
                 round.round.to_string(),
                 round.adapter.map_or_else(|| "-".to_owned(), Digest::short),
-                format!("{} sites, {cases} cases", round.counted.len()),
+                format!(
+                    "{}, {}",
+                    counted(round.counted.len() as u64, "site", "sites"),
+                    counted(cases, "case", "cases")
+                ),
                 if missing.is_empty() { "-".to_owned() } else { missing.join(", ") },
                 checked,
             ]);
@@ -334,6 +349,10 @@ impl RunReport {
     }
 }
 
+fn counted(count: u64, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
+}
+
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header);
@@ -349,5 +368,16 @@ fn align_right(table: &mut Table, columns: &[usize]) {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_counted_in_the_singular() {
+        assert_eq!(counted(1, "run", "runs"), "1 run");
+        assert_eq!(counted(0, "leaf", "leaves"), "0 leaves");
     }
 }

@@ -15,9 +15,10 @@ use tributary_shared::tlog::witness::Witness;
 
 use super::present::{bar, bytes};
 use super::session::{Globals, Session};
-use super::{Answer, file_failure};
+use super::{Answer, Format, emit, file_failure};
 use crate::audit::{Finding, Progress, Report, verify_file};
 use crate::config::read_text;
+use crate::membership::LOG_VERIFIER_KEY;
 
 /// Largest verifier key file read, bytes.
 const KEY_BYTES_MAX: u64 = 4096;
@@ -74,7 +75,7 @@ pub(super) async fn audit(command: AuditCommand, globals: &Globals) -> Result<An
                 None => online(key.as_deref(), &witness, globals).await?,
             };
             if require_tensors {
-                recomputed(&report)?;
+                recomputed(&report, globals.format)?;
             }
             Ok(Answer::new(&report, report.to_string()))
         }
@@ -88,9 +89,10 @@ async fn export(out: &Path, with_tensors: bool, globals: &Globals) -> Result<Ans
     file.persist(out).map_err(|e| file_failure(out, &e.error))?;
     let shown = out.display().to_string();
     let text = format!(
-        "Wrote {shown}: {}.\nVerify it anywhere: tributary audit verify --file {shown} --key log.vkey\n\
+        "Wrote {shown}: {}.\nVerify it anywhere: tributary audit verify --file {shown} --key {}\n\
          The key is {}",
         bytes(size),
+        globals.directory()?.join(LOG_VERIFIER_KEY).display(),
         session.identity.log_verifier_key
     );
     let data = json!({
@@ -205,18 +207,27 @@ fn verify(file: &Path, key: &VerifierKey, known: &[Checkpoint]) -> Result<Report
     report.map_err(|finding| failure(file, &finding))
 }
 
-/// Refuses a history of which some published adapter was not recomputed.
-fn recomputed(report: &Report) -> Result<(), Failure> {
+/// Refuses a history of which some published adapter was not recomputed. Text begins with the
+/// verdict, and the report follows it.
+fn recomputed(report: &Report, format: Format) -> Result<(), Failure> {
     let missing = report.not_recomputed();
     let Some(first) = missing.first() else { return Ok(()) };
     let asked = report.adapters_recomputed + missing.len();
-    let message = format!(
+    let verdict = format!(
         "NOT VERIFIED: {} of {asked} published adapters were not recomputed, first {first}",
         missing.len()
     );
-    Err(Failure::refused("not_recomputed", message)
-        .hint("verify an export made with --with-tensors; all else in this one holds")
-        .details(missing))
+    let refused = |message: String| {
+        Failure::refused("not_recomputed", message)
+            .hint("verify an export made with --with-tensors; all else in this one holds")
+    };
+    Err(match format {
+        Format::Json => refused(verdict).details(missing),
+        Format::Text => {
+            emit(report.under(&verdict).trim_end());
+            refused("published adapters were not recomputed".to_owned())
+        }
+    })
 }
 
 /// A history that does not hold is refused; a file that cannot be read is bad input.
@@ -225,7 +236,47 @@ fn failure(file: &Path, finding: &Finding) -> Failure {
     if matches!(finding, Finding::Unreadable(_)) {
         return Failure::invalid(finding.code(), message);
     }
-    Failure::refused(finding.code(), message).hint(
-        "keep this file and ask for another export; if both fail alike, the history was altered",
-    )
+    Failure::refused(finding.code(), message).hint(mend(finding))
+}
+
+/// The next step of an auditor after `finding`.
+fn mend(finding: &Finding) -> &'static str {
+    match finding {
+        Finding::Checkpoint(_) => "is --key the public key of this consortium's log?",
+        Finding::Truncated { .. } => "the file ends early; export or copy it again",
+        Finding::Unreadable(_)
+        | Finding::Malformed { .. }
+        | Finding::Rollback { .. }
+        | Finding::Fork { .. }
+        | Finding::LeafHash { .. }
+        | Finding::Root { .. }
+        | Finding::Record { .. }
+        | Finding::Sequence { .. }
+        | Finding::Impossible { .. }
+        | Finding::Initial { .. }
+        | Finding::Tensors { .. }
+        | Finding::Aggregate { .. }
+        | Finding::NoAggregate { .. } => {
+            "keep this file and ask for another export; if both fail alike, the history was altered"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tributary_shared::digest::Digest;
+
+    use super::*;
+
+    /// Failed before: every finding, a wrong `--key` too, was told as an altered history.
+    #[test]
+    fn a_wrong_key_and_a_short_file_are_not_told_as_an_altered_history() {
+        let truncated = Finding::Truncated { offset: 9, inside: "leaf 0".to_owned() };
+        let told = failure(Path::new("history"), &truncated).to_string();
+        assert!(told.starts_with("NOT VERIFIED: history: "), "{told}");
+        assert!(told.ends_with("(the file ends early; export or copy it again)"), "{told}");
+        let root = Digest::of(b"root");
+        let altered = Finding::Root { size: 1, found: root, signed: root };
+        assert!(failure(Path::new("history"), &altered).to_string().contains("was altered"));
+    }
 }

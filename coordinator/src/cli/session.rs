@@ -50,20 +50,36 @@ impl Globals {
         self.identity.clone().or_else(|| environment.map(PathBuf::from))
     }
 
-    /// The identity that is named, else the first that is found.
-    pub(super) fn load_identity(&self) -> Result<Identity, Failure> {
+    /// The directory of the identity that is named, else of the first that is found.
+    pub(super) fn directory(&self) -> Result<PathBuf, Failure> {
         let found = || PLACES.iter().map(PathBuf::from).find(|place| exists(place));
-        let directory = self.named().or_else(found).ok_or_else(|| {
+        self.named().or_else(found).ok_or_else(|| {
             let looked = PLACES.map(|place| format!("./{place}")).join(", ");
             Failure::invalid("identity", format!("no identity: looked in {looked}")).hint(HINT)
-        })?;
+        })
+    }
+
+    /// The identity that is named, else the first that is found.
+    pub(super) fn load_identity(&self) -> Result<Identity, Failure> {
+        let directory = self.directory()?;
         Identity::load(&directory).map_err(|e| Failure::invalid("identity", chain(&e)).hint(HINT))
     }
 }
 
+/// Adds to the failure of an address that does not answer what to do when the coordinator has moved.
+fn may_have_moved(failure: Failure) -> Failure {
+    if !["unreachable", "timeout"].contains(&failure.code) {
+        return failure;
+    }
+    let hint = failure.hint.clone().unwrap_or_default();
+    failure.hint(format!(
+        "{hint}; if the coordinator has moved, name its new address with --address HOST:PORT"
+    ))
+}
+
 /// A connection that both sides have accepted.
 pub(super) struct Session {
-    /// For streaming calls, whose length nobody can bound.
+    /// For streaming calls, whose length has no bound.
     pub(super) client: OperatorClient<Channel>,
     /// Who we are.
     pub(super) identity: Identity,
@@ -80,8 +96,14 @@ impl Session {
         let default = ConnectOptions::default();
         let options =
             ConnectOptions { connect_timeout: default.connect_timeout.min(timeout), ..default };
-        let channel =
-            connect(&address, &identity, &options).await.map_err(|e| connect_failure(&e))?;
+        let unconnected = |error| {
+            let failure = connect_failure(&error);
+            match globals.address {
+                None => may_have_moved(failure),
+                Some(_) => failure,
+            }
+        };
+        let channel = connect(&address, &identity, &options).await.map_err(unconnected)?;
         let client = OperatorClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         Ok(Self { client, identity, address, timeout })
     }
@@ -117,5 +139,20 @@ impl Session {
                 .hint(hint);
         }
         failure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Failed before: after a move the operator's program named the old address and no way out.
+    #[test]
+    fn an_address_that_does_not_answer_is_told_with_the_option_that_names_another() {
+        let gone = Failure::new(ExitCode::Connection, "unreachable", "cannot reach it");
+        let hint = may_have_moved(gone.hint("check the address")).hint.unwrap();
+        assert!(hint.starts_with("check the address; ") && hint.contains("--address HOST:PORT"));
+        let refused = Failure::refused("refused", "no").hint("ask");
+        assert_eq!(may_have_moved(refused).hint.as_deref(), Some("ask"));
     }
 }

@@ -99,6 +99,10 @@ fn without_tensor_files_the_report_says_what_was_not_recomputed() {
             .ends_with("0 of 2 published adapters recomputed bit for bit, 2 NOT recomputed")
     );
     assert_eq!(report.not_recomputed().len(), 2);
+    // Before, `audit verify --require-tensors` told the adapters first and the verdict last.
+    let told = report.under("NOT VERIFIED: adapters");
+    assert!(told.starts_with("NOT VERIFIED: adapters\n\nlog "), "{told}");
+    assert_eq!(told.matches("VERIFIED").count(), 1, "{told}");
 
     let mut files = coordinator.files.clone();
     let run = &coordinator.runs[&"demo".parse::<RunName>().unwrap()];
