@@ -151,7 +151,8 @@ impl CoordinatorConfig {
     ) -> Result<Self, Failure> {
         let written: File = parse_overridden(file, text, environment)?;
         let folder = file.parent().unwrap_or(Path::new(""));
-        let directory = folder.join(&written.directory);
+        // Collected from components, `coord/.` is `coord`.
+        let directory: PathBuf = folder.join(&written.directory).components().collect();
         let listen = written.listen.as_deref().unwrap_or(LISTEN_DEFAULT);
         let listen = listen.parse().map_err(|_| {
             let mend = "write an IP address and a port, e.g. 127.0.0.1:8443 or 0.0.0.0:8443";
@@ -372,6 +373,7 @@ mod tests {
     #[test]
     fn the_least_file_means_the_safe_defaults() {
         let config = read("directory = \".\"", &[]).unwrap();
+        assert_eq!(config.database.display().to_string(), "/srv/t/tributary.db");
         assert!(config.listen.ip().is_loopback(), "{}", config.listen);
         assert_eq!(config.address, None);
         assert_eq!(config.database, Path::new("/srv/t/./tributary.db"));

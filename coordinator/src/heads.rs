@@ -1,5 +1,4 @@
-//! The authority's memory of what it signed: the largest head of the log, in a file beside the
-//! log's key. A database that was lost or restored from an older backup is known by it.
+//! Stores the largest signed head beside the log's key, so that a lost or older database is noticed.
 
 use std::fs::File;
 use std::io;
@@ -18,8 +17,8 @@ use tributary_shared::tlog::recovery::Head;
 
 use crate::membership::{LOST_HEAD, SIGNED_HEAD};
 
-/// Pause between two moments at which the file is made durable. It is written before a head is
-/// given out; what a power failure takes of it, the sites hold.
+/// Pause between two syncs of the file. It is written before a head is given out; after a power
+/// failure the sites still hold newer heads.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Signs heads and remembers the largest. Cheap to clone.

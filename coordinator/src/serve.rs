@@ -23,7 +23,7 @@ use crate::config::{CoordinatorConfig, Level, Log, LogFormat};
 use crate::driver::{Driver, DriverError};
 use crate::heads::Heads;
 use crate::membership::{
-    Authority, EXPIRY_WARNING, FOUNDER, ServerCertificate, odd, server_identity,
+    Authority, EXPIRY_WARNING, FOUNDER, ServerCertificate, mismatch, server_identity,
 };
 use crate::recovery::{Place, check};
 use crate::round::event::RegistryEvent;
@@ -94,8 +94,8 @@ pub async fn serve(
     let told = CancellationToken::new();
     tokio::spawn(signals.obey(told.clone(), stop.clone(), acceptor, config.clone()));
     tracing::info!(address = %listening.bound, "listening on {}", listening.bound);
-    if let Some(odd) = odd(&listening.address, listening.bound) {
-        tracing::warn!("{odd}; is something in between that forwards?");
+    if let Some(found) = mismatch(&listening.address, listening.bound) {
+        tracing::warn!("{found}; is something in between that forwards?");
     }
     ready(&listening);
 

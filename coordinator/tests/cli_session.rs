@@ -197,6 +197,12 @@ fn the_history_is_exported_and_proven_and_a_flipped_byte_is_found() {
     let offline = ["audit", "verify", "--file", "history", "--key", "state/log.vkey"];
     assert_eq!(coordinator.data(&offline)["verified"], true);
     assert_eq!(coordinator.data(&["audit", "verify"])["leaves"], 3);
+    // The line that is printed works where it was printed; before, it named `log.vkey` in no folder.
+    let told = coordinator.run_as("state/operator", &["audit", "export", "--out", "bare"]);
+    let told = String::from_utf8(told.stdout).unwrap();
+    let line = told.split("Verify it anywhere: tributary ").nth(1).and_then(|l| l.lines().next());
+    let line: Vec<&str> = line.expect("a command").split_whitespace().collect();
+    assert_eq!(coordinator.data(&line)["verified"], true);
     let history = coordinator.path("history");
     let bytes = usize::try_from(std::fs::metadata(&history).unwrap().len()).unwrap();
     flip(&history, &coordinator.path("flipped"), bytes / 2);
@@ -250,6 +256,10 @@ fn doctor_and_serve_name_a_certificate_that_lacks_the_address_and_renewal_adds_i
     let refused_to = failure_of(&logless(service(&["serve"], moved)));
     refused(refused_to, 4, "not for elsewhere.example.org");
 
+    // Before, the reason was told twice.
+    let alone = ["renew-server", "--replace-server-names", "--server-name", "foo.example"];
+    let told = failure_of(&logless(service(&alone, moved)));
+    refused(told, 4, "certificate is for foo.example and not for");
     let added = ["renew-server", "--server-name", "elsewhere.example.org"];
     let renewed = service(&added, moved);
     assert_eq!(renewed.status.code(), Some(0), "{renewed:?}");
@@ -257,7 +267,36 @@ fn doctor_and_serve_name_a_certificate_that_lacks_the_address_and_renewal_adds_i
     let text = lines(&service(&["doctor"], moved));
     assert!(text.contains("the coordinator is not running") && !text.contains("FAIL"), "{text}");
     // A public address over a listener that only this machine can reach works behind a relay.
-    assert!(text.contains("odd  address"), "{text}");
+    assert!(text.contains("warn address"), "{text}");
+}
+
+/// Failed before: the next steps lacked `--config`, the rehearsal was not in the backup, and
+/// `recover` without a database named itself as the remedy.
+#[test]
+fn a_restore_tells_the_next_step_in_full_and_recover_says_when_there_is_none() {
+    let coordinator = Coordinator::start();
+    let service = |line: &str| {
+        let mut command = Command::new(SERVICE);
+        command.args(line.split(' ')).current_dir(&coordinator.folder);
+        logless(command.output().expect("the program starts"))
+    };
+    let done = |output: Output| {
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    done(service("backup --config state/coordinator.toml --out backup"));
+    let told = done(service("restore --directory again --from backup"));
+    let next = "Next: tributary-coordinator serve --config again/coordinator.toml";
+    assert!(told.ends_with(&format!("{next}\n")), "{told}");
+    assert!(coordinator.path("again/rehearsal.toml").exists());
+    std::fs::remove_file(coordinator.path("again/tributary.db")).unwrap();
+    let recover = "recover --config again/coordinator.toml --operator again/operator --reason lost";
+    let output = service(recover);
+    let message = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(message.contains("again/tributary.db: the database is missing"), "{message}");
+    assert!(message.contains("without any backup the history cannot be continued"), "{message}");
+    assert!(!message.contains("tributary-coordinator recover"), "{message}");
+    assert_eq!(output.status.code(), Some(1), "{message}");
 }
 
 /// The output without the lines of the log, which goes to standard error too.

@@ -15,7 +15,7 @@ pub struct Check {
     pub ok: bool,
     /// The finding, or the fault.
     pub detail: String,
-    /// Hint that mends the fault. Beside `ok`, a remark on something that works and is odd.
+    /// Hint that mends the fault. Beside `ok`, a warning about something that works.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mend: Option<String>,
     #[serde(skip)]
@@ -33,8 +33,8 @@ impl Check {
         }
     }
 
-    /// A check that found what works and is odd.
-    pub fn odd(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+    /// A check that passed with a warning.
+    pub fn warn(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
         let (detail, mend) = (detail.into(), Some(mend.into()));
         Self { name, ok: true, detail, mend, exit: None }
     }
@@ -45,7 +45,7 @@ impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = match (self.ok, &self.mend) {
             (false, _) => "FAIL",
-            (true, Some(_)) => "odd ",
+            (true, Some(_)) => "warn",
             (true, None) => "ok  ",
         };
         write!(f, "{verdict} {:<13} {}", self.name, printable(&self.detail))?;
@@ -76,12 +76,12 @@ mod tests {
     fn each_check_is_a_line_and_the_first_failure_gives_the_exit_code() {
         let checks = [
             Check::new("disk", Ok("12 GB free".to_owned())),
-            Check::odd("address", "port 1, not 2", "is something in between?"),
+            Check::warn("address", "port 1, not 2", "is something in between?"),
             Check::new("listener", Err(Failure::connection("no\nanswer").hint("start it"))),
         ];
         let lines: Vec<String> = checks.iter().map(ToString::to_string).collect();
         assert_eq!(lines[0], "ok   disk          12 GB free");
-        assert!(lines[1].starts_with("odd  address       port 1, not 2\n"), "{}", lines[1]);
+        assert!(lines[1].starts_with("warn address       port 1, not 2\n"), "{}", lines[1]);
         assert!(lines[2].starts_with("FAIL listener      no answer\n"), "{}", lines[2]);
         assert!(lines[2].ends_with("-> start it"), "{}", lines[2]);
         let failure = verdict(&checks).unwrap_err();

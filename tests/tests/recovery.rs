@@ -133,7 +133,7 @@ fn an_older_backup_is_explained_and_no_round_is_trained_twice() {
     assert!(Path::new(restored["moved_aside"].as_str().unwrap()).is_file(), "{restored}");
     assert!(restored["signed"].as_u64() > restored["leaves"].as_u64(), "{restored}");
     let older = scratch.federation.start_coordinator().unwrap_err().to_string();
-    assert!(older.contains("its log has signed") && older.contains("restore"), "{older}");
+    assert!(older.contains("this log has signed") && older.contains("restore"), "{older}");
 
     let recovered = recover(&scratch);
     assert_eq!(recovered["recovery"]["statement"]["kept"]["size"], restored["leaves"]);
@@ -226,7 +226,7 @@ fn a_member_that_the_backup_does_not_know_is_invited_again_while_its_client_runs
     scratch.federation.start_coordinator().unwrap();
     (0..late).for_each(|site| scratch.federation.start_site(site).unwrap());
     let taught = scratch.federation.coordinator().unwrap();
-    taught.wait_stderr(PATIENCE, |line| line.contains("and its log has signed")).unwrap();
+    taught.wait_stderr(PATIENCE, |line| line.contains("but this log has signed")).unwrap();
     scratch.federation.kill_coordinator();
     recover(&scratch);
     scratch.federation.start_coordinator().unwrap();

@@ -172,7 +172,8 @@ impl SiteConfig {
         if let Err((key, problem)) = reading {
             return bad(key, &problem, "see docs/data.md");
         }
-        let resolve = |path: PathBuf| folder.join(path);
+        // Collected from components, `alpha/.` is `alpha`.
+        let resolve = |path: PathBuf| folder.join(path).components().collect::<PathBuf>();
         let directory = resolve(written.directory);
         let kept = written.cache.dir.map_or_else(|| directory.join(cache::FOLDER), resolve);
         Ok(Self {

@@ -14,7 +14,7 @@ use super::{Answer, Format, emit};
 use crate::blobs::Blobs;
 use crate::clock;
 use crate::config::CoordinatorConfig;
-use crate::membership::{Authority, EXPIRY_WARNING, ServerCertificate, odd, server_identity};
+use crate::membership::{Authority, EXPIRY_WARNING, ServerCertificate, mismatch, server_identity};
 use crate::recovery::{Place, check};
 use crate::serve::{ADDRESS, database_folder};
 use crate::space::Space;
@@ -96,7 +96,7 @@ fn certificate(config: &CoordinatorConfig, certificate: &ServerCertificate) -> C
         Err(failure) => Check::new(name, Err(failure)),
         Ok(()) if until.since(now) < EXPIRY_WARNING => {
             let mend = "renew it before that: tributary-coordinator renew-server";
-            Check::odd(name, format!("for {names}, ends in {days} days, at {until}"), mend)
+            Check::warn(name, format!("for {names}, ends in {days} days, at {until}"), mend)
         }
         Ok(()) => Check::new(name, Ok(format!("for {names}, {days} days left"))),
     }
@@ -122,8 +122,10 @@ fn address(
     if let Err(unworkable) = certificate.check(&told, clock::now()) {
         return Check::new("address", Err(unworkable.failure(&config.file)));
     }
-    match odd(&told, bound.unwrap_or(config.listen)) {
-        Some(odd) => Check::odd("address", odd, "right only where something in between forwards"),
+    match mismatch(&told, bound.unwrap_or(config.listen)) {
+        Some(found) => {
+            Check::warn("address", found, "right only where something in between forwards")
+        }
         None => Check::new(
             "address",
             Ok(format!("members are told {told}, which the certificate names")),
@@ -141,7 +143,7 @@ async fn listener(
     let Some(bound) = bound else {
         if running {
             let text = "the coordinator is starting or stopping; it listens nowhere now";
-            return Check::odd(name, text, "look again in a moment");
+            return Check::warn(name, text, "look again in a moment");
         }
         let free = TcpListener::bind(config.listen).await;
         return Check::new(
@@ -162,7 +164,7 @@ async fn listener(
         }
         Ok(_) => {
             let text = format!("{bound} answers with another certificate than the one on disk");
-            Check::odd(name, text, "send the coordinator SIGHUP, and it takes the new one")
+            Check::warn(name, text, "send the coordinator SIGHUP, and it takes the new one")
         }
     }
 }

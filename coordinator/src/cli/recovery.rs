@@ -12,6 +12,7 @@ use super::present::bytes;
 use super::service::{environment, load, runtime};
 use super::session::Globals;
 use super::{Answer, file_failure};
+use crate::membership::CONFIG;
 use crate::recovery::statement::{Recovering, read_statement};
 use crate::recovery::{Place, backup as backing, restore as restoring};
 
@@ -24,7 +25,7 @@ pub(super) struct Backup {
     /// The backup; it holds the private keys, and its owner alone can read it
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Most mebibytes a second, so that rounds go on beside it; 0 for no limit
+    /// MiB per second at which the archive is written and read back, at most; 0 for no limit
     #[arg(long, default_value_t = 32, value_name = "MIB_S")]
     rate: u64,
     /// Make a backup although adapters that the history names are gone
@@ -74,10 +75,10 @@ pub(super) struct Recover {
     /// The operator who will sign what --out writes
     #[arg(long, default_value = "operator", value_name = "NAME", requires = "out")]
     operator_name: String,
-    /// Take up the statement that the operator has signed
+    /// Add the statement signed by the operator
     #[arg(long, value_name = "FILE")]
     statement: Option<PathBuf>,
-    /// Leaves that the restored backup had, when `restore` did not write it down
+    /// Leaves that the restored backup had; needed when the database was copied by hand
     #[arg(long, value_name = "SIZE")]
     kept: Option<u64>,
 }
@@ -85,7 +86,7 @@ pub(super) struct Recover {
 /// `tributary recovery ...`
 #[derive(Debug, Subcommand)]
 pub(super) enum RecoveryCommand {
-    /// Read what was lost, and sign it with your key: sites and auditors ask for both signatures
+    /// Sign a recovery statement with the operator's key, after printing what was lost
     Sign(Sign),
 }
 
@@ -134,6 +135,8 @@ pub(super) fn restore(arguments: &Restore) -> Result<Answer, Failure> {
         (None, Some(directory)) => Place::at(directory.clone(), &environment())?,
         (None, None) => return Err(Failure::invalid("arguments", "give --config or --directory")),
     };
+    let file = config.clone().unwrap_or_else(|| place.directory.join(CONFIG));
+    let file = file.display();
     let done = runtime()?.block_on(restoring::restore(&place, from, *replace))?;
     let mut text = format!("Restored {}: {} leaves.", done.database.display(), done.leaves);
     if let Some(aside) = &done.moved_aside {
@@ -142,9 +145,9 @@ pub(super) fn restore(arguments: &Restore) -> Result<Answer, Failure> {
     match done.signed {
         Some(signed) => text.push_str(&format!(
             "\nThe log has signed {signed} leaves. Restore a newer backup, or say what was lost:\n  \
-             tributary-coordinator recover --operator DIR --reason TEXT"
+             tributary-coordinator recover --config {file} --operator DIR --reason TEXT"
         )),
-        None => text.push_str("\nNext: tributary-coordinator serve"),
+        None => text.push_str(&format!("\nNext: tributary-coordinator serve --config {file}")),
     }
     Ok(Answer::new(done, text))
 }
@@ -161,6 +164,7 @@ pub(super) fn recover(arguments: &Recover) -> Result<Answer, Failure> {
 }
 
 async fn recover_with(recovering: &Recovering, arguments: &Recover) -> Result<Answer, Failure> {
+    let config = arguments.config.display();
     let reason = arguments.reason.clone().unwrap_or_default();
     if let Some(out) = &arguments.out {
         let operator = format!("operator/{}", arguments.operator_name);
@@ -169,7 +173,7 @@ async fn recover_with(recovering: &Recovering, arguments: &Recover) -> Result<An
         let file = out.display();
         let text = format!(
             "{}\nWrote {file}. On the operator's machine: tributary recovery sign {file}\n\
-             Then here: tributary-coordinator recover --statement {file}",
+             Then here: tributary-coordinator recover --config {config} --statement {file}",
             told(&draft.statement)
         );
         return Ok(Answer::new(json!({ "file": out, "statement": draft.statement }), text));
@@ -182,7 +186,7 @@ async fn recover_with(recovering: &Recovering, arguments: &Recover) -> Result<An
     let done = recovering.accept(recovery).await?;
     let text = format!(
         "{}\nThe statement is leaf {} of the history. Sites accept it with `tributary-client recovery accept`.\n\
-         Next: tributary-coordinator serve",
+         Next: tributary-coordinator serve --config {config}",
         told(&done.recovery.statement),
         done.leaf
     );

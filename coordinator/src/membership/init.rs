@@ -97,7 +97,7 @@ pub enum InitError {
     #[error("`{}` is not in the server's certificate, which is for {}", .0, .1.join(", "))]
     NotPresent(String, Vec<String>),
     /// The result would be of no use to members.
-    #[error("nothing is replaced: with the result {0}")]
+    #[error("nothing is replaced, because the new certificate would not work")]
     Unworkable(#[from] Unworkable),
     /// The authority cannot be read.
     #[error(transparent)]

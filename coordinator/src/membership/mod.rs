@@ -13,9 +13,9 @@ pub use authority::{Authority, AuthorityError, MEMBER_VALID, server_identity};
 pub use certificate::{CertificateRequest, InvalidRequest};
 pub use init::{Founded, Founding, InitError, ServerNames, init, renew_server};
 pub use invitation::{Admission, EnrolmentRefused, admit, new_kit, token_digest};
-pub use server::{EXPIRY_WARNING, ServerCertificate, Unworkable, odd};
+pub use server::{EXPIRY_WARNING, ServerCertificate, Unworkable, mismatch};
 
-/// The authority's private key. Whoever holds it can be any member.
+/// The authority's private key. Its holder can act as any member.
 pub const ROOT_KEY: &str = "root-key.pem";
 /// The authority's certificate.
 pub const ROOT: &str = "root.pem";

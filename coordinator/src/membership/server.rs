@@ -130,9 +130,9 @@ impl ServerCertificate {
     }
 }
 
-/// Oddity of telling members `address` while the coordinator listens on `bound`, if there is one.
-/// It works where something in between forwards connections. Port 0 is one not found yet.
-pub fn odd(address: &str, bound: SocketAddr) -> Option<String> {
+/// Warning about telling members `address` while the coordinator listens on `bound`, if there is
+/// one. It works where something in between forwards connections. Port 0 is one not found yet.
+pub fn mismatch(address: &str, bound: SocketAddr) -> Option<String> {
     let (_, port) = address.rsplit_once(':')?;
     let host = host_of(address).ok()?;
     let local = match host.parse::<IpAddr>() {

@@ -60,8 +60,11 @@ pub struct Entry {
 /// The reason for which an archive is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
+    /// The file cannot be opened.
+    #[error("cannot be opened")]
+    Open(#[source] io::Error),
     /// The file cannot be read, or ends before it should.
-    #[error("the backup cannot be read to its end; is it a whole copy?")]
+    #[error("cannot be read to its end; is it a whole copy?")]
     Read(#[source] io::Error),
     /// Not a backup.
     #[error("not a backup: {0}")]
@@ -80,7 +83,7 @@ pub enum ArchiveError {
         found: Digest,
     },
     /// A file cannot be written.
-    #[error("{}", path.display())]
+    #[error("{} cannot be written", path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -126,11 +129,10 @@ fn header(bytes: u64, at: Timestamp) -> tar::Header {
 
 /// Reads the manifest of an archive alone.
 pub fn read_manifest(archive: &Path) -> Result<Manifest, ArchiveError> {
-    let file = File::open(archive).map_err(ArchiveError::Read)?;
+    let file = File::open(archive).map_err(ArchiveError::Open)?;
     let mut tar = tar::Archive::new(file);
     let mut entries = tar.entries().map_err(ArchiveError::Read)?;
-    let first = entries.next().ok_or_else(|| ArchiveError::Form("it is empty".to_owned()))?;
-    manifest_of(first.map_err(ArchiveError::Read)?)
+    manifest_of(&mut entries)
 }
 
 /// Reads an archive to its end, checks every file of it, and gives each to `target`, which says
@@ -140,11 +142,10 @@ pub fn unpack(
     rate: u64,
     target: impl Fn(&str) -> Option<PathBuf>,
 ) -> Result<Manifest, ArchiveError> {
-    let file = File::open(archive).map_err(ArchiveError::Read)?;
+    let file = File::open(archive).map_err(ArchiveError::Open)?;
     let mut tar = tar::Archive::new(file);
     let mut entries = tar.entries().map_err(ArchiveError::Read)?;
-    let first = entries.next().ok_or_else(|| ArchiveError::Form("it is empty".to_owned()))?;
-    let manifest = manifest_of(first.map_err(ArchiveError::Read)?)?;
+    let manifest = manifest_of(&mut entries)?;
     let mut pace = Pace::new(rate);
     for expected in &manifest.files {
         let missing = || ArchiveError::Form(format!("it ends before {}", expected.path));
@@ -167,8 +168,16 @@ pub fn unpack(
     }
 }
 
-fn manifest_of(entry: tar::Entry<'_, File>) -> Result<Manifest, ArchiveError> {
+/// Reads the manifest, which is the first entry.
+fn manifest_of(entries: &mut tar::Entries<'_, File>) -> Result<Manifest, ArchiveError> {
     let form = |problem: String| ArchiveError::Form(problem);
+    let entry = match entries.next() {
+        None => return Err(form("it is empty".to_owned())),
+        Some(Err(e)) if e.kind() == io::ErrorKind::Other => {
+            return Err(form("it is not a tar archive".to_owned()));
+        }
+        Some(first) => first.map_err(ArchiveError::Read)?,
+    };
     let path = entry.path().map_err(ArchiveError::Read)?;
     if path.as_os_str() != MANIFEST {
         return Err(form(format!("it begins with {}, not with {MANIFEST}", path.display())));

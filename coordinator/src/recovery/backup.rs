@@ -16,8 +16,8 @@ use crate::audit::tensor_of;
 use crate::clock;
 use crate::heads;
 use crate::membership::{
-    Authority, CONFIG, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, OPERATOR, ROOT, ROOT_KEY, SERVER,
-    SIGNED_HEAD,
+    Authority, CONFIG, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, OPERATOR, REHEARSAL, ROOT, ROOT_KEY,
+    SERVER, SIGNED_HEAD,
 };
 use crate::round::event::RunEvent;
 use crate::round::record::Event;
@@ -26,8 +26,8 @@ use crate::store::{Head, Look, StoreError};
 /// The amount by which the scheduler prefers others.
 const NICENESS: i32 = 10;
 /// The files of an authority.
-pub(super) const AUTHORITY: [&str; 7] =
-    [ROOT_KEY, ROOT, SERVER, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, CONFIG];
+pub(super) const AUTHORITY: [&str; 8] =
+    [ROOT_KEY, ROOT, SERVER, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, CONFIG, REHEARSAL];
 
 /// A finished backup.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -55,7 +55,7 @@ pub async fn backup(
     rate: u64,
     allow_missing: bool,
 ) -> Result<BackedUp, Failure> {
-    // Not being nice is no reason to make no backup.
+    // A backup at normal priority is better than none.
     let _ = rustix::process::nice(NICENESS);
     let authority = Authority::load(&place.directory).map_err(|e| e.failure())?;
     let folder = match out.parent() {
@@ -97,7 +97,8 @@ pub async fn backup(
     let part = tempfile::NamedTempFile::new_in(scratch.path()).map_err(failed)?;
     write(part.as_file(), &manifest, &sources, rate).map_err(failed)?;
     let read_back = unpack(part.path(), rate, |_| None);
-    let read_back = read_back.map_err(|e| Failure::invalid("backup", chain(&e)))?;
+    let read_back = read_back
+        .map_err(|e| Failure::invalid("backup", format!("{}: {}", out.display(), chain(&e))))?;
     if read_back != manifest {
         return Err(Failure::invalid("backup", "the manifest was not read back as it was written"));
     }

@@ -24,7 +24,9 @@ pub fn refuse_missing(place: &Place) -> Result<(), Failure> {
     let signed = fs::read_to_string(place.directory.join(SIGNED_HEAD)).ok();
     let size = signed.as_deref().and_then(|note| note.lines().nth(1)).map(str::to_owned);
     if let Some(size) = size.filter(|size| size != "0") {
-        return Err(older(&place.database, "is missing or empty", &size));
+        return Err(
+            older(&place.database, "the database is missing or empty", &size).hint(MEND_MISSING)
+        );
     }
     if has_blobs(&place.directory) {
         let message = format!(
@@ -32,24 +34,23 @@ pub fn refuse_missing(place: &Place) -> Result<(), Failure> {
             place.database.display(),
             place.directory.display()
         );
-        return Err(Failure::refused("history_lost", message).hint(MEND));
+        return Err(Failure::refused("history_lost", message).hint(MEND_MISSING));
     }
     Ok(())
 }
 
 const MEND: &str = "restore the newest backup with `tributary-coordinator restore`; if there is none that is newer, name what was lost with `tributary-coordinator recover` (docs/recovery.md)";
 
+const MEND_MISSING: &str = "restore the newest backup with `tributary-coordinator restore`; without any backup the history cannot be continued: found a new consortium, and keep this directory and the sites' witness files as evidence (docs/recovery.md)";
+
 fn older(database: &Path, has: &str, signed: &str) -> Failure {
-    let message = format!(
-        "{}: the history {has}, and its log has signed {signed} leaves",
-        database.display()
-    );
+    let message = format!("{}: {has}, but this log has signed {signed} leaves", database.display());
     Failure::refused("history_lost", message).hint(MEND)
 }
 
 /// The end of a service whose sites have seen more than its database holds.
 pub fn older_than(database: &Path, signed: &Head) -> Failure {
-    older(database, "is not the newest", &signed.size.to_string())
+    older(database, "the history is not the newest", &signed.size.to_string())
 }
 
 fn has_blobs(directory: &Path) -> bool {
@@ -163,7 +164,10 @@ pub async fn refuse_older(place: &Place, store: &Store, heads: &Heads) -> Result
                 head.size
             ),
             Stands::Lost => {
-                let has = format!("has {} leaves and does not continue what was signed", own.size);
+                let has = format!(
+                    "the history has {} leaves and does not continue what was signed",
+                    own.size
+                );
                 return Err(older(&place.database, &has, &head.size.to_string()));
             }
         }

@@ -18,7 +18,7 @@ use super::{DATABASE, Place, RESTORED_HEAD, private_folder, tighten};
 use crate::clock;
 use crate::heads;
 use crate::membership::{
-    Authority, CONFIG, LOG_KEY, LOG_VERIFIER_KEY, ROOT, ROOT_KEY, SIGNED_HEAD,
+    Authority, CONFIG, LOG_KEY, LOG_VERIFIER_KEY, REHEARSAL, ROOT, ROOT_KEY, SIGNED_HEAD,
 };
 use crate::store::{Look, StoreError, lock};
 
@@ -45,13 +45,13 @@ pub struct Restored {
 /// Restores the backup `from` to `place`. An existing database is refused unless `replace` says so,
 /// and is then moved aside.
 pub async fn restore(place: &Place, from: &Path, replace: bool) -> Result<Restored, Failure> {
-    let unusable = |e: ArchiveError| Failure::invalid("backup", chain(&e)).hint(UNCHANGED);
+    let unusable = |e: ArchiveError| {
+        Failure::invalid("backup", format!("{}: {}", from.display(), chain(&e))).hint(UNCHANGED)
+    };
     let manifest = read_manifest(from).map_err(unusable)?;
     refuse_foreign(&place.directory, &manifest)?;
     fs::create_dir_all(&place.directory).map_err(|e| failed(&place.directory, &e))?;
-    let _lock = lock(&place.database).map_err(|e| {
-        Failure::refused("in_use", chain(&e)).hint("stop the coordinator, then restore")
-    })?;
+    let _lock = lock(&place.database).map_err(|e| unlocked(&e))?;
     let there = fs::metadata(&place.database).is_ok_and(|found| found.len() > 0);
     if there && let Some(done) = finished(place, &manifest).await? {
         return Ok(done);
@@ -118,6 +118,15 @@ async fn finished(place: &Place, manifest: &Manifest) -> Result<Option<Restored>
 
 const UNCHANGED: &str = "nothing was replaced; use another copy of the backup";
 
+/// The failure of a lock that another program holds, or that cannot be taken at all.
+fn unlocked(error: &StoreError) -> Failure {
+    let StoreError::InUse { path } = error else {
+        return Failure::invalid("database", chain(error));
+    };
+    let message = format!("{} is in use by a coordinator", path.display());
+    Failure::refused("in_use", message).hint("stop the coordinator, then restore")
+}
+
 fn failed(path: &Path, error: &io::Error) -> Failure {
     Failure::invalid("file", format!("{}: {error}", path.display()))
         .hint("run the same restore again when that is mended; it goes on where it was")
@@ -135,7 +144,7 @@ fn refuse_foreign(directory: &Path, manifest: &Manifest) -> Result<(), Failure> 
         Ok(ours) if ours.trim() == manifest.log_verifier_key => Ok(()),
         Ok(ours) => Err(refused("log", &manifest.log_verifier_key, ours.trim())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            // Half an authority: what is there must be the backup's own, and is compared below.
+            // No log.vkey: the keys are compared after unpacking.
             Ok(())
         }
         Err(e) => Err(failed(&key, &e)),
@@ -212,7 +221,7 @@ fn remove(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Blobs are named by their content: one more changes nothing for anybody.
+/// Blobs are named by digest; an additional one is harmless.
 fn place_blobs(staging: &Path, directory: &Path) -> io::Result<()> {
     let Ok(blobs) = fs::read_dir(staging.join("blobs")) else { return Ok(()) };
     let home = directory.join("blobs");
@@ -237,7 +246,7 @@ fn place_authority(staging: &Path, directory: &Path) -> io::Result<()> {
     for name in names {
         let (from, to) = (staging.join(name), directory.join(name));
         if from.exists() && !to.exists() {
-            let public = [CONFIG, LOG_VERIFIER_KEY, ROOT].contains(&name);
+            let public = [CONFIG, REHEARSAL, LOG_VERIFIER_KEY, ROOT].contains(&name);
             write_durably(&to, &fs::read(&from)?, if public { 0o644 } else { 0o600 })?;
         }
     }

@@ -309,7 +309,32 @@ async fn an_older_database_is_served_only_after_a_statement_of_what_was_lost() {
     store.close().await;
     assert_eq!(home.leaves().await, grown + 1);
     let missing = Place { database: home.folder.path().join("none.db"), ..home.place.clone() };
-    assert_eq!(check::refuse_missing(&missing).unwrap_err().code, "history_lost");
+    let refused = check::refuse_missing(&missing).unwrap_err();
+    assert_eq!(refused.code, "history_lost");
+    // Before, `recover` named itself as the remedy.
+    assert!(refused.hint.unwrap().contains("found a new consortium"));
+}
+
+/// Failed before: a missing file was told as one that cannot be read to its end, an export of an
+/// audit by the words of the tar library, and a coordinator that runs with two contradicting
+/// remedies.
+#[tokio::test]
+async fn a_file_that_is_no_backup_and_a_coordinator_that_runs_are_named() {
+    let home = Home::found().await;
+    let file = home.backup().await;
+    let told = async |from: &Path| restore(&home.place, from, true).await.unwrap_err().to_string();
+    let none = home.folder.path().join("none");
+    let missing = told(&none).await;
+    assert!(missing.starts_with(&format!("{}: cannot be opened: ", none.display())), "{missing}");
+    let export = home.folder.path().join("export");
+    fs::write(&export, [&b"TRIBAUD1"[..], &[b'x'; 4096]].concat()).unwrap();
+    let foreign = told(&export).await;
+    assert!(foreign.contains("export: not a backup: it is not a tar archive"), "{foreign}");
+    let store = home.store().await;
+    let running = told(&file).await;
+    store.close().await;
+    let words = "is in use by a coordinator (stop the coordinator, then restore)";
+    assert!(running.ends_with(words), "{running}");
 }
 
 /// Failed before: a second restore forgot the first statement with the branch that held it, and a site that was away
