@@ -33,7 +33,7 @@ pub enum SiteCommand {
     Status(ConfigArgs),
     /// Print what was agreed, refused and trained, and what left the building.
     Ledger(history::LedgerArgs),
-    /// A history that was restored from a backup: what was lost, and this site's yes.
+    /// Show and accept recovery statements of a restored coordinator.
     #[command(subcommand)]
     Recovery(recovery::RecoveryCommand),
 }

@@ -20,7 +20,7 @@ use crate::data::{Dataset, InputSpec};
 use crate::site::addresses::Addresses;
 use crate::site::directory::{identity_of, is_held};
 use crate::site::status::Status;
-use crate::site::trouble::free_bytes;
+use crate::site::trouble::{Ailment, TroubleClass, free_bytes};
 use crate::site::{source, suspended};
 use crate::transport::{CallError, Coordinator};
 
@@ -137,7 +137,7 @@ fn running(directory: &Path) -> Found {
     let status = Status::read(directory)
         .map_err(|e| Failure::invalid("status", format!("{}: {e}", directory.display())))?;
     let Some(status) = status else { return Ok("runs, and has said nothing yet".to_owned()) };
-    let mut troubles: Vec<String> = status.troubles.iter().map(ToString::to_string).collect();
+    let mut troubles: Vec<String> = status.troubles.iter().map(brief).collect();
     let waits = &status.activity.trouble;
     if troubles.is_empty() && !waits.is_empty() {
         troubles.push(waits.clone());
@@ -147,6 +147,23 @@ fn running(directory: &Path) -> Found {
     }
     let message = format!("process {} reports {}", status.process, troubles.join("; "));
     Err(Failure::refused("client_trouble", message))
+}
+
+/// A trouble as the line of the client has it: the class alone where doctor has a line of its own.
+fn brief(trouble: &Ailment) -> String {
+    match trouble.class {
+        TroubleClass::DataMissing
+        | TroubleClass::BackboneMissing
+        | TroubleClass::PolicyUnreadable => trouble.class.as_str().to_owned(),
+        TroubleClass::DiskFull
+        | TroubleClass::ClockWrong
+        | TroubleClass::SharedIdentity
+        | TroubleClass::HistoryNotContinued
+        | TroubleClass::RecoveryNotAccepted
+        | TroubleClass::Certificate
+        | TroubleClass::Network
+        | TroubleClass::Other => trouble.to_string(),
+    }
 }
 
 fn valid_until(identity: &Identity) -> Found {
@@ -261,6 +278,14 @@ mod tests {
     use tributary_shared::outcome::ExitCode;
 
     use super::*;
+
+    /// Failed before: the line of the client repeated the path and the remedy of every missing file.
+    #[test]
+    fn the_line_of_the_client_names_a_missing_file_by_its_class_alone() {
+        let trouble = |class| Ailment { class, detail: "/srv/x: gone".to_owned() };
+        assert_eq!(brief(&trouble(TroubleClass::BackboneMissing)), "backbone_missing");
+        assert_eq!(brief(&trouble(TroubleClass::Other)), "other: /srv/x: gone");
+    }
 
     #[test]
     fn a_missing_backbone_says_where_and_what_to_do() {

@@ -56,7 +56,10 @@ pub(super) fn run(args: &EnrollArgs, format: Format) -> Result<(), Failure> {
     let identity = runtime()?.block_on(enroll(&kit, &folder, &options)).map_err(|e| e.failure())?;
     let written = samples(&args.directory)?;
     let enrolled = summary(&identity, &args.directory, written);
-    print(format, &enrolled, || tell(&enrolled));
+    print(format, &enrolled, || {
+        tell(&enrolled);
+        say!("{}", next(&args.directory, args.renew));
+    });
     Ok(())
 }
 
@@ -87,16 +90,39 @@ fn summary(identity: &Identity, directory: &Path, written: Vec<PathBuf>) -> Enro
 }
 
 fn tell(enrolled: &Enrolled) {
-    let Enrolled { member, consortium, coordinator, certificate_expires, directory, written } =
-        enrolled;
+    let Enrolled { member, consortium, coordinator, certificate_expires, written, .. } = enrolled;
     say!("Enrolled as {member} of {consortium} at {coordinator}.");
     say!("The certificate is good until {certificate_expires}.");
     for path in written {
         say!("Wrote {}", path.display());
     }
-    let site = directory.join("site.toml");
-    say!("Next: name your data and backbone in {}, allow the backbone", site.display());
-    say!("in {}, then", directory.join("policy.toml").display());
-    say!("  tributary-client doctor --config {}", site.display());
-    say!("  tributary-client run --config {}", site.display());
+}
+
+/// The next steps; a renewed certificate needs no more than a running client.
+fn next(directory: &Path, renewed: bool) -> String {
+    let (site, policy) = (directory.join("site.toml"), directory.join("policy.toml"));
+    let (site, policy) = (site.display(), policy.display());
+    if renewed {
+        return format!(
+            "A running client takes the new certificate up by itself; else start it:\n  \
+             tributary-client run --config {site}"
+        );
+    }
+    format!(
+        "Next: name your data and backbone in {site}, allow the backbone\nin {policy}, then\n  \
+         tributary-client doctor --config {site}\n  tributary-client run --config {site}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Failed before: a renewal ended with the newcomer's steps.
+    #[test]
+    fn a_renewal_does_not_ask_to_name_data_again() {
+        assert!(next(Path::new("alpha"), false).contains("name your data"));
+        let renewed = next(Path::new("alpha"), true);
+        assert!(!renewed.contains("data") && renewed.contains("alpha/site.toml"), "{renewed}");
+    }
 }

@@ -75,8 +75,8 @@ fn tell(now: &Now) {
         };
         let loss = activity.loss.map_or(String::new(), |loss| format!(", loss {loss:.4}"));
         say!("  {}{round}{step}{loss}", activity.phase.as_str());
-        if !activity.trouble.is_empty() {
-            say!("  {}", printable(&activity.trouble));
+        if let Some(trouble) = waits_for(last) {
+            say!("  {}", printable(trouble));
         }
         for ailment in &last.troubles {
             say!("  trouble: {}", printable(&ailment.to_string()));
@@ -93,6 +93,13 @@ fn tell(now: &Now) {
         now.owed,
         now.declined
     );
+}
+
+/// The reason for which the client waits, unless it is among the troubles that are printed anyway.
+fn waits_for(status: &Status) -> Option<&str> {
+    let reason = &status.activity.trouble;
+    let told = status.troubles.iter().any(|trouble| trouble.detail == *reason);
+    (!reason.is_empty() && !told).then_some(reason)
 }
 
 pub(super) fn ledger(args: &LedgerArgs, format: Format) -> Result<(), Failure> {
@@ -160,6 +167,22 @@ mod tests {
     use tributary_shared::refusal::{Refusal, RefusalClass};
 
     use super::*;
+    use crate::site::activity::Activity;
+
+    /// Failed before: the sentence on a restored history was printed as reason and as trouble.
+    #[test]
+    fn a_reason_that_is_also_a_trouble_is_printed_once() {
+        let text = r#"{"schema_version": 1, "member": "m", "consortium": "c", "coordinator": "h:1",
+            "process": 1, "at": 0, "left": false,
+            "troubles": [{"class": "history_not_continued", "detail": "restored"}]}"#;
+        let mut status: serde_json::Value = serde_json::from_str(text).unwrap();
+        let activity = Activity { trouble: "restored".to_owned(), ..Activity::default() };
+        status["activity"] = serde_json::to_value(activity).unwrap();
+        let mut status: Status = serde_json::from_value(status).unwrap();
+        assert_eq!(waits_for(&status), None);
+        status.troubles.clear();
+        assert_eq!(waits_for(&status), Some("restored"));
+    }
 
     #[test]
     fn what_others_wrote_cannot_move_the_cursor() {

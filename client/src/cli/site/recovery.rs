@@ -1,4 +1,4 @@
-//! `recovery show|accept`: what a restored coordinator says it lost, and this site's yes to it.
+//! `recovery show|accept`: shows and accepts the recovery statements of a restored coordinator.
 
 use serde::Serialize;
 use tributary_proto::channel::Identity;
@@ -113,9 +113,7 @@ fn accept(args: &AcceptArgs, format: Format) -> Result<(), Failure> {
         None => all.iter().filter(|(_, files)| !files.accepted.exists()).collect(),
     };
     let [(recovery, files)] = waiting[..] else {
-        let message = format!("{} recovery statements wait", waiting.len());
-        return Err(Failure::refused("recovery", message)
-            .hint("`tributary-client recovery show` lists them; name one with --statement"));
+        return Err(unclear(waiting.len(), args.statement.as_deref()));
     };
     files
         .accept("the site's engineer")
@@ -128,13 +126,26 @@ fn accept(args: &AcceptArgs, format: Format) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The failure of `accept` where not exactly one statement waits.
+fn unclear(waiting: usize, asked: Option<&str>) -> Failure {
+    let refused = |message: String| Failure::refused("recovery", message);
+    match (waiting, asked) {
+        (0, Some(digest)) => refused(format!("no recovery statement begins with {digest}"))
+            .hint("`tributary-client recovery show` lists the statements"),
+        (0, None) => refused("no recovery statement waits for acceptance".to_owned())
+            .hint("the client fetches it when it connects"),
+        (more, _) => refused(format!("{more} recovery statements wait for acceptance"))
+            .hint("`tributary-client recovery show` lists them; name one with --statement"),
+    }
+}
+
 fn tell(rows: &[Row]) {
     if rows.is_empty() {
         say!("The coordinator has not said that its history lost anything this site has seen.");
     }
     for row in rows {
         say!("Statement {}", row.statement);
-        say!("  {}", if row.accepted { "accepted" } else { "waits for this site's yes" });
+        say!("  {}", if row.accepted { "accepted" } else { "not accepted yet" });
         for Lost { leaves, size, root } in &row.lost {
             say!("  lost    {leaves} leaves: the log had signed {size}, root {root}");
         }
