@@ -1,4 +1,4 @@
-//! Work that goes on when nobody waits for its end any more.
+//! Work that goes on after its caller has stopped waiting for it.
 
 /// The process is shutting down; the work may or may not have been done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

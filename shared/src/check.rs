@@ -15,7 +15,7 @@ use crate::problems::Problem;
 pub enum CheckAnswer {
     /// It would take part now.
     Ready,
-    /// Its policy says no.
+    /// Its policy refuses.
     Policy,
     /// It holds no such backbone.
     Backbone,
@@ -78,14 +78,16 @@ impl CheckAnswer {
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Ready => "would take part now",
-            Self::Policy => "its policy says no; its engineer can change policy.toml",
+            Self::Policy => "its policy.toml refuses; its log says why",
             Self::Backbone => "it does not hold this backbone; send its engineer the file",
             Self::Data => "its images or labels are missing or do not fit the run",
             Self::Cases => "it holds no training cases, or more than limits.cases_max",
             Self::Passing => "not now, but later by itself: outside its hours, images away",
             Self::ChecksPerDay => "asked as often as its checks_per_day allows; try tomorrow",
             Self::Other => "cannot take part; its own log says why",
-            Self::NotConnected => "its program is not connected",
+            Self::NotConnected => {
+                "its client is not running or cannot connect; start `tributary-client run` there"
+            }
             Self::NoAnswer => "it is connected and gave no answer in time",
             Self::NotEnrolled => "invited and not enrolled yet",
             Self::Suspended => "suspended; `tributary site reinstate` lets it take part",
@@ -213,6 +215,6 @@ mod tests {
         let warned = check(CheckAnswer::Ready, vec![CheckWarning::WarmupTooLong]).problems();
         assert!(warned[0].to_string().starts_with("site alpha: warmup_too_long: training."));
         let refused = check(CheckAnswer::Policy, Vec::new()).problems();
-        assert!(refused[0].to_string().starts_with("site alpha: policy: its policy says no"));
+        assert!(refused[0].to_string().starts_with("site alpha: policy: its policy.toml refuses"));
     }
 }

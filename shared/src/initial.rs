@@ -1,4 +1,4 @@
-//! The initial adapter (version 0), the same bits for whoever knows manifest and seed, so that
+//! The initial adapter (version 0), the same bits for everybody who knows manifest and seed, so that
 //! neither a site nor an auditor needs to trust the coordinator's choice.
 
 use rand::{Rng, SeedableRng};

@@ -1,4 +1,4 @@
-//! Problems of a manifest: every one under its key, so that one look mends them all.
+//! Problems of a manifest, each with its key; all are reported at once.
 
 use std::fmt;
 

@@ -1,9 +1,9 @@
-//! Expected noes: why a delta or a request was not taken. The code is stable and goes into
+//! Reasons why a delta or a request is refused. The code is stable and goes into
 //! tables, logs and the history; the text says what, where and how to mend.
 
 use serde::{Deserialize, Serialize};
 
-/// The time that a site's own no holds, and so when it is worth asking again.
+/// Duration class of a site's refusal, which decides when the site is asked again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalClass {

@@ -77,7 +77,7 @@ fn stricter(scratch: &Scratch, index: usize, line: &str) {
     fs::write(&policy, format!("{line}\n{text}")).unwrap();
 }
 
-/// One site that would take part, one whose policy says no, one without the backbone, one that is
+/// One site that would take part, one whose policy refuses, one without the backbone, one that is
 /// asked once a day, and one that is not there.
 fn consortium() -> (Scratch, String) {
     let mut scratch = Scratch::found();

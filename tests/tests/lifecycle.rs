@@ -1,4 +1,4 @@
-//! What happens to sites and runs while they last: silence, suspension, a site's own no, a late
+//! What happens to sites and runs while they last: silence, suspension, a site's own refusal, a late
 //! comer, a stop, a stolen kit, an altered export.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]

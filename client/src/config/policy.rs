@@ -133,7 +133,7 @@ pub struct Policy {
     utc_offset_minutes: i64,
 }
 
-/// Why the policy says no: every reason, each one short line.
+/// Reasons for which the policy refuses, each one short line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct PolicyRefusal {
     reasons: Vec<String>,

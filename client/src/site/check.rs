@@ -93,7 +93,7 @@ impl Site {
     }
 }
 
-/// A class as the wire has a no; none for a yes.
+/// A refusal as the wire has it; `None` for [`CheckAnswer::Ready`].
 fn refusal(answer: CheckAnswer) -> Option<Refusal> {
     let class = match answer {
         CheckAnswer::Ready => return None,

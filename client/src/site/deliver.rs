@@ -140,7 +140,7 @@ impl Site {
     }
 }
 
-/// A no to this round because the site could not.
+/// The refusal of a round that the site could not train.
 pub(super) fn reason_failed(reason: impl Into<String>) -> Refusal {
     Refusal::SiteFailed { reason: reason.into(), class: RefusalClass::Never }
 }

@@ -105,7 +105,7 @@ impl SiteDirectory {
     }
 }
 
-/// Takes the lock; `waits` is called once when another program has it and patience begins.
+/// Takes the lock; `waits` is called once, when the lock is held and waiting starts.
 fn take(lock: &File, patience: Duration, waits: impl FnOnce()) -> Result<(), TryLockError> {
     let began = Instant::now();
     let mut waits = Some(waits);

@@ -1,6 +1,5 @@
-//! The site's own judgement of a run, before anything is agreed to: the policy first, then
-//! backbone, images and the number of cases. Every no has the class that says when it is worth
-//! asking again.
+//! Judges a run before the site agrees: policy, backbone, images, number of cases. Each refusal
+//! has a class.
 
 use std::sync::Arc;
 
@@ -13,10 +12,10 @@ use super::work::{Trouble, Work};
 use crate::clock;
 use crate::config::policy::Policy;
 
-/// A no, and what it is about: all that an operator's check is told.
+/// A refusal with the subject that an operator's check is told.
 #[derive(Debug)]
 pub(super) struct Unfit {
-    /// The no in full, as a round is declined.
+    /// The refusal in full, as a round is declined.
     pub(super) refusal: Refusal,
     /// Its class, unless it passes by itself.
     pub(super) about: CheckAnswer,
@@ -33,7 +32,8 @@ impl Unfit {
 }
 
 impl Site {
-    /// The policy's yes to a round of `manifest` with `cohort_size` sites, or its no.
+    /// Judges a round of `manifest` with `cohort_size` sites by the policy; returns the policy or
+    /// the refusal.
     pub(super) async fn judge_policy(
         &self,
         manifest: &RunManifest,

@@ -140,7 +140,7 @@ struct Site {
     coordinator: Option<Coordinator>,
     /// Whether the coordinator knows us since the last trouble.
     greeted: bool,
-    /// The file that says yes to the recovery statement that the site asks about.
+    /// The file that accepts the recovery statement that the site asks about.
     awaited: Option<PathBuf>,
     /// True once a connection was made: from then on the configuration is known to work.
     connected: bool,
@@ -507,7 +507,7 @@ fn new_session() -> Result<String, Failure> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Waits between tries. Jitter without randomness is still a backoff.
+/// Waits between tries. Without a random source the waits have no jitter.
 fn backoff() -> Backoff {
     let mut seed = [0; 32];
     let _ = SystemRandom::new().fill(&mut seed);

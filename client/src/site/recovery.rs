@@ -1,4 +1,4 @@
-//! A history that was restored from a backup: the statement that explains it, and the site's yes.
+//! A history that was restored from a backup: the statement that explains it, and its acceptance.
 //!
 //! The statement alone changes nothing here. It must hold under the log's key and an operator's,
 //! and the site's engineer (or `policy.toml`) must accept it by name.
@@ -134,7 +134,7 @@ impl Site {
             write_durably(&files.statement, recovery.to_json().as_bytes(), 0o600).map_err(disk)?;
         }
         if !files.accepted.exists() {
-            // A policy that cannot be read is no yes.
+            // A policy that cannot be read accepts nothing.
             let asks =
                 Policy::load(&self.config.policy).map_or(OnRecovery::Ask, |policy| policy.recovery);
             if asks == OnRecovery::Ask {

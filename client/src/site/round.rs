@@ -81,7 +81,7 @@ impl Site {
         }
     }
 
-    /// The policy's yes and everything that the work needs, or the no.
+    /// Judges a round: the policy and everything that the work needs, or the refusal.
     async fn judge_round(&mut self, asked: &Asked) -> Result<(Policy, Arc<Work>), Refusal> {
         let policy = self.judge_policy(&asked.manifest, asked.terms.cohort_size).await?;
         let checked = tokio::task::block_in_place(|| asked.check_initial());
@@ -210,7 +210,7 @@ impl Site {
         }
     }
 
-    /// Records a no, then says it.
+    /// Records a refusal, then sends it.
     pub(super) async fn decline(
         &mut self,
         id: &RoundId,

@@ -1,4 +1,4 @@
-//! `status.json`: how the site is, for `tributary-client status` and for whoever watches a folder.
+//! `status.json`: the site's status, for `tributary-client status` and for programs that watch it.
 
 use std::io;
 use std::path::{Path, PathBuf};

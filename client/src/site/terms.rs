@@ -1,4 +1,4 @@
-//! An assignment as it came, believed in nothing: bytes to a checked manifest and terms.
+//! Parses and checks an assignment; nothing in it is trusted.
 
 use tributary_proto::v1;
 use tributary_shared::contract::AdapterContract;
@@ -30,8 +30,8 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// The first round starts from the initial adapter, which everybody can compute and nobody
-    /// needs to trust. Hashes as many bytes as the adapter has: after the policy has said yes.
+    /// Checks that the first round starts from the initial adapter, which the site computes itself.
+    /// Hashes as many bytes as the adapter has, so it is called after the policy has agreed.
     pub(super) fn check_initial(&self) -> Result<(), Refusal> {
         if self.terms.round > 1 {
             return Ok(());

@@ -84,7 +84,7 @@ impl fmt::Display for Ailment {
     }
 }
 
-/// Troubles that keep the site from working, as far as a few questions to the file system tell.
+/// Troubles that keep the site from working, found by checks of the file system.
 pub fn look(config: &SiteConfig) -> Vec<Ailment> {
     let mut found = Vec::new();
     if let Some(free) = free_bytes(&config.directory).filter(|free| *free < FREE_BYTES_MIN) {
@@ -147,7 +147,7 @@ pub(super) const RECOVERY_ASKED: &str = "recovery_asked";
 /// The code of a failure by an identity that two programs use.
 pub(super) const SHARED_IDENTITY: &str = "shared_identity";
 
-/// The trouble of this site's own behind a halt; none when it is the coordinator's.
+/// The site's own trouble behind a halt; `None` when the coordinator caused it.
 pub(super) fn of(halt: &Halt) -> Option<Ailment> {
     let (failure, class) = match halt {
         Halt::Call(CallError::Unreachable(failure)) => (failure, TroubleClass::Network),

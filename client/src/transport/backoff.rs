@@ -12,8 +12,8 @@ const LONGEST_FOR_PEOPLE: Duration = Duration::from_secs(120);
 /// Longest wait for a coordinator that has no room: it is back within seconds of having some.
 const LONGEST_WHEN_BUSY: Duration = Duration::from_secs(5);
 
-/// Doubling waits up to half a minute (two minutes where a person must act), each shortened at random by up to a half, so that sites cut
-/// off together do not come back together.
+/// Doubling waits up to half a minute (two minutes where a person must act), each shortened at
+/// random by up to a half, so that sites cut off together do not come back together.
 #[derive(Debug)]
 pub struct Backoff {
     rng: ChaCha12Rng,

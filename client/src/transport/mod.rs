@@ -31,11 +31,11 @@ pub const CERTIFICATE_NOT_ACCEPTED: &str = "certificate_not_accepted";
 /// Why a call gave no answer.
 #[derive(Debug)]
 pub enum CallError {
-    /// Nobody there, or it broke off: try again.
+    /// No connection, or it broke off: try again.
     Unreachable(Failure),
-    /// The coordinator answered and would not have it: try again later, for a person may mend it.
+    /// The coordinator refused the call: try again later, for a person may mend the reason.
     Rejected(Failure),
-    /// The coordinator has no room now and takes it later: nothing is wrong on this side.
+    /// No disk space at the coordinator; retry later.
     Busy(Failure),
     /// Our configuration can't work: trying again is no use.
     Fatal(Failure),

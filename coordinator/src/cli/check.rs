@@ -153,7 +153,7 @@ fn refusal(file: &Path, report: &CheckReport, data: Value) -> Option<Failure> {
     let failure = match problems.is_empty() {
         true => Failure::refused("warnings", message)
             .hint("`tributary run start --anyway` passes over warnings"),
-        // What stands in the file is mended there; the rest is the coordinator's no.
+        // What stands in the file is mended there; the rest is the coordinator's refusal.
         false if report.manifest_problems > 0 => {
             Failure::invalid("configuration", message).hint("deploy/run.toml explains every key")
         }

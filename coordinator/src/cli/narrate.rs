@@ -34,7 +34,7 @@ fn run(event: &RunEvent) -> String {
         RunEvent::SiteAvailable { site } => format!("{site} may be asked again"),
         RunEvent::RefusalChanged { site, reason } => format!("{site} still refuses: {reason}"),
         RunEvent::RoundWithdrawn { round, reasons } => {
-            format!("round {round} withdrawn, not void: {}", in_words(reasons))
+            format!("round {round} withdrawn (no site took part): {}", in_words(reasons))
         }
         RunEvent::RunResumed { by, reason } => format!("resumed by {by}: {reason}"),
         RunEvent::TermsAccepted { round, site, cases } => {

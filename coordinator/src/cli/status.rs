@@ -35,7 +35,7 @@ struct DiskData {
     short_since: Option<String>,
 }
 
-/// Asks the coordinator how it is.
+/// Fetches the coordinator's status.
 pub(super) async fn status(globals: &Globals) -> Result<Answer, Failure> {
     let session = Session::open(globals).await?;
     let reply = session.ask(session.client.clone().status(StatusRequest {})).await?;

@@ -1,4 +1,4 @@
-//! Sites that were away: heard again, busy with another run, asked whether a refusal still holds.
+//! Handles sites that were absent or refused: their return, work on other runs, answers to inquiries.
 
 use tokio::time::Instant;
 use tributary_shared::name::{RunName, SiteName};

@@ -1,5 +1,5 @@
-//! A manifest looked at before it costs a day: its own problems, the coordinator's, and what every
-//! connected site of its cohort says. Nothing is started; what was asked and answered is history.
+//! Checks of a manifest before a run starts: its own problems, the coordinator's, and the answer of
+//! each connected site. Starts nothing; questions and answers are recorded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -250,7 +250,7 @@ impl Driver {
     }
 }
 
-/// The class of a site's no; what a site may not say of itself is no class.
+/// The class of a site's refusal; one that a site may not give of itself counts as `other`.
 fn class_of(refusal: Option<&Refusal>) -> CheckAnswer {
     let word = match refusal {
         None => return CheckAnswer::Ready,
@@ -294,7 +294,7 @@ fn cohort<'r>(
     roster.iter().filter_map(move |(site, enrolment)| {
         let asked = match &named {
             Some(named) => named.contains(site),
-            // Without a table every active site is asked, and whoever enrols later.
+            // Without a table every active site is asked, and sites that enrol later.
             None => matches!(enrolment, Enrolment::Active),
         };
         asked.then_some((site, *enrolment))
@@ -321,7 +321,8 @@ fn judge(manifest: &RunManifest, roster: &Roster, report: &mut Report) {
             1 => "1 site that may take part is enrolled".to_owned(),
             more => format!("{more} sites that may take part are enrolled"),
         };
-        let mend = format!("{quorum} are needed and {enrolled}; the run would only wait for more");
+        let mend =
+            format!("{quorum} are needed and {enrolled}; the run would wait until more enrol");
         report.warnings.add("quorum.sites", mend);
     }
 }
@@ -405,7 +406,7 @@ mod tests {
         assert_eq!(
             warnings,
             ["quorum.sites: 50 are needed and 2 sites that may take part are enrolled; the run \
-              would only wait for more"]
+              would wait until more enrol"]
         );
         let named = "cohort = { sites = [\"a\", \"c\", \"d\"] }\nquorum = { sites = 2 }";
         assert!(judged(named, &sites).1[0].contains("1 site that may take part is enrolled"));

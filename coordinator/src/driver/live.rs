@@ -286,7 +286,7 @@ impl LiveRun {
         if driver.blobs().exists(base) {
             if self.trouble().starts_with(BASE_GONE) {
                 self.set_trouble("");
-                // Whoever waited for it waits from now on.
+                // Leases of the waiting sites restart now.
                 self.state.lock().await.leases = Leases::new(clock::now());
             }
             return false;
@@ -332,7 +332,7 @@ impl LiveRun {
         self.act(driver).await
     }
 
-    /// When [`Self::tick`] has something to do, if nobody asks anything before.
+    /// When [`Self::tick`] has something to do, if no call comes before.
     pub(super) async fn next_deadline(&self, driver: &Driver) -> Option<Timestamp> {
         if self.trouble().starts_with(BASE_GONE) {
             return None;

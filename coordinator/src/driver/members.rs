@@ -52,7 +52,7 @@ impl Members {
         self.connections.holds(&Member { role: Role::Site, name: site.clone() })
     }
 
-    /// The standing of whoever is behind a connection.
+    /// The standing of the member behind a connection.
     pub fn standing(&self, peer: &Peer) -> Standing {
         match self.lock().get(&peer.member) {
             Some((state, serial)) if *serial == peer.serial_hex => standing(*state),

@@ -60,7 +60,7 @@ pub enum DriverError {
     /// There is such a run already.
     #[error("there is a run `{0}` already; give the manifest another name")]
     RunExists(RunName),
-    /// Nobody of that name is enrolled.
+    /// No member of that name is enrolled.
     #[error("no member `{0}` is enrolled")]
     UnknownMember(Member),
     /// Its certificate is dead for good.
@@ -431,7 +431,7 @@ impl Driver {
         ended
     }
 
-    /// Suspends, reinstates or revokes a site. Whoever may not take part any more is cut off and
+    /// Suspends, reinstates or revokes a site. A site that may no longer take part is cut off and
     /// lost to every open round at once.
     pub async fn set_member_state(
         &self,

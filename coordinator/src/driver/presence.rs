@@ -10,7 +10,7 @@ use tributary_shared::timestamp::Timestamp;
 
 /// The word for two programs with one identity.
 pub const SHARED_IDENTITY: &str = "shared_identity";
-/// Substitute for a trouble that is no word.
+/// Class stored for an invalid trouble.
 const OTHER: &str = "other";
 /// Longest version and trouble kept, characters.
 const WORD_CHARS_MAX: usize = 40;
@@ -22,7 +22,7 @@ const RETIRED_MAX: usize = 8;
 const GRACE: Duration = Duration::from_secs(5);
 /// A program that takes part is heard at least so often.
 const ALIVE: Duration = Duration::from_secs(60);
-/// So long one program alone must have been heard before an alarm ends.
+/// Time with one program only before an alarm ends.
 const QUIET: Duration = Duration::from_secs(90);
 
 /// Last report of a site about itself.

@@ -32,7 +32,7 @@ struct Table {
     admitted: BTreeMap<(SiteName, Digest), Admitted>,
 }
 
-/// One site's way in for one run: whoever holds `turn` writes; a newer stream cancels an older
+/// One site's way in for one run: the holder of `turn` writes; a newer stream cancels an older
 /// one, which may be the dead half of a broken connection.
 #[derive(Clone, Default)]
 struct Lane {
@@ -68,7 +68,7 @@ impl Uploads {
         blobs.spooled(&key).await
     }
 
-    /// What admission learned of a delta that arrived whole; told once, to whoever counts it.
+    /// What admission learned of a delta that arrived whole; told once, to the caller that counts it.
     pub(super) fn take_admitted(&self, site: &SiteName, digest: Digest) -> Option<Admitted> {
         self.lock().admitted.remove(&(site.clone(), digest))
     }

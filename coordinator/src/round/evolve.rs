@@ -128,7 +128,7 @@ impl Run {
         if let Some(site) = cohort.iter().find(refuses) {
             return Err(CorruptHistory(format!("round {round} asks {site}, which refuses")));
         }
-        // Asking a site that was not heard is allowed; it is a matter of patience.
+        // Asking a site that was not heard is legal: when to ask is scheduling.
         cohort.iter().for_each(|site| self.away.forget(site));
         Ok(seats)
     }

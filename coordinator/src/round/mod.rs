@@ -138,7 +138,7 @@ pub enum Command {
         /// Its training cases.
         cases: u64,
     },
-    /// A site says no.
+    /// A site declines.
     Decline {
         /// The site.
         site: SiteName,
@@ -182,7 +182,7 @@ pub enum Command {
         /// Why.
         reason: Refusal,
     },
-    /// A site called, whatever it said.
+    /// A call of any kind from a site.
     Present {
         /// The site.
         site: SiteName,
@@ -313,7 +313,7 @@ impl Run {
         u64::from(to.saturating_sub(self.round().saturating_sub(open)))
     }
 
-    /// When the run next needs a [`Command::Tick`] although nobody asks anything.
+    /// When the run next needs a [`Command::Tick`] although no call comes.
     pub fn next_deadline(&self) -> Option<Timestamp> {
         match &self.phase {
             Phase::Collecting(collecting) => Some(collecting.deadline),

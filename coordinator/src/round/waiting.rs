@@ -105,7 +105,7 @@ impl Away {
         true
     }
 
-    /// Takes over who was not there when `round` ended.
+    /// Records the sites that were absent when `round` ended.
     pub(super) fn note_absences(&mut self, round: u32, seats: &Seats) {
         for (site, seat) in seats {
             if let Seat::Lost { cause, .. } = seat
@@ -278,12 +278,19 @@ impl Run {
         }
         let away: BTreeSet<&SiteName> =
             self.away.refusing.keys().chain(self.away.absent.keys()).collect();
-        if away.is_empty() && words.is_empty() {
-            words.push(format!("waits until {quorum} sites that may take part are enrolled"));
-        } else if !away.is_empty() {
+        let sites = match quorum {
+            1 => "1 site".to_owned(),
+            more => format!("{more} sites"),
+        };
+        if !away.is_empty() {
             let why = |site: &&SiteName| Some(format!("{site}: {}", self.away.reason(site)?));
-            let sites: Vec<String> = away.iter().filter_map(why).collect();
-            words.push(format!("waits until {quorum} sites may be asked; {}", sites.join("; ")));
+            let reasons: Vec<String> = away.iter().filter_map(why).collect();
+            words.push(format!(
+                "needs {sites}; not available: {}; `run resume` asks all again",
+                reasons.join("; ")
+            ));
+        } else if words.is_empty() {
+            words.push(format!("waits until {sites} that may take part are enrolled"));
         }
         shorten(&words.join("; "), DETAIL_CHARS * 4)
     }

@@ -1,4 +1,4 @@
-//! Reading the history and the blobs for whoever may: checkpoints, log entries, exports.
+//! Reading the history and the blobs for members that may: checkpoints, log entries, exports.
 
 use std::time::Duration;
 

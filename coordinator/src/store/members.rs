@@ -106,7 +106,7 @@ pub enum StateChange {
 /// Why a member's state was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Nobody of that name is enrolled.
+    /// No member of that name is enrolled.
     #[error("no member `{0}` is enrolled")]
     Unknown(Member),
     /// Its certificate is dead for good.

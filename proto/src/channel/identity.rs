@@ -84,7 +84,7 @@ pub enum IdentityError {
         /// As the certificate says.
         found: String,
     },
-    /// The certificate names nobody.
+    /// The certificate names no member.
     #[error("{}", path.display())]
     Nameless {
         /// The certificate file.

@@ -1,4 +1,4 @@
-//! A slide's resolutions, whoever reads them: our own TIFF reader, or OpenSlide where that cannot.
+//! A slide's resolutions, read by our own TIFF reader, or by OpenSlide where that cannot.
 
 use std::fs::File;
 use std::io::BufReader;

@@ -41,7 +41,7 @@ pub enum ExportError {
     },
 }
 
-/// Of a run whose outputs nobody takes to Python.
+/// Refusal of a run whose outputs are not taken to Python.
 const NO_HEAD: &str = "a self-supervised run has no head to export: write its features with `export --as backbone`, if its adaptation can be merged";
 
 /// A tensor as another library names it.

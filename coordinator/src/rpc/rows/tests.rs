@@ -59,7 +59,7 @@ fn publish(run: Run) -> Run {
     command(run, Command::Publish { round, adapter })
 }
 
-/// A site's own no, in its words.
+/// A site's own refusal, in its words.
 fn no(reason: &str) -> Refusal {
     serde_json::from_value(serde_json::json!({ "code": "site_failed", "reason": reason })).unwrap()
 }
