@@ -8,7 +8,7 @@ use tributary_shared::manifest::RunManifest;
 use tributary_shared::refusal::{Refusal, RefusalClass};
 
 use super::Site;
-use super::work::{Trouble, Work};
+use super::work::{Work, WorkFailure};
 use crate::clock;
 use crate::config::policy::Policy;
 
@@ -56,9 +56,9 @@ impl Site {
 
     /// Everything that the work of `manifest` needs, or why the site has not got it.
     pub(super) async fn judge_data(&mut self, manifest: &RunManifest) -> Result<Arc<Work>, Unfit> {
-        let work = self.prepare(manifest).await.map_err(|trouble| {
-            tracing::error!("{}", trouble.detail);
-            Unfit { refusal: trouble.refusal(), about: trouble.about }
+        let work = self.prepare(manifest).await.map_err(|failure| {
+            tracing::error!("{}", failure.detail);
+            Unfit { refusal: failure.refusal(), about: failure.about }
         })?;
         let (cases, cases_max) = (work.cases(), manifest.limits.cases_max);
         if cases == 0 || cases > cases_max {
@@ -71,7 +71,7 @@ impl Site {
 
     /// Images and backbone are read once a run, not once a round; again when they were taken away
     /// in between.
-    async fn prepare(&mut self, manifest: &RunManifest) -> Result<Arc<Work>, Trouble> {
+    async fn prepare(&mut self, manifest: &RunManifest) -> Result<Arc<Work>, WorkFailure> {
         let key = manifest.digest();
         if let Some((prepared, work)) = &self.prepared
             && *prepared == key
@@ -84,7 +84,7 @@ impl Site {
         let reading = tokio::task::spawn_blocking(move || Work::prepare(&config, &manifest));
         let work = reading.await.unwrap_or_else(|_| {
             let detail = "reading the data panicked; this is a bug, its message stands above";
-            Err(Trouble::new("a bug of the client; see its log", detail))
+            Err(WorkFailure::new("a bug of the client; see its log", detail))
         })?;
         let work = Arc::new(work);
         self.prepared = Some((key, Arc::clone(&work)));

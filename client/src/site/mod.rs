@@ -43,7 +43,7 @@ use self::directory::SiteDirectory;
 use self::outbox::Outbox;
 use self::progress::Display;
 use self::status::Reporter;
-use self::trouble::{Ailment, SHARED_IDENTITY, TroubleClass};
+use self::trouble::{SHARED_IDENTITY, Trouble, TroubleClass};
 use self::witness::{Keeper, Unfollowed};
 use self::work::Work;
 use crate::clock;
@@ -100,7 +100,7 @@ pub async fn run(
         &site.directory,
         &site.identity,
         site.address.subscribe(),
-        site.ailments.subscribe(),
+        site.troubles.subscribe(),
     );
     reporter.write();
     let mut beside = JoinSet::new();
@@ -132,11 +132,11 @@ struct Site {
     /// The nonce of this program's calls, for as long as it runs.
     session: String,
     /// The site's own troubles.
-    ailments: watch::Sender<Vec<Ailment>>,
+    troubles: watch::Sender<Vec<Trouble>>,
     /// The trouble that the last step ended with.
-    passing: Option<Ailment>,
+    passing: Option<Trouble>,
     /// This machine's clock, when it is wrong.
-    clock: Option<Ailment>,
+    clock: Option<Trouble>,
     coordinator: Option<Coordinator>,
     /// Whether the coordinator knows us since the last trouble.
     greeted: bool,
@@ -187,7 +187,7 @@ impl Site {
             addresses,
             address: watch::Sender::new(address),
             session: new_session()?,
-            ailments: watch::Sender::new(Vec::new()),
+            troubles: watch::Sender::new(Vec::new()),
             passing: None,
             clock: None,
             directory,
@@ -386,7 +386,7 @@ impl Site {
             let detail = format!(
                 "this machine's clock and the coordinator's differ by {skew_s} s; set it, best by NTP"
             );
-            Ailment::new(TroubleClass::ClockWrong, detail)
+            Trouble::new(TroubleClass::ClockWrong, detail)
         });
         self.hear_address(&reply.address);
         let (member, address) = (&self.identity.member, self.address.borrow().clone());
@@ -397,19 +397,19 @@ impl Site {
 
     /// Looks for what keeps the site from working, and says what is new.
     fn look_around(&self) {
-        let mut found: Vec<Ailment> = self.passing.iter().cloned().collect();
+        let mut found: Vec<Trouble> = self.passing.iter().cloned().collect();
         let standing = tokio::task::block_in_place(|| trouble::look(&self.config));
-        for ailment in standing.into_iter().chain(self.clock.clone()) {
-            if found.iter().all(|known| known.class != ailment.class) {
-                found.push(ailment);
+        for trouble in standing.into_iter().chain(self.clock.clone()) {
+            if found.iter().all(|known| known.class != trouble.class) {
+                found.push(trouble);
             }
         }
-        let passing = self.passing.as_ref().map(|ailment| ailment.class);
-        self.ailments.send_if_modified(|known| {
-            let was = |class| known.iter().any(|ailment| ailment.class == class);
+        let passing = self.passing.as_ref().map(|trouble| trouble.class);
+        self.troubles.send_if_modified(|known| {
+            let was = |class| known.iter().any(|trouble| trouble.class == class);
             // What ended a step has a line of its own.
             let news = found.iter().filter(|a| Some(a.class) != passing && !was(a.class));
-            news.for_each(|ailment| tracing::warn!("trouble: {ailment}"));
+            news.for_each(|trouble| tracing::warn!("trouble: {trouble}"));
             let changed = *known != found;
             *known = found;
             changed
@@ -419,8 +419,8 @@ impl Site {
     /// The class of the site's trouble, for the wire; empty when there is none. A call that arrives disproves a trouble
     /// of the network.
     fn trouble(&self) -> &'static str {
-        let ailments = self.ailments.borrow();
-        let class = ailments.iter().map(|ailment| ailment.class);
+        let troubles = self.troubles.borrow();
+        let class = troubles.iter().map(|trouble| trouble.class);
         class
             .filter(|class| *class != TroubleClass::Network)
             .map(TroubleClass::as_str)

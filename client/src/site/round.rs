@@ -15,7 +15,7 @@ use super::deliver::reason_failed;
 use super::lease::Lease;
 use super::terms::{self, Asked, Before};
 use super::trouble::{DISK_FULL, is_full};
-use super::work::{Finished, Job, Running, Trouble, Unfinished, Work};
+use super::work::{Finished, Job, Running, Unfinished, Work, WorkFailure};
 use super::{Halt, Site};
 use crate::config::policy::Policy;
 use crate::ledger::{Event, Standing, Trained};
@@ -26,7 +26,7 @@ enum NoDelta {
     /// The coordinator needs none any more.
     Stopped(String),
     /// The site could not make one.
-    Failed(Trouble),
+    Failed(WorkFailure),
 }
 
 impl Site {
@@ -116,12 +116,12 @@ impl Site {
                 self.activity.send_modify(Activity::rest);
                 self.record(id, Event::Stopped { reason })
             }
-            Err(NoDelta::Failed(trouble)) => {
-                tracing::error!(run = %id.run, round = id.round, "no delta: {}", trouble.detail);
+            Err(NoDelta::Failed(failure)) => {
+                tracing::error!(run = %id.run, round = id.round, "no delta: {}", failure.detail);
                 let there = tokio::task::block_in_place(|| prepared.still_there(&self.config));
                 // What failed fails again, unless the images were taken away under the training.
                 let class = if there { RefusalClass::Never } else { RefusalClass::Passing };
-                self.decline(id, Some(terms.manifest), trouble.of_class(class).refusal()).await
+                self.decline(id, Some(terms.manifest), failure.of_class(class).refusal()).await
             }
         }
     }
@@ -162,7 +162,7 @@ impl Site {
         let base = tokio::select! {
             fetched = self.fetch(&asked) => match fetched? {
                 Ok(path) => path,
-                Err(trouble) => return Ok(Err(NoDelta::Failed(trouble))),
+                Err(failure) => return Ok(Err(NoDelta::Failed(failure))),
             },
             reason = lease.stopped() => return Ok(Err(NoDelta::Stopped(reason))),
         };
@@ -187,13 +187,13 @@ impl Site {
         match ended {
             Ok(finished) => Ok(Ok(finished)),
             Err(Unfinished::Stopped) => Ok(Err(NoDelta::Stopped("stopped".to_owned()))),
-            Err(Unfinished::Failed(trouble)) => Ok(Err(NoDelta::Failed(trouble))),
+            Err(Unfinished::Failed(failure)) => Ok(Err(NoDelta::Failed(failure))),
             // The round is still agreed to: it is trained when there is room again.
             Err(Unfinished::Disk(error)) => Err(Halt::disk("the outbox", &error)),
         }
     }
 
-    async fn fetch(&self, asked: &Asked) -> Result<Result<std::path::PathBuf, Trouble>, Halt> {
+    async fn fetch(&self, asked: &Asked) -> Result<Result<std::path::PathBuf, WorkFailure>, Halt> {
         self.activity.send_modify(|a| a.enter(Phase::Fetching, asked.base_bytes));
         let folder = self.directory.adapters();
         let disk = |e: &std::io::Error| Halt::disk("the adapters' folder", e);
@@ -205,7 +205,7 @@ impl Site {
             Err(FetchError::Disk(error)) => Err(disk(&error)),
             Err(FetchError::Refused(refusal)) => {
                 let told = format!("the base adapter is not what the terms name: {refusal}");
-                Ok(Err(Trouble::open(told)))
+                Ok(Err(WorkFailure::open(told)))
             }
         }
     }

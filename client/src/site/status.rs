@@ -11,7 +11,7 @@ use tributary_shared::timestamp::Timestamp;
 
 use super::activity::Activity;
 use super::directory::{SiteDirectory, status_of};
-use super::trouble::Ailment;
+use super::trouble::Trouble;
 use crate::{clock, durable};
 
 /// Fewest seconds between two writes.
@@ -40,7 +40,7 @@ pub struct Status {
     pub activity: Activity,
     /// The site's own troubles.
     #[serde(default)]
-    pub troubles: Vec<Ailment>,
+    pub troubles: Vec<Trouble>,
 }
 
 impl Status {
@@ -63,7 +63,7 @@ pub(super) struct Reporter {
     path: PathBuf,
     status: Status,
     address: watch::Receiver<String>,
-    ailments: watch::Receiver<Vec<Ailment>>,
+    troubles: watch::Receiver<Vec<Trouble>>,
 }
 
 impl Reporter {
@@ -71,7 +71,7 @@ impl Reporter {
         directory: &SiteDirectory,
         identity: &Identity,
         address: watch::Receiver<String>,
-        ailments: watch::Receiver<Vec<Ailment>>,
+        troubles: watch::Receiver<Vec<Trouble>>,
     ) -> Self {
         let status = Status {
             schema_version: 1,
@@ -84,7 +84,7 @@ impl Reporter {
             activity: Activity::default(),
             troubles: Vec::new(),
         };
-        Self { path: directory.status(), status, address, ailments }
+        Self { path: directory.status(), status, address, troubles }
     }
 
     /// Goes on until it is aborted.
@@ -95,14 +95,14 @@ impl Reporter {
             // A trouble is told at once.
             tokio::select! {
                 () = tokio::time::sleep(EVERY) => {}
-                changed = self.ailments.changed() => match changed {
+                changed = self.troubles.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return,
                 },
             }
             let changed = tokio::select! {
                 changed = activity.changed() => changed,
-                changed = self.ailments.changed() => changed,
+                changed = self.troubles.changed() => changed,
             };
             if changed.is_err() {
                 return;
@@ -120,7 +120,7 @@ impl Reporter {
     pub(super) fn write(&mut self) {
         self.status.at = clock::now();
         self.status.coordinator = self.address.borrow().clone();
-        self.status.troubles = self.ailments.borrow_and_update().clone();
+        self.status.troubles = self.troubles.borrow_and_update().clone();
         let json = serde_json::to_vec_pretty(&self.status).expect("a status is plain data");
         // On a full disk the old file's room is all that there is.
         let written = durable::replace_lazily(&self.path, &json)

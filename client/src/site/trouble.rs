@@ -65,35 +65,35 @@ impl TroubleClass {
 
 /// One trouble of the site.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ailment {
+pub struct Trouble {
     /// Its class.
     pub class: TroubleClass,
     /// Description of the trouble, its place and how to mend it. It stays at the site.
     pub detail: String,
 }
 
-impl Ailment {
+impl Trouble {
     pub(super) fn new(class: TroubleClass, detail: impl Into<String>) -> Self {
         Self { class, detail: detail.into() }
     }
 }
 
-impl fmt::Display for Ailment {
+impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.class.as_str(), self.detail)
     }
 }
 
 /// Troubles that keep the site from working, found by checks of the file system.
-pub fn look(config: &SiteConfig) -> Vec<Ailment> {
+pub fn look(config: &SiteConfig) -> Vec<Trouble> {
     let mut found = Vec::new();
     if let Some(free) = free_bytes(&config.directory).filter(|free| *free < FREE_BYTES_MIN) {
         let place = config.directory.display();
         let detail = format!("{place}: {free} bytes free; make room for adapters and deltas");
-        found.push(Ailment::new(TroubleClass::DiskFull, detail));
+        found.push(Trouble::new(TroubleClass::DiskFull, detail));
     }
     if let Err(error) = Policy::load(&config.policy) {
-        found.push(Ailment::new(TroubleClass::PolicyUnreadable, error.to_string()));
+        found.push(Trouble::new(TroubleClass::PolicyUnreadable, error.to_string()));
     }
     let gone = |what: &str, path: &Path| {
         let error = path.metadata().err()?;
@@ -101,10 +101,10 @@ pub fn look(config: &SiteConfig) -> Vec<Ailment> {
         Some(format!("{place}: {error}; put the {what} there, or correct site.toml"))
     };
     if let Some(detail) = config.backbone.as_ref().and_then(|path| gone("backbone", path)) {
-        found.push(Ailment::new(TroubleClass::BackboneMissing, detail));
+        found.push(Trouble::new(TroubleClass::BackboneMissing, detail));
     }
     if let Some(detail) = config.data.as_ref().and_then(|place| gone("images", &place.path)) {
-        found.push(Ailment::new(TroubleClass::DataMissing, detail));
+        found.push(Trouble::new(TroubleClass::DataMissing, detail));
     }
     found
 }
@@ -148,7 +148,7 @@ pub(super) const RECOVERY_ASKED: &str = "recovery_asked";
 pub(super) const SHARED_IDENTITY: &str = "shared_identity";
 
 /// The site's own trouble behind a halt; `None` when the coordinator caused it.
-pub(super) fn of(halt: &Halt) -> Option<Ailment> {
+pub(super) fn of(halt: &Halt) -> Option<Trouble> {
     let (failure, class) = match halt {
         Halt::Call(CallError::Unreachable(failure)) => (failure, TroubleClass::Network),
         Halt::Call(CallError::Fatal(failure)) => (failure, TroubleClass::Other),
@@ -166,15 +166,15 @@ pub(super) fn of(halt: &Halt) -> Option<Ailment> {
         Halt::Local(failure) if failure.code == DISK_FULL => (failure, TroubleClass::DiskFull),
         Halt::Local(failure) => (failure, TroubleClass::Other),
     };
-    Some(Ailment::new(class, failure.to_string()))
+    Some(Trouble::new(class, failure.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn classes(found: &[Ailment]) -> Vec<&'static str> {
-        found.iter().map(|ailment| ailment.class.as_str()).collect()
+    fn classes(found: &[Trouble]) -> Vec<&'static str> {
+        found.iter().map(|trouble| trouble.class.as_str()).collect()
     }
 
     /// Before, a client began without a word where backbone and images were missing.

@@ -23,38 +23,38 @@ use crate::data::{DataError, DataSource, Dataset, InputSpec, Split};
 use crate::model::{Backbone, BackboneError, Compute};
 use crate::trainer::{self, Control, LocalTraining, PrefixCache, Progress, TrainError};
 
-/// Why the site could not do it.
+/// Reason for which the site could not do the work of a round.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Trouble {
+pub(super) struct WorkFailure {
     /// What the coordinator is told: no path, no case, no patient.
     pub(super) told: String,
     /// What the site's own log says.
     pub(super) detail: String,
     /// The time that it holds.
     pub(super) class: RefusalClass,
-    /// Subject of the trouble, as an operator's check is told.
+    /// Subject of the failure, as an operator's check is told.
     pub(super) about: CheckAnswer,
 }
 
-impl Trouble {
-    /// Trouble that holds for this round.
+impl WorkFailure {
+    /// A failure that holds for this round.
     pub(super) fn new(told: impl Into<String>, detail: impl Into<String>) -> Self {
         let (class, about) = (RefusalClass::Never, CheckAnswer::Other);
         Self { told: told.into(), detail: detail.into(), class, about }
     }
 
-    /// Trouble of this round whose detail may be told.
+    /// A failure of this round whose detail may be told.
     pub(super) fn open(text: impl Into<String>) -> Self {
         let text = text.into();
         Self::new(text.clone(), text)
     }
 
-    /// The same trouble, which holds as long as `class` says.
+    /// The same failure, which holds as long as `class` says.
     pub(super) fn of_class(self, class: RefusalClass) -> Self {
         Self { class, ..self }
     }
 
-    /// The same trouble, known to be about `about`.
+    /// The same failure, known to be about `about`.
     fn about(self, about: CheckAnswer) -> Self {
         Self { about, ..self }
     }
@@ -85,14 +85,17 @@ pub(super) struct Training {
 
 impl Work {
     /// Reads what `manifest` asks for. Blocks for as long as reading all images takes.
-    pub(super) fn prepare(config: &SiteConfig, manifest: &RunManifest) -> Result<Self, Trouble> {
+    pub(super) fn prepare(
+        config: &SiteConfig,
+        manifest: &RunManifest,
+    ) -> Result<Self, WorkFailure> {
         if let Task::Rehearsal { payload_bytes } = manifest.task {
             let rehearsal = config.rehearsal;
             let elements = payload_bytes / 4;
             return match rehearsal.coordinate {
                 Some(at) if at >= elements => {
                     let text = format!("rehearsal.coordinate {at} is not below {elements}");
-                    Err(Trouble::open(text).of_class(RefusalClass::UntilChanged))
+                    Err(WorkFailure::open(text).of_class(RefusalClass::UntilChanged))
                 }
                 Some(_) | None => Ok(Self::Rehearsal(rehearsal)),
             };
@@ -100,14 +103,14 @@ impl Work {
         let asked = manifest.backbone.as_ref().expect("a checked manifest names a backbone");
         let path = config.backbone.as_ref().ok_or_else(|| {
             let detail = "site.toml has no [backbone]; a run asks for one";
-            let trouble = Trouble::new("no backbone file", detail);
-            trouble.of_class(RefusalClass::UntilChanged).about(CheckAnswer::Backbone)
+            let failure = WorkFailure::new("no backbone file", detail);
+            failure.of_class(RefusalClass::UntilChanged).about(CheckAnswer::Backbone)
         })?;
-        let backbone = Backbone::open_for_run(path, asked).map_err(|e| backbone_trouble(&e))?;
+        let backbone = Backbone::open_for_run(path, asked).map_err(|e| backbone_failure(&e))?;
         let place = config.data.as_ref().ok_or_else(|| {
             let detail = "site.toml has no [data]; a run asks for images";
-            let trouble = Trouble::new("no local data", detail);
-            trouble.of_class(RefusalClass::UntilChanged).about(CheckAnswer::Data)
+            let failure = WorkFailure::new("no local data", detail);
+            failure.of_class(RefusalClass::UntilChanged).about(CheckAnswer::Data)
         })?;
         let input = InputSpec::of(asked);
         let dataset = source(place)
@@ -120,15 +123,15 @@ impl Work {
                 contract.map_or(Ok(()), |c| dataset.check_contract(c, &manifest.task))?;
                 Ok(dataset)
             })
-            .map_err(|e| data_trouble(&e))?;
+            .map_err(|e| data_failure(&e))?;
         for line in dataset.report().lines() {
             tracing::warn!("not trained on: {line}");
         }
         let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
         let split = dataset.split(holdout);
         let cases = trainer::trainable(manifest, &dataset, &split.train)
-            .map_err(|e| training_trouble(&e).of_class(RefusalClass::UntilChanged))
-            .map_err(|trouble| trouble.about(CheckAnswer::Data))?;
+            .map_err(|e| training_failure(&e).of_class(RefusalClass::UntilChanged))
+            .map_err(|failure| failure.about(CheckAnswer::Data))?;
         let compute = compute(config.device.kind);
         let cache = open_cache(&config.cache);
         Ok(Self::Training(Box::new(Training { backbone, dataset, split, cases, compute, cache })))
@@ -217,7 +220,7 @@ pub(super) enum Unfinished {
     /// It was told to.
     Stopped,
     /// It could not.
-    Failed(Trouble),
+    Failed(WorkFailure),
     /// The outbox cannot be written now; the same work may go well later.
     Disk(std::io::Error),
 }
@@ -250,7 +253,7 @@ impl Running {
     pub(super) async fn finished(&mut self) -> Result<Finished, Unfinished> {
         let crashed = || {
             let detail = "the training thread panicked; this is a bug, its message stands above";
-            Err(Unfinished::Failed(Trouble::new("a bug of the client; see its log", detail)))
+            Err(Unfinished::Failed(WorkFailure::new("a bug of the client; see its log", detail)))
         };
         (&mut self.result).await.unwrap_or_else(|_| crashed())
     }
@@ -311,7 +314,7 @@ impl Job {
                 return Ok(update);
             }
             let text = format!("trained on {} cases, declared {declared}; a bug", update.cases);
-            Err(Unfinished::Failed(Trouble::open(text)))
+            Err(Unfinished::Failed(WorkFailure::open(text)))
         });
         let update = match trained {
             Ok(update) => update,
@@ -387,25 +390,25 @@ fn rehearse(
 fn delta_unfinished(error: DeltaError) -> Unfinished {
     match error {
         DeltaError::Stopped => Unfinished::Stopped,
-        DeltaError::Refused(refusal) => Unfinished::Failed(Trouble::open(refusal.to_string())),
+        DeltaError::Refused(refusal) => Unfinished::Failed(WorkFailure::open(refusal.to_string())),
         DeltaError::Disk(error) => Unfinished::Disk(error),
     }
 }
 
 fn base_unfinished(error: &FetchError) -> Unfinished {
-    let trouble =
-        Trouble::new("the base adapter cannot be read", format!("the base adapter: {error}"));
-    Unfinished::Failed(trouble)
+    let failure =
+        WorkFailure::new("the base adapter cannot be read", format!("the base adapter: {error}"));
+    Unfinished::Failed(failure)
 }
 
-fn data_trouble(error: &DataError) -> Trouble {
+fn data_failure(error: &DataError) -> WorkFailure {
     // The contract speaks of counts and declared names alone; everything else may name a file.
     let told = if let DataError::Contract { .. } = error {
         error.to_string()
     } else {
         format!("the local data do not fit the run ({})", error.code())
     };
-    Trouble::new(told, chain(error)).of_class(data_class(error)).about(CheckAnswer::Data)
+    WorkFailure::new(told, chain(error)).of_class(data_class(error)).about(CheckAnswer::Data)
 }
 
 /// Images that are away may be back in a moment; what is wrong with images, labels or the contract
@@ -442,7 +445,7 @@ fn data_class(error: &DataError) -> RefusalClass {
     }
 }
 
-fn backbone_trouble(error: &BackboneError) -> Trouble {
+fn backbone_failure(error: &BackboneError) -> WorkFailure {
     let told = match error {
         BackboneError::Read { .. } => "the backbone file cannot be read",
         BackboneError::Digest { .. } => "the backbone file is another than the run's",
@@ -452,20 +455,20 @@ fn backbone_trouble(error: &BackboneError) -> Trouble {
         | BackboneError::Architecture { .. }
         | BackboneError::Tensors { .. } => "the backbone file does not fit the run",
     };
-    let trouble = Trouble::new(told, chain(error)).of_class(RefusalClass::UntilChanged);
-    trouble.about(CheckAnswer::Backbone)
+    let failure = WorkFailure::new(told, chain(error)).of_class(RefusalClass::UntilChanged);
+    failure.about(CheckAnswer::Backbone)
 }
 
 fn train_unfinished(error: &TrainError) -> Unfinished {
     if matches!(error, TrainError::Stopped) {
         return Unfinished::Stopped;
     }
-    Unfinished::Failed(training_trouble(error))
+    Unfinished::Failed(training_failure(error))
 }
 
-fn training_trouble(error: &TrainError) -> Trouble {
+fn training_failure(error: &TrainError) -> WorkFailure {
     let told = match error {
-        TrainError::Data(error) => return data_trouble(error),
+        TrainError::Data(error) => return data_failure(error),
         TrainError::Label { .. } => "a case has a label that the task does not have".to_owned(),
         TrainError::Stopped
         | TrainError::NoCases
@@ -476,7 +479,7 @@ fn training_trouble(error: &TrainError) -> Trouble {
         | TrainError::NoSampleGradients(_)
         | TrainError::Diverged { .. } => error.to_string(),
     };
-    Trouble::new(told, chain(error))
+    WorkFailure::new(told, chain(error))
 }
 
 #[cfg(test)]
@@ -526,43 +529,43 @@ mod tests {
     fn images_that_are_away_are_passing_trouble_and_a_wrong_backbone_stands() {
         let path = "/images".to_owned();
         let source = || std::io::Error::from(std::io::ErrorKind::NotFound);
-        for (trouble, class) in [
+        for (failure, class) in [
             (
-                data_trouble(&DataError::Read { path: path.clone(), source: source() }),
+                data_failure(&DataError::Read { path: path.clone(), source: source() }),
                 RefusalClass::Passing,
             ),
-            (data_trouble(&DataError::Empty { path: path.clone() }), RefusalClass::Passing),
+            (data_failure(&DataError::Empty { path: path.clone() }), RefusalClass::Passing),
             (
-                data_trouble(&DataError::Contract { broken: vec!["x".to_owned()] }),
+                data_failure(&DataError::Contract { broken: vec!["x".to_owned()] }),
                 RefusalClass::UntilChanged,
             ),
             (
-                backbone_trouble(&BackboneError::Read {
+                backbone_failure(&BackboneError::Read {
                     path: path.clone().into(),
                     source: source(),
                 }),
                 RefusalClass::UntilChanged,
             ),
-            (training_trouble(&TrainError::NoCases), RefusalClass::Never),
+            (training_failure(&TrainError::NoCases), RefusalClass::Never),
         ] {
-            assert_eq!(trouble.class, class, "{}", trouble.detail);
+            assert_eq!(failure.class, class, "{}", failure.detail);
         }
     }
 
     #[test]
     fn what_the_coordinator_is_told_names_no_path_and_no_case() {
         let path = "/home/dr-x/patients".to_owned();
-        let data = data_trouble(&DataError::Empty { path: path.clone() });
-        let backbone = backbone_trouble(&BackboneError::Read {
+        let data = data_failure(&DataError::Empty { path: path.clone() });
+        let backbone = backbone_failure(&BackboneError::Read {
             path: path.clone().into(),
             source: std::io::Error::other("x"),
         });
-        for trouble in [data, backbone] {
-            assert!(!trouble.told.contains(&path), "{}", trouble.told);
-            assert!(trouble.detail.contains(&path), "{}", trouble.detail);
+        for failure in [data, backbone] {
+            assert!(!failure.told.contains(&path), "{}", failure.told);
+            assert!(failure.detail.contains(&path), "{}", failure.detail);
         }
         let label = train_unfinished(&TrainError::Label { case: "mueller-01.png".to_owned() });
-        let Unfinished::Failed(trouble) = label else { panic!("{label:?}") };
-        assert!(!trouble.told.contains("mueller"), "{}", trouble.told);
+        let Unfinished::Failed(failure) = label else { panic!("{label:?}") };
+        assert!(!failure.told.contains("mueller"), "{}", failure.told);
     }
 }

@@ -20,7 +20,7 @@ use crate::data::{Dataset, InputSpec};
 use crate::site::addresses::Addresses;
 use crate::site::directory::{identity_of, is_held};
 use crate::site::status::Status;
-use crate::site::trouble::{Ailment, TroubleClass, free_bytes};
+use crate::site::trouble::{Trouble, TroubleClass, free_bytes};
 use crate::site::{source, suspended};
 use crate::transport::{CallError, Coordinator};
 
@@ -150,7 +150,7 @@ fn running(directory: &Path) -> Found {
 }
 
 /// A trouble as the line of the client has it: the class alone where doctor has a line of its own.
-fn brief(trouble: &Ailment) -> String {
+fn brief(trouble: &Trouble) -> String {
     match trouble.class {
         TroubleClass::DataMissing
         | TroubleClass::BackboneMissing
@@ -282,7 +282,7 @@ mod tests {
     /// Failed before: the line of the client repeated the path and the remedy of every missing file.
     #[test]
     fn the_line_of_the_client_names_a_missing_file_by_its_class_alone() {
-        let trouble = |class| Ailment { class, detail: "/srv/x: gone".to_owned() };
+        let trouble = |class| Trouble { class, detail: "/srv/x: gone".to_owned() };
         assert_eq!(brief(&trouble(TroubleClass::BackboneMissing)), "backbone_missing");
         assert_eq!(brief(&trouble(TroubleClass::Other)), "other: /srv/x: gone");
     }

@@ -78,8 +78,8 @@ fn tell(now: &Now) {
         if let Some(trouble) = waits_for(last) {
             say!("  {}", printable(trouble));
         }
-        for ailment in &last.troubles {
-            say!("  trouble: {}", printable(&ailment.to_string()));
+        for trouble in &last.troubles {
+            say!("  trouble: {}", printable(&trouble.to_string()));
         }
     } else if last.left {
         say!("Not running; it left at {}.", last.at);
