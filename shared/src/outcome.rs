@@ -44,7 +44,8 @@ pub struct Failure {
 impl Failure {
     /// A failure with `exit`, under the stable `code`.
     pub fn new(exit: ExitCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { exit, code, message: message.into(), hint: None, details: Vec::new(), data: None }
+        let message = without_numbers(&message.into());
+        Self { exit, code, message, hint: None, details: Vec::new(), data: None }
     }
 
     /// A failure of bad input: arguments, configuration, files, data.
@@ -94,6 +95,15 @@ impl fmt::Display for Failure {
             None => Ok(()),
         }
     }
+}
+
+/// `text` without the numbers of the system's errors, such as `(os error 2)`: the words before them
+/// say the same.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    parts.for_each(|part| plain.push_str(part.split_once(')').map_or("", |(_, rest)| rest)));
+    plain
 }
 
 /// `error` and every error under it, joined by colons: for the one line at the process boundary.
@@ -146,4 +156,16 @@ pub fn error_envelope(failure: &Failure) -> Value {
         envelope["data"] = Value::clone(data);
     }
     envelope
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Failed before: errors of files ended in `(os error 2)`.
+    #[test]
+    fn a_message_keeps_the_words_of_the_system_and_not_its_numbers() {
+        let failure = Failure::invalid("file", "a: gone (os error 2): b: full (os error 28)");
+        assert_eq!(failure.message, "a: gone: b: full");
+    }
 }
