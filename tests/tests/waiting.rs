@@ -62,7 +62,7 @@ fn entries(site: &Path, run: &str, kind: &str) -> usize {
     lines.filter(|entry| entry["run"] == run && entry["kind"] == kind).count()
 }
 
-/// Three void rounds in a moment failed the run and burnt its name.
+/// Three void rounds in a moment failed the run, and its name could not be used again.
 #[test]
 fn three_sites_outside_their_hours_are_waited_for_and_cost_no_round() {
     let mut scratch = found();

@@ -130,7 +130,7 @@ impl Backbone {
         let (_, metadata) = SafeTensors::read_metadata(&bytes)
             .map_err(|source| BackboneError::Format { path: path.to_owned(), source })?;
         let json = metadata.metadata().as_ref().and_then(|m| m.get(ARCHITECTURE_KEY)).ok_or_else(
-            || problem(format!("says no architecture (metadata key `{ARCHITECTURE_KEY}`)")),
+            || problem(format!("names no architecture (metadata key `{ARCHITECTURE_KEY}`)")),
         )?;
         let architecture: Architecture = serde_json::from_str(json)
             .map_err(|e| problem(format!("metadata key `{ARCHITECTURE_KEY}`: {e}")))?;

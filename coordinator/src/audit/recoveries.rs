@@ -174,12 +174,12 @@ impl std::fmt::Display for RecoveryReport {
             .lost
             .iter()
             .map(|Lost { size, root }| {
-                format!("{} leaves to the head of {size}, root {}", size - kept_size, root.short())
+                format!("{} leaves (head of {size}, root {})", size - kept_size, root.short())
             })
             .collect();
         writeln!(
             f,
-            "recovery     leaf {leaf}: after the first {kept_size} leaves were lost {}; \
+            "recovery     leaf {leaf}: {kept_size} leaves were kept and {} were lost; \
              signed by the log and {operator} at {at}: {reason}",
             heads.join(" and ")
         )?;

@@ -43,7 +43,7 @@ pub enum Unworkable {
     #[error("the server's certificate {0}")]
     Untimely(Untimely),
     /// It is no server's certificate of this authority.
-    #[error("the server's certificate is not one that members believe: {0}")]
+    #[error("the server's certificate is not one that members accept: {0}")]
     Untrusted(String),
 }
 

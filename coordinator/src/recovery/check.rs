@@ -39,9 +39,9 @@ pub fn refuse_missing(place: &Place) -> Result<(), Failure> {
     Ok(())
 }
 
-const MEND: &str = "restore the newest backup with `tributary-coordinator restore`; if there is none that is newer, name what was lost with `tributary-coordinator recover` (docs/recovery.md)";
+const MEND: &str = "restore the newest backup with `tributary-coordinator restore`; if there is none that is newer, name what was lost with `tributary-coordinator recover`; see docs/recovery.md";
 
-const MEND_MISSING: &str = "restore the newest backup with `tributary-coordinator restore`; without any backup the history cannot be continued: found a new consortium, and keep this directory and the sites' witness files as evidence (docs/recovery.md)";
+const MEND_MISSING: &str = "restore the newest backup with `tributary-coordinator restore`; without any backup the history cannot be continued: found a new consortium, and keep this directory and the sites' witness files as evidence; see docs/recovery.md";
 
 fn older(database: &Path, has: &str, signed: &str) -> Failure {
     let message = format!("{}: {has}, but this log has signed {signed} leaves", database.display());

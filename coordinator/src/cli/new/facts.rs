@@ -108,8 +108,8 @@ fn read_file(path: &Path) -> Result<(Digest, Architecture), Failure> {
 /// The shape that the header names, when its tensors have it.
 fn architecture(metadata: &Metadata) -> Result<Architecture, String> {
     let named = metadata.metadata().as_ref().and_then(|m| m.get(ARCHITECTURE_KEY));
-    let json =
-        named.ok_or_else(|| format!("says no architecture (metadata key `{ARCHITECTURE_KEY}`)"))?;
+    let json = named
+        .ok_or_else(|| format!("names no architecture (metadata key `{ARCHITECTURE_KEY}`)"))?;
     let shape: Architecture = serde_json::from_str(json)
         .map_err(|e| format!("metadata key `{ARCHITECTURE_KEY}`: {e}"))?;
     Problems::of(|found| shape.check(found)).map_err(|e| e.to_string())?;
