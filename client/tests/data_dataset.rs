@@ -5,7 +5,8 @@ use std::path::Path;
 
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use tempfile::TempDir;
-use tributary_client::data::{DataSource, Dataset, InputSpec, Label, task_of};
+use tributary_client::config::reading::Reading;
+use tributary_client::data::{DataSource, Dataset, HoldoutSalt, InputSpec, Label, census, task_of};
 use tributary_shared::dataset::Interpolation;
 use tributary_shared::manifest::Task;
 
@@ -145,10 +146,10 @@ fn pooled_sites_keep_order_pixels_and_sides() {
     assert_close(&pixels(&pooled, 3), &[3.0 / 255.0; 4]);
     assert_close(&pixels(&pooled, 79), &[139.0 / 255.0; 4]);
 
-    let splits: Vec<_> = sites().map(|site| site.split(0.3)).collect();
+    let splits: Vec<_> = sites().map(|site| site.split(&HoldoutSalt::public(), 0.3)).collect();
     let expected: Vec<usize> =
         splits[0].holdout.iter().copied().chain(splits[1].holdout.iter().map(|i| 40 + i)).collect();
-    let split = pooled.split(0.3);
+    let split = pooled.split(&HoldoutSalt::public(), 0.3);
     assert_eq!(split.holdout, expected);
     assert!(!split.holdout.is_empty());
     assert_eq!(split.train.len() + split.holdout.len(), 80);
@@ -163,4 +164,26 @@ fn pooled_sites_keep_order_pixels_and_sides() {
         mixed.err().map(|error| error.to_string()).as_deref(),
         Some("datasets prepared for different inputs cannot be pooled")
     );
+}
+
+/// A de-identified export writes one patient id everywhere. Failed before: by that id's place all
+/// cases were trained on with nobody held out, or none was left to train on.
+#[test]
+fn one_patient_id_for_all_is_named_before_a_patient_is_to_be_held_out() {
+    let grey = |level| GrayImage::from_pixel(2, 2, Luma([level])).into();
+    let images = [("a.png", grey(1)), ("b.png", grey(2))];
+    let labels = |second| format!("file,patient,label\na.png,ANON,ill\nb.png,{second},ill\n");
+    let same = folder(&images, &labels("ANON"));
+    let dataset = open(same.path(), &input(2, 1));
+    assert_eq!(dataset.only_patient(), Some("ANON"));
+    assert!(dataset.check_patients(0.0).is_ok());
+    let error = dataset.check_patients(0.25).expect_err("nobody can be held out").to_string();
+    assert!(error.starts_with("all 2 cases have one patient id, `ANON`"), "{error}");
+    let source = DataSource::detect(same.path()).expect("a folder");
+    let task = task_of(vec!["ill".to_owned(), "well".to_owned()], false);
+    let counted = census::take(&source, &task, &Reading::default(), 0).expect("counted");
+    let odd = counted.oddities.iter().find(|(what, _)| what.contains("one patient id"));
+    assert_eq!(odd.map(|(_, odd)| odd.examples.clone()), Some(vec!["ANON".to_owned()]));
+    let other = folder(&images, &labels("B"));
+    assert_eq!(open(other.path(), &input(2, 1)).only_patient(), None);
 }

@@ -6,6 +6,7 @@
 mod ml_support;
 
 use ml_support::{architecture, backbone, dataset, initial, manifest};
+use tributary_client::data::HoldoutSalt;
 use tributary_client::model::Compute;
 use tributary_client::trainer::{Control, Inference, LocalTraining, train};
 
@@ -34,7 +35,7 @@ fn one_round_lowers_the_training_loss_and_moves_nothing_frozen() {
     let backbone = backbone(&architecture());
     let (file, digest) = (backbone.to_bytes(), backbone.digest());
     let data = dataset(folder.path(), 60, 3);
-    let (split, compute) = (data.split(0.25), Compute::cpu());
+    let (split, compute) = (data.split(&HoldoutSalt::public(), 0.25), Compute::cpu());
     let heads = HEADS.iter().cycle();
     let linear = ADAPTERS.iter().map(|adapter| (adapter, &HEADS[0]));
     for (adapter, head) in linear.chain(ADAPTERS.iter().zip(heads).skip(1)) {

@@ -11,7 +11,7 @@ use image::GrayImage;
 use ml_support::{architecture, backbone, manifest, moved};
 use tributary_client::config::cache::Precision;
 use tributary_client::config::reading::Reading;
-use tributary_client::data::{DataSource, Dataset, InputSpec, Split};
+use tributary_client::data::{DataSource, Dataset, HoldoutSalt, InputSpec, Split};
 use tributary_client::model::{Backbone, Compute, Values};
 use tributary_client::trainer::{
     Control, LocalTraining, LocalUpdate, Phase, PrefixCache, Pretraining, TrainError, pretrain,
@@ -167,7 +167,7 @@ fn the_result_is_the_same_bit_for_bit() {
     for (what, change) in runs() {
         let site = Site::new(change);
         let data = site.open();
-        let split = data.split(0.25);
+        let split = data.split(&HoldoutSalt::public(), 0.25);
         let train = |compute: Compute, cache: Option<&str>| {
             let cache = cache.map(|name| site.folder.path().join(name));
             let data = (&data, &split);
@@ -259,7 +259,7 @@ fn a_stop_is_heard_between_steps() {
     let mut site = Site::new(|_| {});
     training(&mut site.run).batch_size = 1;
     let data = site.open();
-    let split = data.split(0.25);
+    let split = data.split(&HoldoutSalt::public(), 0.25);
     let control = Control::default();
     let mut heard = 0;
     let found = site.train(

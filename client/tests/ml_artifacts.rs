@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use ml_support::{backbone, manifest, moved};
 use serde_json::Value;
 use tributary_client::data::synth::{SynthSpec, write};
-use tributary_client::data::{DataSource, Dataset, InputSpec};
+use tributary_client::data::{DataSource, Dataset, HoldoutSalt, InputSpec};
 use tributary_client::model::{
     AdaptedVit, Backbone, BackboneError, Compute, Values, random_backbone,
 };
@@ -212,7 +212,7 @@ fn probes(backbone: &Backbone, spec: &SynthSpec) -> (f64, f64) {
         Dataset::open(&source, &task, &input).unwrap()
     };
     let dataset = Dataset::concat((1..=spec.sites).map(site).collect()).unwrap();
-    let split = dataset.split(0.5);
+    let split = dataset.split(&HoldoutSalt::public(), 0.5);
     let of = |backbone: &Backbone| {
         let (control, compute) = (Control::default(), Compute::cpu());
         let probed = Probed { backbone, adapter: None };

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ml_support::{architecture, backbone, dataset, manifest, moved};
 use tributary_client::config::cache::Precision;
-use tributary_client::data::{DataSource, Dataset, InputSpec, Split};
+use tributary_client::data::{DataSource, Dataset, HoldoutSalt, InputSpec, Split};
 use tributary_client::model::{Backbone, Compute, Values};
 use tributary_client::trainer::{
     Control, LocalTraining, LocalUpdate, PrefixCache, TrainError, train,
@@ -35,7 +35,7 @@ impl Site {
         let backbone = backbone(&architecture());
         let mut manifest = manifest(&backbone, 2);
         run(&mut manifest);
-        let split = data.split(0.25);
+        let split = data.split(&HoldoutSalt::public(), 0.25);
         Self { folder, data, backbone, run: manifest, split }
     }
 
@@ -285,7 +285,7 @@ fn a_segmentations_tokens_are_kept_too() {
         let input = InputSpec::plain(16, 1, 0.5, 0.5);
         let source = DataSource::detect(folder.path()).unwrap();
         site.data = Dataset::open(&source, &task, &input).unwrap();
-        site.split = site.data.split(0.25);
+        site.split = site.data.split(&HoldoutSalt::public(), 0.25);
         let expected = site.train(None);
         let cache = site.cache(Precision::F32);
         for filled in [false, true] {

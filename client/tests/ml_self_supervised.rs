@@ -13,7 +13,7 @@ use ndarray::{Array2, Array3};
 use ndarray_npy::NpzWriter;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
-use tributary_client::data::{DataSource, Dataset, InputSpec, Split};
+use tributary_client::data::{DataSource, Dataset, HoldoutSalt, InputSpec, Split};
 use tributary_client::model::{Backbone, Compute, Values, random_backbone};
 use tributary_client::trainer::{
     Control, LocalTraining, Pretraining, Probed, linear_probe, pretrain, train,
@@ -101,7 +101,7 @@ fn pretrained_features_beat_untrained_ones() {
     let folder = tempfile::tempdir().unwrap();
     let data = stripes(folder.path(), 192, 1);
     let labelled = stripes(folder.path(), 400, 2);
-    let split = labelled.split(0.75);
+    let split = labelled.split(&HoldoutSalt::public(), 0.75);
     for objective in objectives() {
         let plan = Pretraining {
             architecture: architecture(),
@@ -152,7 +152,7 @@ fn federate(run: &RunManifest, backbone: &Backbone, sites: &[Dataset]) -> (Value
                     manifest: run,
                     base: &global,
                     dataset,
-                    split: &dataset.split(0.25),
+                    split: &dataset.split(&HoldoutSalt::public(), 0.25),
                     round,
                     site: &format!("site-{number}"),
                     compute: &Compute::cpu(),
@@ -179,7 +179,7 @@ fn adapters_learn_without_labels_over_rounds() {
     let backbone = random_backbone(&architecture(), 3);
     let sites = [stripes(folder.path(), 128, 4), stripes(folder.path(), 128, 5)];
     let labelled = stripes(folder.path(), 400, 6);
-    let split = labelled.split(0.75);
+    let split = labelled.split(&HoldoutSalt::public(), 0.75);
     let frozen = probe(Probed { backbone: &backbone, adapter: None }, &labelled, &split);
     let lora = "kind = \"lora\"\nrank = 8\nalpha = 16.0\ntargets = [\"q\", \"k\", \"v\", \"proj\", \"fc1\", \"fc2\"]";
     for objective in objectives() {

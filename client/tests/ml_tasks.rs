@@ -11,7 +11,7 @@ use image::GrayImage;
 use ml_support::{architecture, backbone, dataset, initial, manifest, moved, unit};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use tributary_client::data::{DataSource, Dataset, InputSpec, Label, Split};
+use tributary_client::data::{DataSource, Dataset, HoldoutSalt, InputSpec, Label, Split};
 use tributary_client::model::{Backbone, Compute, Values};
 use tributary_client::trainer::{
     Control, Evaluation, Inference, LocalTraining, LocalUpdate, TrainError, train, trainable,
@@ -54,7 +54,7 @@ impl Site {
     }
 
     fn train(&self, data: &Dataset, base: &Values) -> Result<LocalUpdate, TrainError> {
-        self.train_on(data, base, &data.split(0.25))
+        self.train_on(data, base, &data.split(&HoldoutSalt::public(), 0.25))
     }
 
     fn train_on(
@@ -110,7 +110,7 @@ impl Site {
     /// The adapter before and after one round, and what the held-out cases say of each.
     fn round(&self, data: &Dataset) -> ([Values; 2], [Evaluation; 2]) {
         let base = initial(&self.run);
-        let split = data.split(0.25);
+        let split = data.split(&HoldoutSalt::public(), 0.25);
         let update = self.train(data, &base).unwrap();
         assert_eq!(update.cases, trainable(&self.run, data, &split.train).unwrap());
         let moved = update.values.iter().zip(&base).filter(|(a, b)| a != b).count();
@@ -282,7 +282,7 @@ fn bags_are_learned_from_the_few_images_that_matter() {
     assert_eq!(trainable(&site.run, &data, &(0..data.len()).collect::<Vec<_>>()).unwrap(), 60);
     let (values, [before, after]) = site.round(&data);
     assert!(after.auroc > Some(0.9), "{:?} {:?}", before.auroc, after.auroc);
-    let held = data.split(0.25).holdout;
+    let held = data.split(&HoldoutSalt::public(), 0.25).holdout;
     assert_eq!(after.cases, held.len() as u64 / 6);
     // Two of six would have a third if the attention did not tell them apart.
     let squares = |values: Values| -> f32 {
@@ -471,14 +471,20 @@ fn an_early_stop_sends_the_best_epoch() {
         let site =
             Site { run, folder: tempfile::tempdir().unwrap(), backbone: site.backbone.clone() };
         let update = site.train(&data, &base).unwrap();
-        let loss = site.evaluate(&data, &update.values, &data.split(0.25).holdout).loss.unwrap();
+        let loss = site
+            .evaluate(&data, &update.values, &data.split(&HoldoutSalt::public(), 0.25).holdout)
+            .loss
+            .unwrap();
         (update.metrics.steps, loss)
     };
     // The second has patience for every epoch there is.
     let (soon, patient) = (stopped(1), stopped(40));
     assert!(soon.0 < all.metrics.steps, "{soon:?} {}", all.metrics.steps);
     assert!(soon.0 <= patient.0 && patient.1 <= soon.1, "{soon:?} {patient:?}");
-    let last = site.evaluate(&data, &all.values, &data.split(0.25).holdout).loss.unwrap();
+    let last = site
+        .evaluate(&data, &all.values, &data.split(&HoldoutSalt::public(), 0.25).holdout)
+        .loss
+        .unwrap();
     assert!(patient.1 <= last, "the best epoch is no worse than the last: {patient:?} {last}");
 }
 

@@ -7,7 +7,7 @@ mod ml_support;
 use std::cell::Cell;
 
 use ml_support::{architecture, backbone, dataset, initial, manifest, moved};
-use tributary_client::data::Split;
+use tributary_client::data::{HoldoutSalt, Split};
 use tributary_client::model::{AdaptedVit, Backbone, Compute, Values};
 use tributary_client::trainer::{
     Control, Inference, LocalTraining, LocalUpdate, Phase, Pretraining, TrainError, pretrain, train,
@@ -229,7 +229,7 @@ impl Site {
         let data = dataset(folder.path(), 80, 3);
         let backbone = backbone(&architecture());
         let run = manifest(&backbone, rank);
-        let (base, split) = (initial(&run), data.split(0.25));
+        let (base, split) = (initial(&run), data.split(&HoldoutSalt::public(), 0.25));
         Self { _folder: folder, data, backbone, run, base, split }
     }
 

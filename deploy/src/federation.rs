@@ -6,6 +6,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tributary_client::data::HoldoutSalt;
+use tributary_client::site::salt;
+
 use crate::binaries::Binaries;
 use crate::command::{self, Failed, Outcome};
 use crate::events::Follow;
@@ -207,6 +210,9 @@ impl Federation {
         let site = Site { name: name.to_owned(), directory, process: None };
         write(&site.config(), &site_toml(options))?;
         write(&site.policy(), POLICY)?;
+        // The same patients are held out each time, and by commands without a site's directory.
+        let salt = salt::salt_of(&site.directory);
+        salt::write(&salt, &HoldoutSalt::public()).map_err(|e| Failed::file(&salt, &e))?;
         self.sites.push(site);
         Ok(self.sites.len() - 1)
     }
@@ -327,6 +333,8 @@ backbones = \"any\"
 strategies = [\"fedavg\"]
 allow_rehearsal = true
 cohort_min = 1
+cases_min = 1
+holdout_cases_min = 1
 epochs_max = 10000
 adapter_bytes_max = 4_294_967_296
 delta_norm_max = 1e12

@@ -9,6 +9,11 @@ use crate::task::Task;
 /// The words with which a site says that its loss or gradient left the finite numbers.
 pub const DIVERGED: &str = "training diverged";
 
+/// Steps of the share that is held out, from 0 to 1.
+const HOLDOUT_STEPS: f64 = 20.0;
+/// Largest share that leaves somebody to train on.
+const HOLDOUT_MAX: f64 = 0.9;
+
 /// How a site trains in one round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,7 +33,9 @@ pub struct Training {
     /// Global gradient norm above which gradients are scaled down; 0 switches it off.
     #[serde(default)]
     pub gradient_clip: f64,
-    /// Share of patients held out for evaluation, by salted hash of the patient id.
+    /// Share of patients held out for evaluation, by a hash of the patient id that each site salts
+    /// with a secret of its own: a multiple of 0.05 up to 0.9, or 1 for a manifest that sites only
+    /// evaluate by.
     pub holdout: f64,
     /// Seed of initial weights, shuffles and dropout; a site mixes in its name and the round.
     pub seed: u64,
@@ -113,7 +120,6 @@ impl Training {
             ("training.learning_rate", self.learning_rate, 1e-12, 100.0),
             ("training.weight_decay", self.weight_decay, 0.0, 10.0),
             ("training.gradient_clip", self.gradient_clip, 0.0, 1e9),
-            ("training.holdout", self.holdout, 0.0, 0.9),
             ("training.micro_batch", self.micro_batch.unwrap_or(1) as f64, 1.0, 65_536.0),
             ("training.label_smoothing", self.label_smoothing, 0.0, 0.9),
         ];
@@ -122,11 +128,26 @@ impl Training {
                 format!("{value} is not between {low} and {high}")
             });
         }
+        self.check_holdout(found);
         self.check_labels(task, found);
         self.check_early_stop(task, found);
         if let Some(augment) = &self.augment {
             augment.check(found);
         }
+    }
+
+    /// True when every patient is held out: sites can evaluate by such a manifest and train nothing.
+    pub fn only_evaluates(&self) -> bool {
+        self.holdout == 1.0
+    }
+
+    /// Two shares that differ by a hair would tell by their counts on which side one patient is.
+    fn check_holdout(&self, found: &mut Problems) {
+        let step = (self.holdout * HOLDOUT_STEPS).round() / HOLDOUT_STEPS;
+        let allowed = (0.0..=HOLDOUT_MAX).contains(&self.holdout) || self.only_evaluates();
+        found.require(allowed && self.holdout == step, "training.holdout", || {
+            format!("{} is neither a multiple of 0.05 from 0 to 0.9 nor 1", self.holdout)
+        });
     }
 
     fn check_early_stop(&self, task: &Task, found: &mut Problems) {
@@ -184,6 +205,49 @@ impl Training {
                     )
                 });
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(holdout: f64) -> Vec<String> {
+        let training = Training {
+            epochs: 1,
+            batch_size: 1,
+            learning_rate: 0.1,
+            weight_decay: 0.0,
+            warmup_steps: 0,
+            gradient_clip: 0.0,
+            holdout,
+            seed: 1,
+            micro_batch: None,
+            class_weights: None,
+            label_smoothing: 0.0,
+            early_stop: None,
+            augment: None,
+            precision: Precision::F32,
+        };
+        let task = Task::Binary { classes: vec!["no".to_owned(), "yes".to_owned()] };
+        let mut found = Problems::default();
+        training.check(&task, &mut found);
+        found.lines()
+    }
+
+    /// A5: two runs whose shares differ by the last bit told by their counts whether one patient is
+    /// at a site. Failed before: every share from 0 to 0.9 was taken.
+    #[test]
+    fn the_held_out_share_comes_in_steps() {
+        for step in 0..=18 {
+            assert_eq!(problems(f64::from(step) / 20.0), Vec::<String>::new(), "{step}");
+        }
+        assert_eq!(problems(1.0), Vec::<String>::new());
+        for share in [0.25f64.next_up(), 0.25f64.next_down(), 0.33, 0.95, 1.05, -0.05, f64::NAN] {
+            let found = problems(share);
+            assert_eq!(found.len(), 1, "{share}: {found:?}");
+            assert!(found[0].starts_with("training.holdout: "), "{found:?}");
         }
     }
 }

@@ -20,9 +20,9 @@ use self::local::train_head_alone;
 use super::Format;
 use crate::config::reading::Reading;
 use crate::config::site::SiteConfig;
-use crate::data::{DataError, DataSource, Dataset, InputSpec};
+use crate::data::{DataError, DataSource, Dataset, HoldoutSalt, InputSpec, Split};
 use crate::model::{Backbone, set_threads};
-use crate::site::source;
+use crate::site::{salt, source};
 
 /// Commands that compute at this site alone.
 #[derive(Debug, clap::Subcommand)]
@@ -171,6 +171,10 @@ struct Images {
     /// patches, slides [default: the usual way]
     #[arg(long, value_name = "site.toml")]
     config: Option<PathBuf>,
+    /// The salt by which patients are held out [default: that of the site of --config, else one that
+    /// all programs know]
+    #[arg(long, value_name = "FILE")]
+    holdout_salt: Option<PathBuf>,
 }
 
 /// Refusals that are named; the others are counted.
@@ -181,6 +185,28 @@ impl Images {
     fn site(&self) -> Result<Option<SiteConfig>, Failure> {
         let environment: Vec<_> = std::env::vars().collect();
         self.config.as_deref().map(|file| SiteConfig::read(file, &environment)).transpose()
+    }
+
+    /// The salt that divides the patients; none when all programs know it.
+    fn secret_salt(&self) -> Result<Option<HoldoutSalt>, Failure> {
+        if let Some(file) = &self.holdout_salt {
+            let missing = || {
+                Failure::invalid("holdout_salt", format!("{}: no such file", file.display()))
+                    .hint("it lies in a site's directory, beside identity/")
+            };
+            return salt::read(file)?.ok_or_else(missing).map(Some);
+        }
+        match self.site()? {
+            Some(site) => salt::read(&salt::salt_of(&site.directory)),
+            None => Ok(None),
+        }
+    }
+
+    /// Which cases of `dataset` a run trains on and which it holds out, at the site of `--config` as
+    /// the site's rounds have it.
+    fn split(&self, dataset: &Dataset, holdout: f64) -> Result<Split, Failure> {
+        let salt = self.secret_salt()?.unwrap_or_else(HoldoutSalt::public);
+        Ok(dataset.split(&salt, holdout))
     }
 
     /// The images as one data set, labelled for the run's task, as a site of the run reads them.

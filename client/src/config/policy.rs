@@ -29,6 +29,10 @@ struct PolicyFile {
     tasks: Option<Vec<String>>,
     #[serde(default = "cohort_min")]
     cohort_min: u32,
+    #[serde(default = "cases_min")]
+    cases_min: u64,
+    #[serde(default = "cases_min")]
+    holdout_cases_min: u64,
     #[serde(default = "rounds_max")]
     rounds_max: u32,
     #[serde(default = "epochs_max")]
@@ -57,6 +61,11 @@ enum BackbonesText {
 
 fn cohort_min() -> u32 {
     2
+}
+
+/// The usual smallest count that a hospital tells.
+fn cases_min() -> u64 {
+    10
 }
 
 fn rounds_max() -> u32 {
@@ -115,6 +124,11 @@ pub struct Policy {
     pub tasks: Option<BTreeSet<String>>,
     /// Fewest sites in a cohort: in a small one, an aggregate says much of each site.
     pub cohort_min: u32,
+    /// Fewest training cases behind a delta, bags where a run learns from bags.
+    pub cases_min: u64,
+    /// Fewest held-out cases of which a number is told, and fewest training cases in a mean loss
+    /// that is told while a round is trained.
+    pub holdout_cases_min: u64,
     /// Most rounds of one run.
     pub rounds_max: u32,
     /// Most passes over the local cases per round.
@@ -208,6 +222,8 @@ impl Policy {
             tasks: kinds("tasks", written.tasks, &Task::KINDS)?,
             strategies: written.strategies.into_iter().collect(),
             cohort_min: written.cohort_min,
+            cases_min: written.cases_min,
+            holdout_cases_min: written.holdout_cases_min,
             rounds_max: written.rounds_max,
             epochs_max: written.epochs_max,
             checks_per_day: written.checks_per_day,

@@ -284,6 +284,11 @@ impl Counted {
             let what = "grey and colour pictures are mixed; the rarer kind";
             self.oddities.insert(what, Oddity { cases, examples: Vec::new() });
         }
+        if self.cases.len() > 1 && patients(&self.cases, |_| true) == 1 {
+            let what = "all have one patient id, so that no patient can be held out";
+            let id = self.cases[0].patient.clone();
+            self.oddities.insert(what, Oddity { cases: self.cases.len(), examples: vec![id] });
+        }
         let groups = self.same.values().filter(|same| same.len() > 1);
         let duplicates: Vec<Duplicate> = groups.map(|same| self.duplicate(same)).collect();
         let pixels = self.levels.iter().sum::<u64>().max(1) as f64;

@@ -41,7 +41,7 @@ pub use problem::{At, DataError, ImageProblem, ManifestProblem, NpzProblem, RowP
 pub use report::Report;
 pub use slide::SlideProblem;
 pub use source::{DataSource, task_of};
-pub use split::Split;
+pub use split::{HoldoutSalt, Split};
 pub use volume::VolumeProblem;
 
 use std::collections::HashMap;
@@ -379,9 +379,27 @@ impl Dataset {
     }
 
     /// Divides the cases by patient: `holdout` is the share of patients held out. The side is a
-    /// function of the patient's id alone, so it never depends on order or on other patients.
-    pub fn split(&self, holdout: f64) -> Split {
-        split::by_patient(self.cases.iter().map(|case| case.patient.as_str()), holdout)
+    /// function of salt and patient id alone, so it never depends on order or on other patients.
+    pub fn split(&self, salt: &HoldoutSalt, holdout: f64) -> Split {
+        split::by_patient(self.cases.iter().map(|case| case.patient.as_str()), salt, holdout)
+    }
+
+    /// The one patient id that several cases share when there is no other, as exports have it that
+    /// write the same id everywhere.
+    pub fn only_patient(&self) -> Option<&str> {
+        let mut patients = self.cases.iter().map(|case| case.patient.as_str());
+        let first = patients.next()?;
+        (self.len() > 1 && patients.all(|patient| patient == first)).then_some(first)
+    }
+
+    /// An error when patients are to be held out and all cases have one patient id.
+    pub fn check_patients(&self, holdout: f64) -> Result<(), DataError> {
+        match self.only_patient() {
+            Some(patient) if holdout > 0.0 => {
+                Err(DataError::OnePatient { cases: self.len(), patient: patient.to_owned() })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }
 

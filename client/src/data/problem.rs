@@ -186,6 +186,16 @@ pub enum DataError {
     /// Pooling datasets that were prepared for different backbones.
     #[error("datasets prepared for different inputs cannot be pooled")]
     InputsDiffer,
+    /// Nobody can be held out.
+    #[error(
+        "all {cases} cases have one patient id, `{patient}`, so that no patient can be held out; give each patient an id of its own in the manifest's column `patient`, or train with holdout = 0"
+    )]
+    OnePatient {
+        /// How many cases.
+        cases: usize,
+        /// The id.
+        patient: String,
+    },
     /// Pooling nothing.
     #[error("there is no dataset to pool")]
     NothingToConcat,
@@ -550,6 +560,7 @@ impl DataError {
             Self::Slide { .. } => "bad_slide",
             Self::TooManyRefused { .. } => "too_many_refused",
             Self::TooManyFiles { .. } => "too_many_files",
+            Self::OnePatient { .. } => "one_patient",
             Self::Contract { .. } => "contract",
             Self::Npz { .. } | Self::TaskOfNpz { .. } | Self::VolumesOfNpz { .. } => "bad_npz",
             Self::Bag { .. } => "bad_bag",

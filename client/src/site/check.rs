@@ -84,10 +84,11 @@ impl Site {
         manifest: &RunManifest,
         cohort_size: u32,
     ) -> Result<Vec<CheckWarning>, Unfit> {
-        self.judge_policy(manifest, cohort_size)
+        let policy = self
+            .judge_policy(manifest, cohort_size)
             .await
             .map_err(|refusal| Unfit { refusal, about: CheckAnswer::Policy })?;
-        let work = self.judge_data(manifest).await?;
+        let work = self.judge_data(manifest, &policy).await?;
         let rising = trainer::warmup_outlasts(manifest, work.cases());
         Ok(rising.then_some(CheckWarning::WarmupTooLong).into_iter().collect())
     }

@@ -76,11 +76,12 @@ impl Site {
         manifest: &RunManifest,
         cohort_size: u32,
     ) -> Result<Option<Refusal>, Halt> {
-        if let Err(refusal) = self.judge_policy(manifest, cohort_size).await {
-            return Ok(Some(refusal));
-        }
+        let policy = match self.judge_policy(manifest, cohort_size).await {
+            Ok(policy) => policy,
+            Err(refusal) => return Ok(Some(refusal)),
+        };
         let _lease = self.lives(manifest)?;
-        Ok(self.judge_data(manifest).await.err().map(|no| no.refusal))
+        Ok(self.judge_data(manifest, &policy).await.err().map(|no| no.refusal))
     }
 
     /// Begins heartbeats while the images of `manifest` are read for a question.

@@ -55,18 +55,23 @@ impl Site {
     }
 
     /// Everything that the work of `manifest` needs, or why the site has not got it.
-    pub(super) async fn judge_data(&mut self, manifest: &RunManifest) -> Result<Arc<Work>, Unfit> {
+    pub(super) async fn judge_data(
+        &mut self,
+        manifest: &RunManifest,
+        policy: &Policy,
+    ) -> Result<Arc<Work>, Unfit> {
         let work = self.prepare(manifest).await.map_err(|failure| {
             tracing::error!("{}", failure.detail);
             Unfit { refusal: failure.refusal(), about: failure.about }
         })?;
-        let (cases, cases_max) = (work.cases(), manifest.limits.cases_max);
-        if cases == 0 || cases > cases_max {
-            let reason = format!("{cases} training cases; the run takes 1 to {cases_max}");
-            let refusal = Refusal::SiteFailed { reason, class: RefusalClass::UntilChanged };
-            return Err(Unfit { refusal, about: CheckAnswer::Cases });
+        // No count is told before the terms are agreed to.
+        match work.unfit_cases(policy.cases_min, manifest.limits.cases_max) {
+            None => Ok(work),
+            Some(reason) => {
+                let refusal = Refusal::SiteFailed { reason, class: RefusalClass::UntilChanged };
+                Err(Unfit { refusal, about: CheckAnswer::Cases })
+            }
         }
-        Ok(work)
     }
 
     /// Images and backbone are read once a run, not once a round; again when they were taken away
@@ -80,8 +85,8 @@ impl Site {
             return Ok(Arc::clone(work));
         }
         self.prepared = None;
-        let (config, manifest) = (self.config.clone(), manifest.clone());
-        let reading = tokio::task::spawn_blocking(move || Work::prepare(&config, &manifest));
+        let (config, salt, manifest) = (self.config.clone(), self.salt.clone(), manifest.clone());
+        let reading = tokio::task::spawn_blocking(move || Work::prepare(&config, &salt, &manifest));
         let work = reading.await.unwrap_or_else(|_| {
             let detail = "reading the data panicked; this is a bug, its message stands above";
             Err(WorkFailure::new("a bug of the client; see its log", detail))

@@ -9,6 +9,7 @@ use tokio::time::MissedTickBehavior;
 use tributary_proto::v1;
 
 use super::activity::{Activity, RoundId};
+use super::disclosure;
 use crate::transport::Coordinator;
 
 /// Slowest and fastest beat.
@@ -68,14 +69,14 @@ fn beat(lease: Duration) -> Duration {
 }
 
 fn request(id: &RoundId, activity: &Activity) -> v1::HeartbeatRequest {
+    let (step, steps) = disclosure::progress(activity);
     v1::HeartbeatRequest {
         run: id.run.to_string(),
         round: id.round,
         phase: activity.phase.as_str().to_owned(),
-        step: activity.step,
-        steps: activity.steps,
+        step,
+        steps,
         eta_s: activity.eta_s.max(0.0) as u64,
-        loss: activity.loss.filter(|loss| loss.is_finite()).unwrap_or(0.0),
     }
 }
 

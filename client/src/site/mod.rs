@@ -10,6 +10,7 @@ pub mod addresses;
 mod check;
 mod deliver;
 pub mod directory;
+mod disclosure;
 mod inquiry;
 mod judge;
 mod lease;
@@ -17,6 +18,7 @@ mod outbox;
 pub mod progress;
 pub mod recovery;
 mod round;
+pub mod salt;
 pub mod status;
 mod terms;
 pub mod trouble;
@@ -48,6 +50,7 @@ use self::witness::{Keeper, Unfollowed};
 use self::work::Work;
 use crate::clock;
 use crate::config::site::SiteConfig;
+use crate::data::HoldoutSalt;
 use crate::ledger::{Entry, Event, Ledger, LedgerError, Standing};
 use crate::transport::{Backoff, CERTIFICATE_NOT_ACCEPTED, CallError, Coordinator};
 
@@ -122,6 +125,7 @@ struct Site {
     identity: Identity,
     name: SiteName,
     directory: SiteDirectory,
+    salt: HoldoutSalt,
     ledger: Ledger,
     keeper: Keeper,
     outbox: Outbox,
@@ -160,6 +164,7 @@ impl Site {
             return Err(Failure::invalid("identity", message));
         }
         let directory = SiteDirectory::open(&config.directory, LOCK_PATIENCE)?;
+        let salt = salt::read_or_make(&config.directory)?;
         let damaged = |e: LedgerError| Failure::invalid("ledger", chain(&e));
         let ledger = Ledger::open(&directory.ledger()).map_err(damaged)?;
         if ledger.torn_bytes() > 0 {
@@ -191,6 +196,7 @@ impl Site {
             passing: None,
             clock: None,
             directory,
+            salt,
             ledger,
             keeper,
             outbox,

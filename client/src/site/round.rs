@@ -86,7 +86,7 @@ impl Site {
         let policy = self.judge_policy(&asked.manifest, asked.terms.cohort_size).await?;
         let checked = tokio::task::block_in_place(|| asked.check_initial());
         checked.map_err(|e| reason_failed(e.to_string()))?;
-        let work = self.judge_data(&asked.manifest).await.map_err(|no| no.refusal)?;
+        let work = self.judge_data(&asked.manifest, &policy).await.map_err(|no| no.refusal)?;
         Ok((policy, work))
     }
 
@@ -100,9 +100,8 @@ impl Site {
     ) -> Result<(), Halt> {
         let (terms, cases) = (asked.terms.clone(), work.cases());
         self.agree(id, &asked, cases).await?;
-        let norm_max = policy.delta_norm_max.min(asked.manifest.limits.delta_norm_max);
         let prepared = Arc::clone(&work);
-        match self.make_delta(asked, work, norm_max, &mut lease).await? {
+        match self.make_delta(asked, work, policy, &mut lease).await? {
             Ok(finished) => {
                 let Finished { checked, bytes, metrics } = finished;
                 let base = terms.base;
@@ -156,7 +155,7 @@ impl Site {
         &self,
         asked: Asked,
         work: Arc<Work>,
-        norm_max: f64,
+        policy: &Policy,
         lease: &mut Lease,
     ) -> Result<Result<Finished, NoDelta>, Halt> {
         let base = tokio::select! {
@@ -168,7 +167,10 @@ impl Site {
         };
         self.activity.send_modify(|a| a.enter(Phase::Training, 0));
         let site = self.name.clone();
-        let job = Job { work, asked, site, base, outbox: self.outbox.clone(), norm_max };
+        let norm_max = policy.delta_norm_max.min(asked.manifest.limits.delta_norm_max);
+        let holdout_cases_min = policy.holdout_cases_min;
+        let outbox = self.outbox.clone();
+        let job = Job { work, asked, site, base, outbox, norm_max, holdout_cases_min };
         let mut running = Running::begin(job, self.activity.clone())
             .map_err(|e| Halt::disk("starting the training thread", &e))?;
         let ended = tokio::select! {

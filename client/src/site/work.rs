@@ -15,11 +15,12 @@ use tributary_shared::terms::SiteMetrics;
 
 use super::activity::{Activity, Phase};
 use super::adapters::{self, FetchError};
+use super::disclosure;
 use super::outbox::{BLOCK_VALUES, DeltaError, DeltaWriter, Outbox};
 use super::terms::Asked;
 use crate::config::cache::CacheConfig;
 use crate::config::site::{DataPlace, DeviceKind, Rehearsal, SiteConfig};
-use crate::data::{DataError, DataSource, Dataset, InputSpec, Split};
+use crate::data::{DataError, DataSource, Dataset, HoldoutSalt, InputSpec, Split};
 use crate::model::{Backbone, BackboneError, Compute};
 use crate::trainer::{self, Control, LocalTraining, PrefixCache, Progress, TrainError};
 
@@ -87,6 +88,7 @@ impl Work {
     /// Reads what `manifest` asks for. Blocks for as long as reading all images takes.
     pub(super) fn prepare(
         config: &SiteConfig,
+        salt: &HoldoutSalt,
         manifest: &RunManifest,
     ) -> Result<Self, WorkFailure> {
         if let Task::Rehearsal { payload_bytes } = manifest.task {
@@ -113,6 +115,7 @@ impl Work {
             failure.of_class(RefusalClass::UntilChanged).about(CheckAnswer::Data)
         })?;
         let input = InputSpec::of(asked);
+        let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
         let dataset = source(place)
             .and_then(|source| {
                 let reading = place.reading.clone().under(manifest.data.as_ref());
@@ -121,14 +124,17 @@ impl Work {
             .and_then(|dataset| {
                 let contract = manifest.data.as_ref();
                 contract.map_or(Ok(()), |c| dataset.check_contract(c, &manifest.task))?;
+                dataset.check_patients(holdout)?;
                 Ok(dataset)
             })
             .map_err(|e| data_failure(&e))?;
         for line in dataset.report().lines() {
             tracing::warn!("not trained on: {line}");
         }
-        let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
-        let split = dataset.split(holdout);
+        if let Some(patient) = dataset.only_patient() {
+            tracing::warn!("all cases have one patient id, `{patient}`; nobody is held out");
+        }
+        let split = dataset.split(salt, holdout);
         let cases = trainer::trainable(manifest, &dataset, &split.train)
             .map_err(|e| training_failure(&e).of_class(RefusalClass::UntilChanged))
             .map_err(|failure| failure.about(CheckAnswer::Data))?;
@@ -150,6 +156,15 @@ impl Work {
         }
     }
 
+    /// A reason why a run that takes at most `most` cases is not for this site, which trains on no
+    /// fewer than `least`. It tells no count of the site. Cases of a rehearsal are made up.
+    pub(super) fn unfit_cases(&self, least: u64, most: u64) -> Option<String> {
+        match self {
+            Self::Training(training) => unfit(training.cases, least.max(1), most),
+            Self::Rehearsal(rehearsal) => unfit(rehearsal.cases, 0, most),
+        }
+    }
+
     /// Training cases behind a delta.
     pub(super) fn cases(&self) -> u64 {
         match self {
@@ -157,6 +172,14 @@ impl Work {
             Self::Rehearsal(rehearsal) => rehearsal.cases,
         }
     }
+}
+
+fn unfit(cases: u64, least: u64, most: u64) -> Option<String> {
+    if cases < least {
+        return Some(format!("fewer training cases than the site's cases_min = {least}"));
+    }
+    let above = || format!("more training cases than the run's limits.cases_max = {most}");
+    (cases > most).then(above)
 }
 
 /// A site whose cache cannot be used takes part all the same, and says why it is slow.
@@ -201,6 +224,8 @@ pub(super) struct Job {
     pub(super) outbox: Outbox,
     /// Largest norm that may leave.
     pub(super) norm_max: f64,
+    /// Fewest held-out cases of which a number may leave.
+    pub(super) holdout_cases_min: u64,
 }
 
 /// A delta in the outbox.
@@ -351,6 +376,7 @@ impl Job {
     fn finish(&self, writer: DeltaWriter, metrics: SiteMetrics) -> Result<Finished, Unfinished> {
         let bytes = writer.written_bytes();
         let checked = writer.finish(self.norm_max).map_err(delta_unfinished)?;
+        let metrics = disclosure::metrics(metrics, self.holdout_cases_min);
         Ok(Finished { checked, bytes, metrics })
     }
 }
@@ -432,6 +458,7 @@ fn data_class(error: &DataError) -> RefusalClass {
         | DataError::TooManyFiles { .. }
         | DataError::Contract { .. }
         | DataError::Npz { .. }
+        | DataError::OnePatient { .. }
         | DataError::TooLargeToKeep { .. }
         | DataError::Rehearsal
         | DataError::TaskOfNpz { .. }
@@ -523,6 +550,19 @@ mod tests {
             assert_eq!(values.iter().sum::<f32>(), 0.25, "{at}");
             assert_eq!(values.len() as u64, elements);
         }
+    }
+
+    /// A5. Failed before: the number of cases was told with the refusal.
+    #[test]
+    fn a_number_of_cases_that_does_not_fit_is_not_told() {
+        assert_eq!(unfit(10, 10, 12), None);
+        let reasons = [unfit(9, 10, 12), unfit(1, 10, 12)];
+        assert_eq!(reasons[0], reasons[1]);
+        assert!(reasons[0].as_deref().is_some_and(|reason| reason.contains("cases_min = 10")));
+        assert_eq!(unfit(13, 10, 12), unfit(4711, 10, 12));
+        let nobody = DataError::OnePatient { cases: 17, patient: "ANONYMOUS".to_owned() };
+        let failure = data_failure(&nobody);
+        assert!(!failure.told.contains("17") && !failure.told.contains("ANON"), "{}", failure.told);
     }
 
     #[test]

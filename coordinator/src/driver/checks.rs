@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tributary_proto::channel::{Member, Role};
 use tributary_shared::check::{CheckAnswer, CheckWarning, SiteCheck};
-use tributary_shared::manifest::{PAYLOAD_BYTES_LARGE, RunManifest};
+use tributary_shared::manifest::{PAYLOAD_BYTES_LARGE, RunManifest, Training};
 use tributary_shared::name::SiteName;
 use tributary_shared::problems::Problems;
 use tributary_shared::refusal::Refusal;
@@ -303,6 +303,11 @@ fn cohort<'r>(
 
 /// Adds the coordinator's findings against the run's cohort and quorum.
 fn judge(manifest: &RunManifest, roster: &Roster, report: &mut Report) {
+    if manifest.training.as_ref().is_some_and(Training::only_evaluates) {
+        let mend = "1 holds every patient out and trains nothing; give it to `tributary-client \
+                    evaluate`, or write 0 to 0.9";
+        report.problems.add("training.holdout", mend);
+    }
     for site in manifest.cohort.iter().flat_map(|cohort| &cohort.sites) {
         match roster.get(site) {
             None => report.problems.add("cohort.sites", unknown(site, roster)),

@@ -21,8 +21,6 @@ pub struct Progress {
     pub steps: u64,
     /// Seconds left, as the site reckons.
     pub eta_s: u64,
-    /// Training loss.
-    pub loss: f64,
 }
 
 /// One site's lease.

@@ -245,7 +245,6 @@ impl Site for SiteService {
             step: request.step,
             steps: request.steps,
             eta_s: request.eta_s,
-            loss: request.loss,
         };
         let beat = self.0.driver.heartbeat(&site, &run, request.round, progress).await;
         let stop_reason = match beat {

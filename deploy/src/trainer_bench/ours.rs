@@ -6,7 +6,7 @@ use std::time::Instant;
 use tributary_client::config::cache::Precision;
 use tributary_client::config::reading::Reading;
 use tributary_client::data::synth::{Modality, SynthSpec};
-use tributary_client::data::{DataSource, Dataset, InputSpec, synth};
+use tributary_client::data::{DataSource, Dataset, HoldoutSalt, InputSpec, synth};
 use tributary_client::model::{Backbone, Compute, Values, random_backbone, set_threads};
 use tributary_client::trainer::{
     Control, Inference, LocalTraining, Phase, PrefixCache, Progress, TrainError, train,
@@ -72,7 +72,7 @@ impl Bench {
     ) -> Result<Measured, Failed> {
         let kept = PrefixCache::open(&folder.join("cache"), CACHE_BYTES_MAX, Precision::F32)
             .map_err(|e| Failed::io("the bench's cache", &e))?;
-        let train = self.dataset.split(HOLDOUT).train.len();
+        let train = self.dataset.split(&HoldoutSalt::public(), HOLDOUT).train.len();
         let warmup = match work.last_blocks() {
             // The first epoch fills the cache.
             Some(_) => train.div_ceil(options.batch.into()) + 1,
@@ -104,7 +104,7 @@ impl Bench {
             manifest: &self.manifest,
             base: &self.base,
             dataset: &self.dataset,
-            split: &self.dataset.split(HOLDOUT),
+            split: &self.dataset.split(&HoldoutSalt::public(), HOLDOUT),
             round: 1,
             site: "bench",
             compute,

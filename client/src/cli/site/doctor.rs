@@ -263,6 +263,14 @@ fn data(config: &SiteConfig) -> Found {
             Failure::invalid("data", chain(&e))
                 .hint("`tributary-client data inspect` lists everything that would be refused")
         })?;
+    if let Some(patient) = dataset.only_patient() {
+        let (path, cases) = (place.path.display(), dataset.len());
+        let message = format!("{path}: all {cases} images have one patient id, `{patient}`");
+        return Err(Failure::invalid("data", message).hint(
+            "give each patient an id of its own in the manifest's column `patient`: runs that hold \
+             patients out are declined",
+        ));
+    }
     let patients: std::collections::BTreeSet<_> =
         dataset.cases().iter().map(|case| &case.patient).collect();
     let (path, cases) = (place.path.display(), dataset.len());

@@ -11,6 +11,7 @@ use tributary_shared::outcome::{Failure, chain};
 use super::runtime;
 use crate::cli::{Format, print};
 use crate::site::directory::identity_of;
+use crate::site::salt;
 
 /// The commented samples, as they lie in the repository and are parsed in tests.
 const SITE: &str = include_str!("../../../../deploy/site.toml");
@@ -54,6 +55,7 @@ pub(super) fn run(args: &EnrollArgs, format: Format) -> Result<(), Failure> {
     let options = EnrollOptions { renew: args.renew, connect };
     let folder = identity_of(&args.directory);
     let identity = runtime()?.block_on(enroll(&kit, &folder, &options)).map_err(|e| e.failure())?;
+    salt::read_or_make(&args.directory)?;
     let written = samples(&args.directory)?;
     let enrolled = summary(&identity, &args.directory, written);
     print(format, &enrolled, || {

@@ -27,6 +27,10 @@ enum Side {
     All,
 }
 
+/// Said where the patients are divided otherwise than at a site that took part in a run.
+const PUBLIC_SALT_NOTE: &str = "held out are the cases that `train` holds out; of an adapter that \
+    a federation trained, name the site with --config, or its salt with --holdout-salt";
+
 /// Arguments of `evaluate`.
 #[derive(Debug, clap::Args)]
 pub struct EvaluateArgs {
@@ -55,7 +59,10 @@ pub(super) fn run(args: &EvaluateArgs, format: Format) -> Result<(), Failure> {
     let values = read_adapter(&args.adapted.adapter, &manifest)?;
     let dataset = args.images.of_run(&manifest)?;
     let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
-    let split = dataset.split(holdout);
+    let split = args.images.split(&dataset, holdout)?;
+    if args.images.secret_salt()?.is_none() && args.split != Side::All {
+        aside!("{PUBLIC_SALT_NOTE}");
+    }
     let indices = match args.split {
         Side::Holdout => split.holdout,
         Side::Train => split.train,

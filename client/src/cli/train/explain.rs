@@ -261,7 +261,7 @@ fn chosen(
     }
     if args.cases.is_empty() {
         let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
-        let mut cases = dataset.split(holdout).holdout;
+        let mut cases = args.images.split(dataset, holdout)?.holdout;
         cases.truncate(args.most);
         let none = || {
             let line = "training sees every patient, and no case is named".to_owned();

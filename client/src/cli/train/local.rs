@@ -61,7 +61,9 @@ pub(super) fn run(args: &TrainArgs, format: Format) -> Result<(), Failure> {
     let backbone = args.backbone.of_run(&args.images, &manifest)?;
     let dataset = args.images.of_run(&manifest)?;
     let holdout = manifest.training.as_ref().map_or(0.0, |t| t.holdout);
-    let split = dataset.split(holdout);
+    let holds_out = dataset.check_patients(holdout);
+    holds_out.map_err(|e| Failure::invalid("data", e.to_string()))?;
+    let split = args.images.split(&dataset, holdout)?;
     let cache = args.cache.as_deref().map(open_cache).transpose()?;
     let began = Instant::now();
     let site = Site { backbone: &backbone, dataset: &dataset, split: &split, cache };

@@ -103,7 +103,7 @@ pub(super) fn run(args: &ProbeArgs, format: Format) -> Result<(), Failure> {
     };
     let dataset =
         args.images.open(|source, reading| Dataset::open_as(source, &task, &input, reading))?;
-    let split = dataset.split(args.holdout);
+    let split = args.images.split(&dataset, args.holdout)?;
     let mut display = Display::new();
     let mut of = |probed: Probed<'_>| {
         let mut show = |progress| display.show(progress);
