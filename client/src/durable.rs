@@ -34,12 +34,17 @@ pub fn part_of(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Makes the names in the folder of `path` durable.
-pub fn sync_folder_of(path: &Path) -> io::Result<()> {
-    let folder = match path.parent() {
+/// The folder that `path` lies in.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         Some(_) | None => Path::new("."),
-    };
+    }
+}
+
+/// Makes the names in the folder of `path` durable.
+pub fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = folder_of(path);
     // Windows can't open a folder as a file; a rename there is durable with its volume.
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }

@@ -12,6 +12,7 @@ use tributary_client::cli::site::SiteCommand;
 use tributary_client::cli::train::TrainCommand;
 use tributary_client::cli::{Format, aside, data, site, train};
 use tributary_client::site::progress::Display;
+use tributary_proto::private::keep_to_owner;
 use tributary_shared::outcome::{self, ExitCode, Failure, asks_for_json, error_envelope};
 
 /// Adapts a frozen imaging model together with other hospitals; the images stay here.
@@ -49,6 +50,7 @@ enum LogFormat {
 }
 
 fn main() -> process::ExitCode {
+    keep_to_owner();
     let typed: Vec<OsString> = std::env::args_os().collect();
     let arguments = match Arguments::try_parse_from(&typed) {
         Ok(arguments) => arguments,

@@ -14,6 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tributary_proto::channel::{
     Acceptor, ServerIdentity, certified, server_builder, write_durably,
 };
+use tributary_proto::private;
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
 
@@ -23,9 +24,9 @@ use crate::config::{CoordinatorConfig, Level, Log, LogFormat};
 use crate::driver::{Driver, DriverError};
 use crate::heads::Heads;
 use crate::membership::{
-    Authority, EXPIRY_WARNING, FOUNDER, ServerCertificate, mismatch, server_identity,
+    Authority, EXPIRY_WARNING, FOUNDER, OPERATOR, ServerCertificate, mismatch, server_identity,
 };
-use crate::recovery::{Place, check};
+use crate::recovery::{Place, RECOVERIES, check};
 use crate::round::event::RegistryEvent;
 use crate::round::record::{Event, Stream};
 use crate::rpc::Services;
@@ -36,6 +37,10 @@ use crate::store::{Certificate, CommitError, Store, StoreError};
 const DRAIN: Duration = Duration::from_secs(5);
 /// The file in the directory that says where the coordinator listens now.
 pub(crate) const ADDRESS: &str = "address";
+/// Folders in the directory that hold nothing but what the program wrote.
+const OWN_FOLDERS: [&str; 4] = ["blobs", "spool", OPERATOR, RECOVERIES];
+/// Endings of the files that are one database.
+const DATABASE_FILES: [&str; 4] = ["", "-wal", "-shm", ".lock"];
 
 /// What `serve` says once, when everything is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +61,7 @@ pub async fn serve(
     // First: what the last process kept may be what this one needs to open its database.
     let space = Space::of(&[database_folder(config), &config.directory], config.reserve_bytes);
     let authority = Arc::new(Authority::load(&config.directory).map_err(|e| e.failure())?);
+    tighten(config);
     let signer = Arc::new(authority.log_signer().map_err(|e| e.failure())?);
     let identity = workable_identity(config)?;
     let acceptor =
@@ -77,7 +83,7 @@ pub async fn serve(
     let listening = listening(config, &authority, &listener)?;
     let address_file = config.directory.join(ADDRESS);
     // The file helps people and scripts; a full disk keeps no coordinator from serving.
-    if let Err(error) = write_durably(&address_file, listening.bound.to_string().as_bytes(), 0o644)
+    if let Err(error) = write_durably(&address_file, listening.bound.to_string().as_bytes(), 0o600)
     {
         tracing::error!(%error, "{} cannot be written", address_file.display());
     }
@@ -117,6 +123,27 @@ pub async fn serve(
     }
     // Nobody told us: the driver has seen another coordinator's writes.
     Err(driver_failure(&DriverError::Superseded))
+}
+
+/// Takes from other users of the machine what they could do with the coordinator's files: a hospital's
+/// deltas are among them. A disk that says no to it does not stop the service.
+fn tighten(config: &CoordinatorConfig) {
+    let folder = config.directory.display();
+    let database = DATABASE_FILES.map(|ending| {
+        let mut path = config.database.clone().into_os_string();
+        path.push(ending);
+        private::tighten(Path::new(&path)).is_ok_and(|changed| changed)
+    });
+    let elsewhere = database.iter().filter(|changed| **changed).count();
+    match private::tighten_folder(&config.directory, &OWN_FOLDERS).map(|open| open + elsewhere) {
+        Ok(0) => {}
+        Ok(open) => tracing::warn!(
+            "{folder}: {open} files and folders were open to other users of this machine; now they are not"
+        ),
+        Err(error) => tracing::warn!(
+            "{folder}: other users of this machine may read files of the coordinator: {error}"
+        ),
+    }
 }
 
 async fn drained(stop: &CancellationToken) {

@@ -13,7 +13,7 @@ use tributary_shared::manifest::Task;
 
 use super::npz::Sink;
 use super::pixels::Picture;
-use super::staging::{Staging, write_error, write_synced};
+use super::staging::{Staging, copy, write_error, write_synced};
 use super::synth::{counts, priors};
 use super::{Case, DataError, DataSource, Label, folder, mask, npz, slide};
 use crate::config::reading::Reading;
@@ -165,7 +165,7 @@ fn place_folder(
             let target = site_folder(out, site).join(file);
             let folder = target.parent().unwrap_or(out);
             fs::create_dir_all(folder).map_err(write_error(folder))?;
-            fs::copy(from, &target).map_err(write_error(&target)).map(|_| ())
+            copy(from, &target).map_err(write_error(&target))
         };
         place(&entry.place.path, &file)?;
         let mask = match &entry.case.label {

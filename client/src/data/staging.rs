@@ -2,15 +2,19 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use tempfile::TempDir;
+use tributary_proto::private::create_folder;
+
 use super::DataError;
+use crate::durable;
 
 /// A folder being written beside its final place; removed again unless committed.
 pub struct Staging {
-    partial: PathBuf,
+    partial: TempDir,
     out: PathBuf,
-    committed: bool,
 }
 
 impl Staging {
@@ -29,42 +33,35 @@ impl Staging {
             argument: "--out",
             problem: format!("`{}` names no folder", out.display()),
         })?;
-        let partial = out.with_file_name(format!(
-            ".{}.partial-{}",
-            name.to_string_lossy(),
-            std::process::id()
-        ));
-        fs::create_dir_all(&partial).map_err(write_error(&partial))?;
-        Ok(Self { partial, out: out.to_owned(), committed: false })
+        let parent = durable::folder_of(out);
+        create_folder(parent).map_err(write_error(parent))?;
+        let partial = tempfile::Builder::new()
+            .prefix(&format!(".{}.partial-", name.to_string_lossy()))
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(parent)
+            .map_err(write_error(parent))?;
+        Ok(Self { partial, out: out.to_owned() })
     }
 
     /// Where to write meanwhile.
     pub fn path(&self) -> &Path {
-        &self.partial
+        self.partial.path()
     }
 
     /// Puts the folder in its place in one step.
-    pub fn commit(mut self) -> Result<(), DataError> {
+    pub fn commit(self) -> Result<(), DataError> {
         let failed = write_error(&self.out);
-        sync_folder(&self.partial).map_err(&failed)?;
-        fs::rename(&self.partial, &self.out).map_err(&failed)?;
-        self.committed = true;
-        let parent = self.out.parent().filter(|p| !p.as_os_str().is_empty());
-        sync_folder(parent.unwrap_or(Path::new("."))).map_err(&failed)
+        File::open(self.path()).and_then(|folder| folder.sync_all()).map_err(&failed)?;
+        fs::rename(self.path(), &self.out).map_err(&failed)?;
+        let _ = self.partial.keep();
+        durable::sync_folder_of(&self.out).map_err(&failed)
     }
 }
 
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if !self.committed {
-            // Best effort: we are already on the way out with an error.
-            let _ = fs::remove_dir_all(&self.partial);
-        }
-    }
+/// Copies a file's bytes. Who may read it is not copied: hospitals' files are often open to all.
+pub fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    let mut from = File::open(from)?;
+    std::io::copy(&mut from, &mut File::create(to)?).map(|_| ())
 }
 
 /// Writes and syncs one file.

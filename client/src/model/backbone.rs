@@ -13,6 +13,8 @@ use tributary_shared::digest::Digest;
 use tributary_shared::layout::{Layout, TensorSpec};
 use tributary_shared::problems::Problems;
 
+use crate::durable;
+
 /// The metadata key that holds the architecture as JSON.
 const ARCHITECTURE_KEY: &str = "tributary.architecture";
 /// Room for the safetensors header beside the tensors, bytes.
@@ -279,17 +281,12 @@ fn take_values(file: &SafeTensors<'_>, layout: &Layout) -> (Vec<Vec<f32>>, Vec<S
     (values, problems)
 }
 
-/// Writes beside `path`, syncs, renames.
+/// Writes a file that only its owner reads, beside `path` under a name that nobody can foresee, and
+/// gives it its name when it is whole.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let written = File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        // The first error is the one to tell; a file that was never made cannot be removed.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
+    let mut file = tempfile::NamedTempFile::new_in(durable::folder_of(path))?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }

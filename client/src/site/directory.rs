@@ -1,10 +1,11 @@
 //! The site's directory: identity, ledger, outbox, adapters, status. One program at a time.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tributary_proto::private;
 use tributary_shared::outcome::Failure;
 
 use crate::ledger;
@@ -36,6 +37,8 @@ pub fn is_held(directory: &Path) -> bool {
 }
 
 const LOCK: &str = "lock";
+/// Folders that hold nothing but what the program wrote.
+const OWN_FOLDERS: [&str; 4] = ["identity", "outbox", "adapters", "recoveries"];
 /// Longest name of a process read from a lock file, bytes.
 const HOLDER_BYTES_MAX: u64 = 20;
 /// Pause between two tries for the lock.
@@ -56,7 +59,7 @@ impl SiteDirectory {
             Failure::invalid("directory", format!("{}: {e}", path.display()))
                 .hint("site.toml's `directory` must be a folder that this user may write")
         };
-        let directory = |path: &Path| private_folder(path).map_err(|e| failed(path, e));
+        let directory = |path: &Path| private::create_folder(path).map_err(|e| failed(path, e));
         directory(root)?;
         let lock_path = root.join(LOCK);
         let mut options = File::options();
@@ -81,6 +84,7 @@ impl SiteDirectory {
         directory(&held.outbox())?;
         directory(&held.adapters())?;
         directory(&recoveries_of(root))?;
+        tighten(root);
         Ok(held)
     }
 
@@ -139,17 +143,43 @@ fn holder(lock: &Path) -> String {
     }
 }
 
-fn private_folder(path: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path)
+/// Takes from other users what they could do with the site's files. A disk that says no to it does
+/// not stop the site.
+fn tighten(root: &Path) {
+    match private::tighten_folder(root, &OWN_FOLDERS) {
+        Ok(0) => {}
+        Ok(open) => tracing::warn!(
+            "{}: {open} files and folders were open to other users of this machine; now they are not",
+            root.display()
+        ),
+        Err(error) => tracing::warn!(
+            "{}: other users of this machine may read files of the site: {error}",
+            root.display()
+        ),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A11. Failed before: a directory that was there already stayed open to everybody.
+    #[test]
+    fn a_directory_that_others_could_read_is_closed() {
+        use std::fs::{Permissions, metadata, set_permissions, write};
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = ledger_of(folder.path());
+        write(&ledger, "").unwrap();
+        for (path, mode) in [(folder.path(), 0o755), (ledger.as_path(), 0o644)] {
+            set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
+        SiteDirectory::open(folder.path(), Duration::ZERO).unwrap();
+        for (path, mode) in [(folder.path(), 0o700), (ledger.as_path(), 0o600)] {
+            assert_eq!(metadata(path).unwrap().permissions().mode() & 0o777, mode);
+        }
+    }
 
     #[test]
     fn a_directory_serves_one_program_at_a_time() {

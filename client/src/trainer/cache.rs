@@ -9,13 +9,14 @@
 
 mod record;
 
-use std::fs::{self, DirBuilder, DirEntry, File, OpenOptions};
+use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use tributary_proto::private::{create_folder, tighten};
 use tributary_shared::digest::Digest;
 
 use self::record::Subject;
@@ -49,11 +50,8 @@ impl PrefixCache {
     /// Uses `dir`, and makes it where it is missing; at most `bytes_max` bytes of records lie in it.
     pub fn open(dir: &Path, bytes_max: u64, precision: Precision) -> io::Result<Self> {
         let folder = dir.join(FOLDER);
-        private_folder(&folder)?;
-        let mode = fs::metadata(&folder)?.permissions().mode();
-        if mode & 0o077 != 0 {
-            fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
-        }
+        create_folder(&folder)?;
+        tighten(&folder)?;
         let (told_small, told_broken) = Default::default();
         let cache = Self { folder, bytes_max, precision, told_small, told_broken };
         // Fails now rather than at the first record where nothing can be written.
@@ -283,9 +281,9 @@ impl Shelf<'_> {
             return Ok(());
         }
         // Somebody may have removed it all.
-        private_folder(&self.cache.folder)?;
+        create_folder(&self.cache.folder)?;
         let _held = self.cache.lock()?;
-        private_folder(&self.folder)?;
+        create_folder(&self.folder)?;
         self.cache.reserve(need)?;
         let about = self.folder.join(ABOUT);
         if !about.try_exists()? {
@@ -373,10 +371,6 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         Ok(()) | Err(_) => Ok(()),
     }
-}
-
-fn private_folder(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 #[cfg(test)]

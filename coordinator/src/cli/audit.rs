@@ -1,7 +1,6 @@
 //! `audit export|verify`: the history as a file, and the proof that it is whole.
 
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -116,10 +115,7 @@ async fn fetch(
     with_tensors: bool,
 ) -> Result<(NamedTempFile, u64), Failure> {
     let failed = |e: &std::io::Error| file_failure(folder, e);
-    let file = tempfile::Builder::new()
-        .permissions(std::fs::Permissions::from_mode(0o644))
-        .tempfile_in(folder)
-        .map_err(|e| failed(&e))?;
+    let file = NamedTempFile::new_in(folder).map_err(|e| failed(&e))?;
     let mut file = BufWriter::new(file);
     let request = ExportRequest { with_tensors };
     let mut stream = session.ask(session.client.clone().export(request)).await?;
@@ -146,7 +142,8 @@ async fn online(
         None => own_key(&session.identity.log_verifier_key)?,
     };
     let known = known_heads(witnesses, &key)?;
-    let (file, _) = fetch(&session, &std::env::temp_dir(), true).await?;
+    // Deltas are for nobody else on this machine, and too large for a folder in memory.
+    let (file, _) = fetch(&session, &globals.directory()?, true).await?;
     verify(file.path(), &key, &known)
 }
 

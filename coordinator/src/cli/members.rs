@@ -12,7 +12,7 @@ use tributary_shared::name::SiteName;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
 
 use super::Answer;
-use super::new_file::{PRIVATE, taken, write_new};
+use super::new_file::{taken, write_new};
 use super::present::{NOTHING, ago, table, time, time_or_none};
 use super::reason::Reason;
 use super::session::{Globals, Session};
@@ -112,7 +112,7 @@ async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Ans
         let message = format!("the coordinator sent a kit that does not parse: {}", chain(&e));
         Failure::new(ExitCode::Bug, "bug", message)
     })?;
-    write_new(&path, &reply.kit, PRIVATE)?;
+    write_new(&path, &reply.kit)?;
     let expires = kit.expires.as_millis();
     let file = path.display().to_string();
     let enroll = command(role, &name, &path);
@@ -250,9 +250,9 @@ mod tests {
     fn a_kit_is_private_and_never_written_over_another_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.kit");
-        write_new(&path, "first", PRIVATE).unwrap();
+        write_new(&path, "first").unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let error = write_new(&path, "second", PRIVATE).unwrap_err();
+        let error = write_new(&path, "second").unwrap_err();
         assert_eq!((error.exit, error.code), (ExitCode::Invalid, "exists"));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "first");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing left over");

@@ -35,6 +35,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use serde::Serialize;
 use serde_json::Value;
+use tributary_proto::private::keep_to_owner;
 use tributary_shared::outcome::{
     self, ExitCode, Failure, asks_for_json, error_envelope, ok_envelope, unwritten,
 };
@@ -80,6 +81,7 @@ pub trait Program: Parser {
 
 /// Runs `P` on the process's arguments and prints how it ended.
 fn run<P: Program>() -> process::ExitCode {
+    keep_to_owner();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let program = match P::try_parse_from(&arguments) {
         Ok(program) => program,

@@ -16,7 +16,7 @@ use tributary_shared::outcome::{ExitCode, Failure};
 
 use self::facts::Given;
 use self::text::Parts;
-use super::new_file::{PUBLIC, taken, write_new};
+use super::new_file::{taken, write_new};
 use super::session::{Globals, Session};
 use super::{Answer, manifest};
 
@@ -162,7 +162,7 @@ pub(super) async fn new(args: NewArgs, globals: &Globals) -> Result<Answer, Fail
     if !problems.is_empty() {
         return Err(manifest::problems_failure(Path::new("the new manifest"), &problems));
     }
-    write_new(&args.out, &text, PUBLIC)?;
+    write_new(&args.out, &text)?;
     Ok(told(&args.out, &manifest, &known))
 }
 

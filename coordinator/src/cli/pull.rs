@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -126,10 +125,7 @@ impl Download {
             let expected = reader.total_bytes();
             return Err(refused(&Refusal::Size { expected, found: subject.bytes }));
         }
-        let file = tempfile::Builder::new()
-            .permissions(std::fs::Permissions::from_mode(0o644))
-            .tempfile_in(out)
-            .map_err(|e| file_failure(out, &e))?;
+        let file = NamedTempFile::new_in(out).map_err(|e| file_failure(out, &e))?;
         let bar = bar("pulling", Some(subject.bytes));
         Ok(Self { reader, file: BufWriter::new(file), bar })
     }
@@ -160,7 +156,7 @@ impl Download {
 }
 
 fn keep_text(path: &Path, text: &str) -> Result<(), Failure> {
-    write_durably(path, text.as_bytes(), 0o644).map_err(|e| file_failure(path, &e))
+    write_durably(path, text.as_bytes(), 0o600).map_err(|e| file_failure(path, &e))
 }
 
 /// An adapter that does not fit the run's own manifest: refused, and nothing is kept.

@@ -169,7 +169,7 @@ async fn recover_with(recovering: &Recovering, arguments: &Recover) -> Result<An
     if let Some(out) = &arguments.out {
         let operator = format!("operator/{}", arguments.operator_name);
         let draft = recovering.draft(operator, reason, arguments.kept).await?;
-        write_durably(out, draft.to_json().as_bytes(), 0o644).map_err(|e| file_failure(out, &e))?;
+        write_durably(out, draft.to_json().as_bytes(), 0o600).map_err(|e| file_failure(out, &e))?;
         let file = out.display();
         let text = format!(
             "{}\nWrote {file}. On the operator's machine: tributary recovery sign {file}\n\
@@ -202,7 +202,7 @@ pub(super) fn sign(arguments: &Sign, globals: &Globals) -> Result<Answer, Failur
     let draft = Draft::from_json(text.as_bytes(), &key).map_err(|e| invalid(&e))?;
     let recovery: Recovery = sign_recovery(draft, &identity).map_err(|e| invalid(&e))?;
     let out = arguments.out.as_ref().unwrap_or(&arguments.file);
-    write_durably(out, recovery.to_json().as_bytes(), 0o644).map_err(|e| file_failure(out, &e))?;
+    write_durably(out, recovery.to_json().as_bytes(), 0o600).map_err(|e| file_failure(out, &e))?;
     let text =
         format!("{}\nSigned by {}: {}", told(&recovery.statement), identity.member, out.display());
     Ok(Answer::new(json!({ "file": out, "statement": recovery.statement }), text))

@@ -9,9 +9,9 @@ use rcgen::{Issuer, KeyPair};
 use ring::rand::SystemRandom;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tributary_proto::channel::{
-    Identity, IdentityError, Member, Role, certificate_pem, private_key_pem, write_durably,
-    write_secret,
+    Identity, IdentityError, Member, Role, certificate_pem, private_key_pem, write_secret,
 };
+use tributary_proto::private::create_folder;
 use tributary_shared::name::{ConsortiumName, SiteName};
 use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::timestamp::Timestamp;
@@ -129,7 +129,7 @@ impl InitError {
 /// operator's identity, configuration. Overwrites nothing.
 pub fn init(directory: &Path, founding: &Founding, now: Timestamp) -> Result<Founded, InitError> {
     let server_names = server_names(founding)?;
-    std::fs::create_dir_all(directory)
+    create_folder(directory)
         .map_err(|source| InitError::File { path: directory.to_owned(), source })?;
     let keys = [ROOT_KEY, ROOT, SERVER, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY];
     let files = keys.into_iter().chain([CONFIG, REHEARSAL, OPERATOR]);
@@ -139,21 +139,21 @@ pub fn init(directory: &Path, founding: &Founding, now: Timestamp) -> Result<Fou
     let consortium = &founding.consortium;
     let root_key = new_key()?;
     let root = certificate::root(consortium, &root_key, (now, ROOT_VALID))?;
-    secret(directory, ROOT_KEY, &root_key.serialize_pem())?;
+    write(directory, ROOT_KEY, &root_key.serialize_pem())?;
     let root = CertificateDer::from(root);
     let issuer = Issuer::from_ca_cert_der(&root, root_key)?;
 
     let server = new_server(&issuer, consortium, &server_names, now)?;
-    secret(directory, SERVER, &server.text)?;
+    write(directory, SERVER, &server.text)?;
     let log_verifier_key = write_log_key(directory, consortium)?;
     let operator = found_operator(founding, &issuer, root.clone(), &log_verifier_key, now)?;
-    public(directory, FOUNDER, &certificate_pem(&operator.certificate))?;
+    write(directory, FOUNDER, &certificate_pem(&operator.certificate))?;
     let operator_directory = directory.join(OPERATOR);
     operator.store(&operator_directory)?;
-    public(directory, CONFIG, &config_text(founding))?;
-    public(directory, REHEARSAL, REHEARSAL_SAMPLE)?;
+    write(directory, CONFIG, &config_text(founding))?;
+    write(directory, REHEARSAL, REHEARSAL_SAMPLE)?;
     // Last: without it nothing here can be served or invited with.
-    public(directory, ROOT, &certificate_pem(&root))?;
+    write(directory, ROOT, &certificate_pem(&root))?;
     Ok(Founded {
         config: directory.join(CONFIG),
         operator: operator_directory,
@@ -222,7 +222,7 @@ pub fn renew_server(
     let certificate = ServerCertificate::of(made.leaf.clone(), root)
         .map_err(|detail| AuthorityError::Malformed { path: directory.join(SERVER), detail })?;
     certificate.check(address, now)?;
-    secret(directory, SERVER, &made.text)?;
+    write(directory, SERVER, &made.text)?;
     Ok(names)
 }
 
@@ -269,8 +269,8 @@ fn write_log_key(directory: &Path, consortium: &ConsortiumName) -> Result<String
     let pkcs8 = Signer::generate(&SystemRandom::new()).map_err(|e| failed(&e))?;
     let signer = Signer::from_pkcs8(&log_name(consortium), &pkcs8).map_err(|e| failed(&e))?;
     let verifier_key = signer.verifier_key().to_string();
-    secret(directory, LOG_KEY, &private_key_pem(&pkcs8))?;
-    public(directory, LOG_VERIFIER_KEY, &format!("{verifier_key}\n"))?;
+    write(directory, LOG_KEY, &private_key_pem(&pkcs8))?;
+    write(directory, LOG_VERIFIER_KEY, &format!("{verifier_key}\n"))?;
     Ok(verifier_key)
 }
 
@@ -309,12 +309,8 @@ fn new_key() -> Result<KeyPair, rcgen::Error> {
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
 }
 
-fn secret(directory: &Path, name: &str, text: &str) -> Result<(), InitError> {
+/// Public ones too are their owner's alone: they are handed over, not read in place.
+fn write(directory: &Path, name: &str, text: &str) -> Result<(), InitError> {
     let path = directory.join(name);
     write_secret(&path, text.as_bytes()).map_err(|source| InitError::File { path, source })
-}
-
-fn public(directory: &Path, name: &str, text: &str) -> Result<(), InitError> {
-    let path = directory.join(name);
-    write_durably(&path, text.as_bytes(), 0o644).map_err(|source| InitError::File { path, source })
 }

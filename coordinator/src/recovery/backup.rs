@@ -6,12 +6,13 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tributary_proto::private;
 use tributary_shared::digest::{Digest, Hasher};
 use tributary_shared::outcome::{Failure, chain};
 
 use super::archive::{ARCHIVE_SCHEMA, Entry, Manifest, Writer, unpack};
 use super::check::unreadable_head;
-use super::{DATABASE, Place, private_folder};
+use super::{DATABASE, Place};
 use crate::audit::tensor_of;
 use crate::clock;
 use crate::heads;
@@ -126,7 +127,8 @@ impl Scratch {
     fn begin(folder: &Path, out: &Path) -> io::Result<Self> {
         let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let path = folder.join(format!(".{name}.making"));
-        private_folder(&path)?;
+        private::create_folder(&path)?;
+        private::tighten(&path)?;
         let lock =
             File::options().create(true).truncate(false).write(true).open(path.join("lock"))?;
         match lock.try_lock() {

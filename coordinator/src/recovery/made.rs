@@ -13,7 +13,7 @@ use tributary_shared::tlog::recovery::Recovery;
 use super::statement::read_statement;
 
 /// The folder of the statements, in the authority's directory.
-const RECOVERIES: &str = "recoveries";
+pub(crate) const RECOVERIES: &str = "recoveries";
 /// Most statements that are read.
 const FILES_MAX: usize = 1_000;
 

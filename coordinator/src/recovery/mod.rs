@@ -11,14 +11,14 @@ pub mod statement;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tributary_shared::outcome::Failure;
 
 use crate::config::CoordinatorConfig;
 use crate::membership::CONFIG;
+
+pub(crate) use self::made::RECOVERIES;
 
 /// The database's name in a directory unless the configuration says another.
 pub const DATABASE: &str = "tributary.db";
@@ -32,22 +32,6 @@ pub struct Place {
     pub directory: PathBuf,
     /// The SQLite file.
     pub database: PathBuf,
-}
-
-/// Makes a folder for the owner alone, or makes one that is there so.
-fn private_folder(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        Ok(()) | Err(_) => {}
-    }
-    tighten(path)
-}
-
-/// Takes every other account's access to a folder away.
-fn tighten(path: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-    Ok(())
 }
 
 impl Place {

@@ -9,17 +9,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use tributary_proto::channel::write_durably;
+use tributary_proto::private;
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::{Failure, chain};
 use tributary_shared::tlog::checkpoint::Checkpoint;
 
 use super::archive::{ArchiveError, Manifest, read_manifest, unpack};
-use super::{DATABASE, Place, RESTORED_HEAD, private_folder, tighten};
+use super::{DATABASE, Place, RESTORED_HEAD};
 use crate::clock;
 use crate::heads;
-use crate::membership::{
-    Authority, CONFIG, LOG_KEY, LOG_VERIFIER_KEY, REHEARSAL, ROOT, ROOT_KEY, SIGNED_HEAD,
-};
+use crate::membership::{Authority, LOG_KEY, LOG_VERIFIER_KEY, ROOT, ROOT_KEY, SIGNED_HEAD};
 use crate::store::{Look, StoreError, lock};
 
 /// The folder, beside what it will replace, in which a backup is unpacked.
@@ -205,7 +204,9 @@ impl Staging {
     fn begin(directory: &Path) -> Result<Self, Failure> {
         let path = directory.join(STAGING);
         remove(&path).map_err(|e| failed(&path, &e))?;
-        private_folder(&path).map_err(|e| failed(&path, &e))?;
+        private::create_folder(&path)
+            .and_then(|()| private::tighten(&path))
+            .map_err(|e| failed(&path, &e))?;
         Ok(Self(path))
     }
 
@@ -246,15 +247,14 @@ fn place_authority(staging: &Path, directory: &Path) -> io::Result<()> {
     for name in names {
         let (from, to) = (staging.join(name), directory.join(name));
         if from.exists() && !to.exists() {
-            let public = [CONFIG, REHEARSAL, LOG_VERIFIER_KEY, ROOT].contains(&name);
-            write_durably(&to, &fs::read(&from)?, if public { 0o644 } else { 0o600 })?;
+            write_durably(&to, &fs::read(&from)?, 0o600)?;
         }
     }
     let (from, to) =
         (staging.join(crate::membership::OPERATOR), directory.join(crate::membership::OPERATOR));
     if from.is_dir() && !to.exists() {
         fs::rename(&from, &to)?;
-        tighten(&to)?;
+        private::tighten(&to)?;
     }
     sync(directory)
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tributary_shared::name::ConsortiumName;
 
 use super::member::{InvalidCertificate, Member, certified};
+use crate::private;
 
 const KEY: &str = "key.pem";
 const CERTIFICATE: &str = "cert.pem";
@@ -145,7 +146,7 @@ impl Identity {
         create_private_directory(directory)?;
         let write = |name: &str, bytes: &str| {
             let path = directory.join(name);
-            write_durably(&path, bytes.as_bytes(), 0o644)
+            write_durably(&path, bytes.as_bytes(), 0o600)
                 .map_err(|source| IdentityError::File { path, source })
         };
         write_key(directory, &self.key_pem)?;
@@ -215,11 +216,7 @@ pub(super) fn write_key(directory: &Path, key_pem: &str) -> Result<(), IdentityE
 }
 
 fn create_private_directory(directory: &Path) -> Result<(), IdentityError> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder
-        .create(directory)
+    private::create_folder(directory)
         .map_err(|source| IdentityError::File { path: directory.to_owned(), source })
 }
 

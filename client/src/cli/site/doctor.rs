@@ -31,8 +31,7 @@ const SKEW_MAX_MS: u64 = 60_000;
 /// Room for a few large adapters and deltas.
 const DISK_FREE_MIN: u64 = 1 << 30;
 
-/// The file that tries whether the directory can be written.
-const PROBE: &str = "doctor.part";
+/// Size of the file that tries whether the directory can be written.
 const PROBE_BYTES: usize = 256 * 1024;
 
 /// What was found, or what is wrong.
@@ -101,8 +100,7 @@ fn directory(directory: &Path) -> Found {
 
 /// Makes a file and removes it.
 fn private_probe(directory: &Path) -> std::io::Result<()> {
-    let probe = directory.join(PROBE);
-    File::create(&probe).and_then(|_| std::fs::remove_file(&probe))
+    tempfile::tempfile_in(directory).map(drop)
 }
 
 /// Room on the disk, also under a running client: asked for, and tried.
@@ -111,13 +109,10 @@ fn disk(directory: &Path) -> Found {
     let short = |message: String| {
         Failure::invalid("disk", message).hint("make room for adapters and deltas")
     };
-    let probe = directory.join(PROBE);
-    let written = File::create(&probe).and_then(|mut file| {
+    let written = tempfile::tempfile_in(directory).and_then(|mut file| {
         file.write_all(&[0; PROBE_BYTES])?;
         file.sync_all()
     });
-    // The first error is the one to tell.
-    let _ = std::fs::remove_file(&probe);
     written.map_err(|e| short(format!("{place}: {e}")))?;
     let Some(free) = free_bytes(directory) else {
         return Ok(format!("{place} takes {PROBE_BYTES} bytes"));

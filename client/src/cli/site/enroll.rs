@@ -71,7 +71,7 @@ fn samples(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
     for (name, text) in [("site.toml", SITE), ("policy.toml", POLICY)] {
         let path = directory.join(name);
         if !path.exists() {
-            write_durably(&path, text.as_bytes(), 0o644)
+            write_durably(&path, text.as_bytes(), 0o600)
                 .map_err(|e| Failure::invalid("directory", format!("{}: {e}", path.display())))?;
             written.push(path);
         }

@@ -1,5 +1,6 @@
 //! The cache as a folder: what is kept, for how long, and who may read it.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use super::*;

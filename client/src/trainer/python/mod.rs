@@ -7,6 +7,7 @@ mod timm;
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
@@ -15,6 +16,7 @@ pub use self::import::{ImportPeftError, import_peft};
 pub use self::names::Transformers;
 pub use self::peft::export_peft;
 pub use self::timm::export_timm;
+use crate::durable;
 
 /// Why an adapter was not exported.
 #[derive(Debug, thiserror::Error)]
@@ -56,18 +58,16 @@ fn write_directory(out: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), ExportEr
     if out.exists() {
         return Err(ExportError::Exists(out.to_owned()));
     }
-    let mut name = out.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = out.with_file_name(name);
-    let written = write_all(&temporary, files).and_then(|()| {
-        let failed = |source| ExportError::Write { path: out.to_owned(), source };
-        fs::rename(&temporary, out).map_err(failed)
-    });
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = fs::remove_dir_all(&temporary);
-    }
-    written
+    let failed = |source| ExportError::Write { path: out.to_owned(), source };
+    // Under a name that nobody can foresee, and removed again unless it gets its own.
+    let temporary = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir_in(durable::folder_of(out))
+        .map_err(failed)?;
+    write_all(temporary.path(), files)?;
+    fs::rename(temporary.path(), out).map_err(failed)?;
+    let _ = temporary.keep();
+    Ok(())
 }
 
 fn write_all(directory: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), ExportError> {
@@ -75,10 +75,9 @@ fn write_all(directory: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), ExportEr
         let path = path.to_owned();
         move |source| ExportError::Write { path, source }
     };
-    fs::create_dir(directory).map_err(failed(directory))?;
     for (name, bytes) in files {
         let path = directory.join(name);
-        let mut file = fs::File::create(&path).map_err(failed(&path))?;
+        let mut file = fs::File::create_new(&path).map_err(failed(&path))?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed(&path))?;
     }
     Ok(())
