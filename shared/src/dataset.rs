@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::problems::Problems;
 
+/// Steps in which a run may ask for a number of cases.
+const CASES_STEP: u64 = 10;
+
 /// What a run demands of every site's images. An absent key demands nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -148,8 +151,10 @@ impl DataContract {
         let channels = self.channels.is_none_or(|channels| matches!(channels, 1 | 3));
         found.require(channels, "data.channels", || "write 1 (grey) or 3 (colour)".to_owned());
         let least = self.cases_per_class_min.unwrap_or_default();
-        found.require(least <= 1 << 40, "data.cases_per_class_min", || {
-            format!("{least} is above {}", 1_u64 << 40)
+        // A threshold of any size would tell the exact number of each class.
+        let step = least.is_multiple_of(CASES_STEP) && least <= 1 << 40;
+        found.require(step, "data.cases_per_class_min", || {
+            format!("{least} is no multiple of {CASES_STEP} up to {}", 1_u64 << 40)
         });
         if let Some(Err(mend)) = self.window.map(|window| window.check()) {
             found.add("data.window", mend);
@@ -182,6 +187,7 @@ mod tests {
             refused("window = { kind = \"percentile\", low = 60, high = 50 }"),
             "data.window"
         );
+        assert_eq!(refused("cases_per_class_min = 7"), "data.cases_per_class_min");
         assert!(toml::from_str::<DataContract>("modality = \"CT\"").is_err());
     }
 
@@ -189,7 +195,7 @@ mod tests {
     fn an_empty_contract_leaves_nothing_in_the_canonical_json() {
         assert_eq!(serde_json::to_string(&DataContract::default()).unwrap(), "{}");
         let full = "modalities = [\"CT\"]\nplane = \"axial\"\nspacing_mm = [0.5, 1.0]\nchannels = 1\n\
-                    cases_per_class_min = 5\nwindow = { kind = \"given\", centre = 40, width = 400 }";
+                    cases_per_class_min = 20\nwindow = { kind = \"given\", centre = 40, width = 400 }";
         let contract: DataContract = toml::from_str(full).unwrap();
         assert_eq!(Problems::of(|found| contract.check(found)), Ok(()));
         let json = serde_json::to_string(&contract).unwrap();

@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod name;
 pub mod objective;
 pub mod outcome;
+pub mod privacy;
 pub mod problems;
 pub mod refusal;
 pub mod task;

@@ -18,6 +18,7 @@ use crate::digest::Digest;
 use crate::head::Head;
 use crate::name::{RunName, SiteName};
 use crate::objective::{BATCH_MAX, Objective};
+use crate::privacy::Privacy;
 use crate::problems::Problems;
 pub use crate::task::Task;
 pub use crate::training::Training;
@@ -34,6 +35,8 @@ pub const PAYLOAD_BYTES_LARGE: u64 = 64 << 20;
 /// Largest adapter payload accepted from a manifest, bytes.
 pub const PAYLOAD_BYTES_MAX: u64 = 4 << 30;
 
+/// Keys whose values were refused by fewer rules once: a recorded manifest may hold such values.
+const REFUSED_SINCE: [&str; 3] = [BACKBONE_DIGEST, "training.holdout", "data.cases_per_class_min"];
 /// The key of the backbone's digest.
 const BACKBONE_DIGEST: &str = "backbone.digest";
 
@@ -78,6 +81,9 @@ pub struct RunManifest {
     /// What is refused at admission.
     #[serde(default)]
     pub limits: Limits,
+    /// Who may see what single sites send.
+    #[serde(default, skip_serializing_if = "Privacy::is_default")]
+    pub privacy: Privacy,
 }
 
 /// The frozen backbone: the file's digest and the shape it must have.
@@ -340,7 +346,7 @@ impl RunManifest {
     pub fn check_recorded(&self) -> Result<(), InvalidManifest> {
         Ok(Problems::of(|found| {
             *found = self.problems();
-            found.retain(|problem| problem.key != BACKBONE_DIGEST);
+            found.retain(|problem| !REFUSED_SINCE.contains(&problem.key.as_str()));
         })?)
     }
 

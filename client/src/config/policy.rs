@@ -10,6 +10,7 @@ use tributary_shared::adaptation::Adaptation;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::outcome::Failure;
+use tributary_shared::privacy::Reader;
 use tributary_shared::refusal::{Refusal, RefusalClass};
 use tributary_shared::timestamp::Timestamp;
 
@@ -33,6 +34,7 @@ struct PolicyFile {
     cases_min: u64,
     #[serde(default = "cases_min")]
     holdout_cases_min: u64,
+    deltas_for: Option<BTreeSet<Reader>>,
     #[serde(default = "rounds_max")]
     rounds_max: u32,
     #[serde(default = "epochs_max")]
@@ -129,6 +131,8 @@ pub struct Policy {
     /// Fewest held-out cases of which a number is told, and fewest training cases in a mean loss
     /// that is told while a round is trained.
     pub holdout_cases_min: u64,
+    /// Members who may fetch single deltas from the coordinator, at most; any when `None`.
+    pub deltas_for: Option<BTreeSet<Reader>>,
     /// Most rounds of one run.
     pub rounds_max: u32,
     /// Most passes over the local cases per round.
@@ -224,6 +228,7 @@ impl Policy {
             cohort_min: written.cohort_min,
             cases_min: written.cases_min,
             holdout_cases_min: written.holdout_cases_min,
+            deltas_for: written.deltas_for,
             rounds_max: written.rounds_max,
             epochs_max: written.epochs_max,
             checks_per_day: written.checks_per_day,
@@ -296,6 +301,13 @@ impl Policy {
         let adaptation = manifest.adapter.as_ref().map_or("", Adaptation::name);
         if self.adaptations.as_ref().is_some_and(|kinds| !kinds.contains(adaptation)) {
             reasons.push(format!("adapter {adaptation} is not among `adaptations`"));
+        }
+        let allowed = |reader: &&Reader| {
+            self.deltas_for.as_ref().is_none_or(|allowed| allowed.contains(reader))
+        };
+        if let Some(reader) = manifest.privacy.deltas_for.iter().find(|reader| !allowed(reader)) {
+            let reader = reader.as_str();
+            reasons.push(format!("single deltas for the {reader} are not among `deltas_for`"));
         }
         let epochs = manifest.training.as_ref().map_or(0, |t| t.epochs);
         above("epochs per round", epochs, "epochs_max", self.epochs_max, reasons);
@@ -394,6 +406,11 @@ mod tests {
                 "adapter head_only is not among `adaptations`",
             ),
             ("tasks = [\"ordinal\", \"binary\"]", "tasks = []", "task binary is not among `tasks`"),
+            (
+                "deltas_for = [\"auditor\", \"operator\"]",
+                "deltas_for = [\"auditor\"]",
+                "single deltas for the operator are not among `deltas_for`",
+            ),
             (
                 "hours = [\"11:00-13:00\"]",
                 "hours = [\"13:00-11:00\"]",

@@ -8,6 +8,9 @@ use tributary_shared::manifest::Task;
 use super::Case;
 use super::medium::Facts;
 
+/// A number of cases is told as below it, or not.
+const COUNT_TOLD: usize = 10;
+
 /// What the pictures of a source are like: counts alone, no file and no patient.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Profile {
@@ -61,7 +64,7 @@ impl Profile {
     }
 
     /// Everything that `contract` demands and these cases are not, one phrase each. Safe to tell
-    /// the operator: it holds counts, declared names and nothing else of the site.
+    /// the operator: it holds rough counts, declared names and nothing else of the site.
     pub(super) fn against(
         &self,
         contract: &DataContract,
@@ -112,8 +115,11 @@ impl Profile {
     }
 }
 
+/// A small count would say much of each case, and an exact one of a case more or less.
 fn count(broken: &mut Vec<String>, cases: usize, what: impl FnOnce() -> String) {
-    if cases > 0 {
-        broken.push(format!("{cases} cases {}", what()));
+    match cases {
+        0 => {}
+        1..COUNT_TOLD => broken.push(format!("fewer than {COUNT_TOLD} cases {}", what())),
+        _ => broken.push(format!("{COUNT_TOLD} or more cases {}", what())),
     }
 }

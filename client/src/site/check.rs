@@ -11,6 +11,7 @@ use tributary_shared::name::RunName;
 use tributary_shared::refusal::{Refusal, RefusalClass};
 
 use super::activity::{Activity, RoundId};
+use super::disclosure;
 use super::judge::Unfit;
 use super::terms::read_manifest;
 use super::{Halt, Site};
@@ -89,7 +90,7 @@ impl Site {
             .await
             .map_err(|refusal| Unfit { refusal, about: CheckAnswer::Policy })?;
         let work = self.judge_data(manifest, &policy).await?;
-        let rising = trainer::warmup_outlasts(manifest, work.cases());
+        let rising = trainer::warmup_outlasts(manifest, disclosure::count(work.cases()));
         Ok(rising.then_some(CheckWarning::WarmupTooLong).into_iter().collect())
     }
 }

@@ -19,7 +19,12 @@ pub(super) fn metrics(metrics: SiteMetrics, least: u64) -> SiteMetrics {
         let SiteMetrics { steps, train_loss, train_s, .. } = metrics;
         return SiteMetrics { steps, train_loss, train_s, ..SiteMetrics::default() };
     }
-    SiteMetrics { holdout_cases: (held - held % COUNT_STEP).max(least).max(1), ..metrics }
+    SiteMetrics { holdout_cases: count(held).max(least).max(1), ..metrics }
+}
+
+/// A number of cases as it is told where it was not declared: rounded down.
+pub(super) fn count(cases: u64) -> u64 {
+    cases - cases % COUNT_STEP
 }
 
 /// Steps done and to do, as heartbeats tell them. The steps of a training follow from the declared

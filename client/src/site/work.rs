@@ -428,7 +428,7 @@ fn base_unfinished(error: &FetchError) -> Unfinished {
 }
 
 fn data_failure(error: &DataError) -> WorkFailure {
-    // The contract speaks of counts and declared names alone; everything else may name a file.
+    // The contract speaks of rough counts and declared names alone; everything else may name a file.
     let told = if let DataError::Contract { .. } = error {
         error.to_string()
     } else {

@@ -7,14 +7,16 @@ use tokio::sync::mpsc::Sender;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
-use tributary_proto::channel::CHUNK_BYTES;
+use tributary_proto::channel::{CHUNK_BYTES, Role};
 use tributary_shared::digest::Digest;
+use tributary_shared::privacy::Reader;
 
 use super::{history, status};
 use crate::audit::export::{ExportError, ExportWriter, tensor_of};
 use crate::driver::{Driver, DriverError};
 use crate::heads::Heads;
-use crate::round::record::Record;
+use crate::round::event::RunEvent;
+use crate::round::record::{Event, Record, Stream as Of};
 
 /// Leaves read from the store at once.
 const LEAVES_AT_ONCE: u32 = 256;
@@ -26,13 +28,14 @@ pub(super) async fn export(
     driver: &Driver,
     heads: &Heads,
     with_tensors: bool,
+    role: Role,
 ) -> Result<impl Stream<Item = Piece> + Send + use<>, Status> {
     let head = driver.store().head().await.map_err(|e| status(DriverError::Store(e)))?;
     let note = heads.sign(head.size, head.root);
     let (sender, receiver) = tokio::sync::mpsc::channel(2);
     let driver = driver.clone();
     tokio::spawn(async move {
-        let export = Export { driver, sender: sender.clone(), size: head.size };
+        let export = Export { driver, sender: sender.clone(), size: head.size, role };
         if let Err(error) = export.write(&note, with_tensors).await {
             // A receiver that went away has hung up.
             let _ = sender.send(Err(error)).await;
@@ -45,6 +48,8 @@ struct Export {
     driver: Driver,
     sender: Sender<Piece>,
     size: u64,
+    /// Whoever asks: not every run lets them have its deltas.
+    role: Role,
 }
 
 impl Export {
@@ -60,9 +65,10 @@ impl Export {
         self.send(rest).await
     }
 
-    /// Writes every leaf; gives the tensor files that they name.
+    /// Writes every leaf; gives the tensor files that they name and that may be fetched.
     async fn leaves(&self, writer: &mut ExportWriter<Vec<u8>>) -> Result<BTreeSet<Digest>, Status> {
         let mut tensors = BTreeSet::new();
+        let mut withheld = Withheld::from(self.role);
         let mut from = 0;
         while from < self.size {
             let leaves = self.driver.store().leaves(from, LEAVES_AT_ONCE).await;
@@ -75,7 +81,7 @@ impl Export {
                 writer.leaf(&leaf.bytes, leaf.hash).map_err(failed)?;
                 let record = Record::from_bytes(&leaf.bytes)
                     .map_err(|e| Status::internal(format!("leaf {}: {e}", leaf.index)))?;
-                tensors.extend(tensor_of(&record.event));
+                tensors.extend(tensor_of(&record.event).filter(|_| !withheld.is(&record)));
                 from = leaf.index + 1;
             }
             self.send_full(writer).await?;
@@ -126,4 +132,93 @@ impl Export {
 fn failed(error: ExportError) -> Status {
     tracing::error!(error = %tributary_shared::outcome::chain(&error), "export failed");
     Status::internal(error.to_string())
+}
+
+/// The deltas that the manifests of their runs do not let a member have.
+struct Withheld {
+    reader: Option<Reader>,
+    runs: BTreeSet<Of>,
+}
+
+impl Withheld {
+    fn from(role: Role) -> Self {
+        let reader = match role {
+            Role::Operator => Some(Reader::Operator),
+            Role::Auditor => Some(Reader::Auditor),
+            Role::Site => None,
+        };
+        Self { reader, runs: BTreeSet::new() }
+    }
+
+    /// Whether the tensor file that the next record of the history names is such a delta.
+    fn is(&mut self, record: &Record) -> bool {
+        if let Event::Run(RunEvent::RunStarted { manifest, .. }) = &record.event {
+            let readers = &manifest.privacy.deltas_for;
+            if !self.reader.is_some_and(|reader| readers.contains(&reader)) {
+                self.runs.insert(record.stream.clone());
+            }
+        }
+        let is_delta = matches!(record.event, Event::Run(RunEvent::DeltaAccepted { .. }));
+        is_delta && self.runs.contains(&record.stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tributary_shared::manifest::RunManifest;
+    use tributary_shared::timestamp::Timestamp;
+
+    use super::*;
+
+    fn records(run: &str, more: &str) -> [Record; 2] {
+        let manifest = RunManifest::from_toml(&format!(
+            "schema_version = 1\nname = {run:?}\n\
+             task = {{ kind = \"rehearsal\", payload_bytes = 4 }}\n\
+             quorum = {{ sites = 1 }}\n\
+             rounds = {{ count = 1, round_deadline_s = 9, stall_timeout_s = 9 }}\n{more}"
+        ))
+        .unwrap();
+        let digest = Digest::of(run.as_bytes());
+        let stream = Of::Run(run.parse().unwrap());
+        let started = RunEvent::RunStarted {
+            manifest: Box::new(manifest),
+            manifest_digest: digest,
+            contract: digest,
+            adapter: digest,
+            by: "operator/o".to_owned(),
+        };
+        let accepted = RunEvent::DeltaAccepted {
+            round: 1,
+            site: "s".parse().unwrap(),
+            digest,
+            cases: 1,
+            norm: 1.0,
+            bytes: 4,
+            metrics: Default::default(),
+        };
+        let now = Timestamp::from_millis(1);
+        [started, accepted].map(|event| Record::new(now, stream.clone(), 0, Event::Run(event)))
+    }
+
+    /// A14. Failed before: every operator and auditor was given every site's delta.
+    #[test]
+    fn deltas_are_for_those_whom_the_manifest_names() {
+        let all = [
+            records("usual", ""),
+            records("audited", "privacy = { deltas_for = [\"auditor\"] }"),
+            records("closed", "privacy = { deltas_for = [] }"),
+        ];
+        for (role, expected) in [
+            (Role::Operator, [false, true, true]),
+            (Role::Auditor, [false, false, true]),
+            (Role::Site, [true, true, true]),
+        ] {
+            let mut withheld = Withheld::from(role);
+            let found = all.each_ref().map(|[started, accepted]| {
+                assert!(!withheld.is(started), "an adapter is everybody's");
+                withheld.is(accepted)
+            });
+            assert_eq!(found, expected, "{role:?}");
+        }
+    }
 }

@@ -297,8 +297,9 @@ impl Operator for OperatorService {
         &self,
         request: Request<v1::ExportRequest>,
     ) -> Result<Response<Self::ExportStream>, Status> {
+        let role = require(&request, &[Role::Operator, Role::Auditor])?.member.role;
         let with_tensors = request.into_inner().with_tensors;
-        let stream = export::export(&self.0.driver, &self.0.heads, with_tensors).await?;
+        let stream = export::export(&self.0.driver, &self.0.heads, with_tensors, role).await?;
         Ok(Response::new(Box::pin(stream.map(|piece| piece.map(|data| v1::Chunk { data })))))
     }
 }

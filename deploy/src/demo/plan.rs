@@ -9,6 +9,7 @@ use tributary_shared::head::Head;
 use tributary_shared::manifest::{
     Backbone, Limits, Quorum, Rounds, RunManifest, SCHEMA_VERSION, Strategy, Training,
 };
+use tributary_shared::privacy::Privacy;
 use tributary_shared::training::Precision;
 
 use super::hospitals::Images;
@@ -139,6 +140,7 @@ fn manifest(
         quorum: Quorum { sites: 3, share_of_cases: None },
         strategy: Strategy::FedAvg,
         limits: Limits { delta_norm_max: 100.0, cases_max: 1_000_000 },
+        privacy: Privacy::default(),
     };
     manifest.check().map_err(|e| Failed::new("the demo's run.toml", None, &e.to_string()))?;
     Ok(manifest)

@@ -142,9 +142,9 @@ fn words(event: &Event) -> (&'static str, String) {
         Event::Stopped { reason } => ("stopped", printable(reason)),
         Event::Trained(trained) => {
             let (digest, norm) = (trained.digest.short(), trained.norm);
-            let loss = trained.metrics.train_loss;
-            let loss = loss.map_or(String::new(), |loss| format!(", loss {loss:.4}"));
-            ("trained", format!("delta {digest}, norm {norm:.4}{loss}"))
+            let metrics = serde_json::to_string(&trained.metrics).unwrap_or_default();
+            let cases = trained.cases;
+            ("trained", format!("delta {digest}, norm {norm:.4}, {cases} cases, tells {metrics}"))
         }
         Event::Released { digest, bytes } => {
             ("left the building", format!("{digest}, {bytes} bytes"))
