@@ -36,7 +36,8 @@ pub const PAYLOAD_BYTES_LARGE: u64 = 64 << 20;
 pub const PAYLOAD_BYTES_MAX: u64 = 4 << 30;
 
 /// Keys whose values were refused by fewer rules once: a recorded manifest may hold such values.
-const REFUSED_SINCE: [&str; 3] = [BACKBONE_DIGEST, "training.holdout", "data.cases_per_class_min"];
+const REFUSED_SINCE: [&str; 4] =
+    [BACKBONE_DIGEST, "training.holdout", "data.cases_per_class_min", "rounds.void_max"];
 /// The key of the backbone's digest.
 const BACKBONE_DIGEST: &str = "backbone.digest";
 
@@ -462,6 +463,7 @@ impl RunManifest {
             ("rounds.round_deadline_s", rounds.round_deadline_s, 1, seconds_max),
             ("rounds.stall_timeout_s", rounds.stall_timeout_s, 1, seconds_max),
             ("rounds.lease_s", rounds.lease_s, 1, seconds_max),
+            ("rounds.void_max", u64::from(rounds.void_max), 0, 1_000),
             ("rounds.void_pause_s", rounds.void_pause_s, 0, seconds_max),
             ("rounds.answer_timeout_s", rounds.answer_timeout_s, 1, seconds_max),
             ("quorum.sites", u64::from(self.quorum.sites), 1, COHORT_MAX as u64),

@@ -37,8 +37,14 @@ struct PolicyFile {
     deltas_for: Option<BTreeSet<Reader>>,
     #[serde(default = "rounds_max")]
     rounds_max: u32,
+    runs_max: Option<u64>,
+    deltas_max: Option<u64>,
     #[serde(default = "epochs_max")]
     epochs_max: u32,
+    #[serde(default = "batch_size_min")]
+    batch_size_min: usize,
+    learning_rate_max: Option<f64>,
+    base_norm_max: Option<f64>,
     #[serde(default = "checks_per_day")]
     checks_per_day: u32,
     #[serde(default = "delta_norm_max")]
@@ -79,6 +85,10 @@ pub const CHECKS_PER_DAY: u32 = 20;
 
 fn checks_per_day() -> u32 {
     CHECKS_PER_DAY
+}
+
+fn batch_size_min() -> usize {
+    1
 }
 
 fn epochs_max() -> u32 {
@@ -133,10 +143,22 @@ pub struct Policy {
     pub holdout_cases_min: u64,
     /// Members who may fetch single deltas from the coordinator, at most; any when `None`.
     pub deltas_for: Option<BTreeSet<Reader>>,
-    /// Most rounds of one run.
+    /// Most rounds of one run, and most deltas of one run that this site makes: a round that ended
+    /// below its quorum counts too.
     pub rounds_max: u32,
+    /// Most runs that it makes a delta for; any when `None`.
+    pub runs_max: Option<u64>,
+    /// Most deltas that it makes, over all runs; any when `None`.
+    pub deltas_max: Option<u64>,
     /// Most passes over the local cases per round.
     pub epochs_max: u32,
+    /// Fewest cases of an optimiser step: a gradient of one case shows it.
+    pub batch_size_min: usize,
+    /// Largest peak learning rate; any when `None`.
+    pub learning_rate_max: Option<f64>,
+    /// Largest L2 distance of the adapter that a round starts from to the initial one; any when
+    /// `None`.
+    pub base_norm_max: Option<f64>,
     /// Most checks of an operator that are answered in 24 hours.
     pub checks_per_day: u32,
     /// Largest L2 norm of a delta that leaves, and the largest bound a run may declare.
@@ -149,6 +171,17 @@ pub struct Policy {
     pub recovery: OnRecovery,
     hours: Vec<Window>,
     utc_offset_minutes: i64,
+}
+
+/// What the site has done before a round, as its ledger counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Deltas that it made of the run.
+    pub deltas_of_run: u64,
+    /// Deltas that it made of all runs.
+    pub deltas: u64,
+    /// Other runs that it made deltas of.
+    pub other_runs: u64,
 }
 
 /// Reasons for which the policy refuses, each one short line.
@@ -215,6 +248,15 @@ impl Policy {
         if !(norm.is_finite() && norm > 0.0) {
             return Err(bad("delta_norm_max", &format!("{norm}"), "write a number above 0"));
         }
+        let bounds = [
+            ("learning_rate_max", written.learning_rate_max),
+            ("base_norm_max", written.base_norm_max),
+        ];
+        for (key, bound) in bounds {
+            if bound.is_some_and(|bound| !(bound.is_finite() && bound > 0.0)) {
+                return Err(bad(key, "no bound", "write a number above 0, or leave it out"));
+            }
+        }
         let hours = written.hours.iter().map(|h| h.parse()).collect::<Result<Vec<Window>, _>>();
         let hours = hours.map_err(|e| bad("hours", &e, "times are HH:MM-HH:MM"))?;
         let offset = written.utc_offset.as_deref().map_or(Ok(0), utc_offset);
@@ -230,7 +272,12 @@ impl Policy {
             holdout_cases_min: written.holdout_cases_min,
             deltas_for: written.deltas_for,
             rounds_max: written.rounds_max,
+            runs_max: written.runs_max,
+            deltas_max: written.deltas_max,
             epochs_max: written.epochs_max,
+            batch_size_min: written.batch_size_min,
+            learning_rate_max: written.learning_rate_max,
+            base_norm_max: written.base_norm_max,
             checks_per_day: written.checks_per_day,
             delta_norm_max: norm,
             adapter_bytes_max: written.adapter_bytes_max,
@@ -241,11 +288,13 @@ impl Policy {
         })
     }
 
-    /// Judges at `now` a round of `manifest` that asks `cohort_size` sites.
+    /// Judges at `now` a round of `manifest` that asks `cohort_size` sites, after what the site has
+    /// done before.
     pub fn judge(
         &self,
         manifest: &RunManifest,
         cohort_size: u32,
+        done: Done,
         now: Timestamp,
     ) -> Result<(), PolicyRefusal> {
         let mut reasons = Vec::new();
@@ -255,6 +304,7 @@ impl Policy {
             reasons.push(format!("strategy {strategy} is not among `strategies`"));
         }
         above("rounds", manifest.rounds.count, "rounds_max", self.rounds_max, &mut reasons);
+        self.judge_done(done, &mut reasons);
         let norm = manifest.limits.delta_norm_max;
         if norm > self.delta_norm_max {
             let max = self.delta_norm_max;
@@ -279,6 +329,20 @@ impl Policy {
             Ok(())
         } else {
             Err(PolicyRefusal { reasons, class, cohort: alone })
+        }
+    }
+
+    /// What is done counts, beside what a manifest declares.
+    fn judge_done(&self, done: Done, reasons: &mut Vec<String>) {
+        if done.deltas_of_run >= u64::from(self.rounds_max) {
+            let max = self.rounds_max;
+            reasons.push(format!("as many deltas of this run as rounds_max = {max} were made"));
+        }
+        if let Some(max) = self.deltas_max.filter(|max| done.deltas >= *max) {
+            reasons.push(format!("as many deltas as deltas_max = {max} were made"));
+        }
+        if let Some(max) = self.runs_max.filter(|max| done.other_runs >= *max) {
+            reasons.push(format!("deltas of as many runs as runs_max = {max} were made"));
         }
     }
 
@@ -311,6 +375,16 @@ impl Policy {
         }
         let epochs = manifest.training.as_ref().map_or(0, |t| t.epochs);
         above("epochs per round", epochs, "epochs_max", self.epochs_max, reasons);
+        let Some(training) = &manifest.training else { return };
+        if training.batch_size < self.batch_size_min {
+            let (size, min) = (training.batch_size, self.batch_size_min);
+            reasons.push(format!("a batch of {size} is below batch_size_min = {min}"));
+        }
+        let rate = training.learning_rate;
+        let most = self.learning_rate_max.unwrap_or(f64::INFINITY);
+        if rate > most {
+            reasons.push(format!("a learning rate of {rate} is above learning_rate_max = {most}"));
+        }
     }
 }
 
@@ -380,8 +454,12 @@ mod tests {
 
     /// The refusal of noon, 1970-01-01 UTC, as one line; empty when it agrees.
     fn judged(policy: &Policy, manifest: &RunManifest) -> String {
+        judged_after(policy, manifest, Done::default())
+    }
+
+    fn judged_after(policy: &Policy, manifest: &RunManifest, done: Done) -> String {
         let noon = Timestamp::from_millis(12 * 3_600_000);
-        policy.judge(manifest, 3, noon).map_or_else(|e| e.to_string(), |()| String::new())
+        policy.judge(manifest, 3, done, noon).map_or_else(|e| e.to_string(), |()| String::new())
     }
 
     #[test]
@@ -407,6 +485,16 @@ mod tests {
             ),
             ("tasks = [\"ordinal\", \"binary\"]", "tasks = []", "task binary is not among `tasks`"),
             (
+                "batch_size_min = 4",
+                "batch_size_min = 5",
+                "a batch of 4 is below batch_size_min = 5",
+            ),
+            (
+                "learning_rate_max = 0.1",
+                "learning_rate_max = 0.09",
+                "a learning rate of 0.1 is above learning_rate_max = 0.09",
+            ),
+            (
                 "deltas_for = [\"auditor\", \"operator\"]",
                 "deltas_for = [\"auditor\"]",
                 "single deltas for the operator are not among `deltas_for`",
@@ -426,6 +514,20 @@ mod tests {
             assert_eq!(judged(&policy(agrees), &manifest()), "", "{agrees}");
             assert_eq!(judged(&policy(refuses), &manifest()), reason, "{refuses}");
         }
+    }
+
+    /// A8. Failed before: a run of one round with void_max = 4294967295 got a delta for every round
+    /// that it offered, and nothing counted the deltas of all runs.
+    #[test]
+    fn what_was_done_counts_beside_what_is_declared() {
+        let bounds = policy("rounds_max = 10\nruns_max = 2\ndeltas_max = 30");
+        let done = |deltas_of_run, deltas, other_runs| {
+            judged_after(&bounds, &manifest(), Done { deltas_of_run, deltas, other_runs })
+        };
+        assert_eq!(done(9, 29, 1), "");
+        assert!(done(10, 29, 1).contains("rounds_max = 10"), "{}", done(10, 29, 1));
+        assert!(done(9, 30, 1).contains("deltas_max = 30"), "{}", done(9, 30, 1));
+        assert!(done(9, 29, 2).contains("runs_max = 2"), "{}", done(9, 29, 2));
     }
 
     /// Names unknown to a manifest would forbid nothing, or everything, unnoticed.
@@ -467,10 +569,10 @@ mod tests {
             ("hours = [\"20:00-06:00\"]\nrounds_max = 1", RefusalClass::UntilChanged),
             ("hours = [\"20:00-06:00\"]\ncohort_min = 4", RefusalClass::Passing),
         ] {
-            let no = policy(text).judge(&manifest(), 3, noon).unwrap_err();
+            let no = policy(text).judge(&manifest(), 3, Done::default(), noon).unwrap_err();
             assert_eq!(no.refusal().class(), class, "{text}: {no}");
         }
-        let no = policy("cohort_min = 4").judge(&manifest(), 3, noon).unwrap_err();
+        let no = policy("cohort_min = 4").judge(&manifest(), 3, Done::default(), noon).unwrap_err();
         assert_eq!(no.refusal(), Refusal::Cohort { size: 3, min: 4 });
     }
 

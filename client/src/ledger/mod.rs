@@ -17,6 +17,8 @@ use tributary_shared::name::RunName;
 use tributary_shared::refusal::Refusal;
 use tributary_shared::timestamp::Timestamp;
 
+use crate::config::policy::Done;
+
 pub use entry::{Entry, Event, Standing, Trained};
 
 /// The file's name inside the site's directory.
@@ -206,12 +208,22 @@ impl Ledger {
         self.standings.iter().filter_map(pending).collect()
     }
 
-    /// Rounds of `run` of which the site has made a delta.
-    pub fn trained_rounds(&self, run: &RunName) -> u64 {
-        let trained = self.standings.iter().filter(|((of, _), standing)| {
-            of == run && matches!(standing, Standing::Owed { .. } | Standing::Answered { .. })
-        });
-        trained.count() as u64
+    /// The deltas that the site has made, of `run` and of all.
+    pub fn done(&self, run: &RunName) -> Done {
+        let mut done = Done::default();
+        let mut last_other = None;
+        for ((of, _), standing) in &self.standings {
+            if !matches!(standing, Standing::Owed { .. } | Standing::Answered { .. }) {
+                continue;
+            }
+            done.deltas += 1;
+            if of == run {
+                done.deltas_of_run += 1;
+            } else if last_other.replace(of) != Some(of) {
+                done.other_runs += 1;
+            }
+        }
+        done
     }
 
     /// The highest round of each run of which the site holds an answered delta, and the highest of
@@ -440,7 +452,8 @@ mod tests {
         let first: RunName = "run".parse().unwrap();
         let known = [(run, 9, false), (first.clone(), 2, true), (first.clone(), 5, false)];
         assert_eq!(ledger.known_rounds(), known);
-        assert_eq!(ledger.trained_rounds(&first), 3);
+        let done = Done { deltas_of_run: 3, deltas: 4, other_runs: 1 };
+        assert_eq!(ledger.done(&first), done);
     }
 
     #[test]

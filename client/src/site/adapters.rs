@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tributary_proto::v1;
 use tributary_shared::contract::AdapterContract;
 use tributary_shared::digest::Digest;
-use tributary_shared::initial::adapter_header;
+use tributary_shared::initial::{adapter_header, initial_adapter};
 use tributary_shared::name::RunName;
 use tributary_shared::refusal::Refusal;
 use tributary_shared::tensors::{Reader, Subject, decode};
@@ -58,6 +58,7 @@ pub(super) async fn obtain(
     let digest = asked.terms.base;
     let path = path_of(folder, digest);
     let Some(mut spool) = tokio::task::block_in_place(|| Spool::resume(&path, asked))? else {
+        tokio::task::block_in_place(|| check_initial(&path, asked))?;
         return Ok(path);
     };
     let request = v1::FetchRequest {
@@ -72,8 +73,27 @@ pub(super) async fn obtain(
             received(spool.check.seen_bytes());
         }
     }
-    tokio::task::block_in_place(|| spool.finish(&path, digest))?;
+    tokio::task::block_in_place(|| {
+        spool.finish(&path, digest)?;
+        check_initial(&path, asked)
+    })?;
     Ok(path)
+}
+
+/// Version 0 is what the manifest implies, in whichever round it is the base. The first round was
+/// judged by it already.
+fn check_initial(path: &Path, asked: &Asked) -> Result<(), FetchError> {
+    if asked.terms.round == 1 {
+        return Ok(());
+    }
+    let longest = adapter_header(&asked.terms.run, 0, &asked.contract).to_bytes().len();
+    let mut beginning = Vec::new();
+    File::open(path)?.take(longest as u64).read_to_end(&mut beginning)?;
+    // A header of another version may be longer, and then it is not this one.
+    match version(&beginning, longest, u32::MAX) {
+        Ok(Some(0)) => asked.check_initial().map_err(FetchError::Refused),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// The values of a whole adapter at `path`, one flat vector a tensor.
@@ -84,6 +104,15 @@ pub(super) fn read_values(path: &Path, asked: &Asked) -> Result<Vec<Vec<f32>>, F
         .map_err(FetchError::Refused)?
         .ok_or(FetchError::Refused(Refusal::Size { expected: asked.base_bytes, found: 0 }))?;
     decode(&bytes, &adapter_header(run, version, &asked.contract)).map_err(FetchError::Refused)
+}
+
+/// The L2 distance of a base from the adapter that the run began with, in f64.
+pub(super) fn distance_from_initial(base: &[Vec<f32>], asked: &Asked) -> f64 {
+    let header = adapter_header(&asked.terms.run, 0, &asked.contract);
+    let initial = decode(&initial_adapter(&asked.manifest), &header);
+    let initial = initial.expect("the initial adapter fits its own contract");
+    let pairs = base.iter().flatten().zip(initial.iter().flatten());
+    pairs.map(|(b, i)| (f64::from(*b) - f64::from(*i)).powi(2)).sum::<f64>().sqrt()
 }
 
 /// Removes every adapter but the one of `kept`, whole or in part.
@@ -249,7 +278,10 @@ fn version(bytes: &[u8], longest: usize, newest: u32) -> Result<Option<u32>, Ref
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tributary_shared::manifest::RunManifest;
     use tributary_shared::tensors::encode;
+    use tributary_shared::terms::Terms;
+    use tributary_shared::timestamp::Timestamp;
 
     use super::*;
 
@@ -279,6 +311,45 @@ mod tests {
         }
         let newer = checked(&adapter(12), 12).unwrap_err();
         assert!(matches!(newer, Refusal::Wrong { field, .. } if field == "version"));
+    }
+
+    /// A7. Failed before: version 0 was compared with the manifest in the first round alone.
+    #[test]
+    fn version_0_is_what_the_manifest_implies_in_every_round() {
+        let manifest = RunManifest::from_toml(
+            r#"
+            schema_version = 1
+            name = "run"
+            task = { kind = "rehearsal", payload_bytes = 40 }
+            quorum = { sites = 1 }
+            rounds = { count = 2, round_deadline_s = 60, stall_timeout_s = 60 }
+            "#,
+        )
+        .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("base");
+        let checked = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            let terms = Terms {
+                run: run(),
+                round: 2,
+                manifest: manifest.digest(),
+                base: Digest::of(bytes),
+                cohort_size: 1,
+                deadline: Timestamp::from_millis(0),
+            };
+            let base_bytes = bytes.len() as u64;
+            let asked =
+                Asked { manifest: manifest.clone(), terms, contract: contract(), base_bytes };
+            let values = read_values(&path, &asked).unwrap();
+            (check_initial(&path, &asked), distance_from_initial(&values, &asked))
+        };
+        let (initial, distance) = checked(&initial_adapter(&manifest));
+        assert!(initial.is_ok() && distance == 0.0, "{initial:?}");
+        let (crafted, distance) = checked(&adapter(0));
+        assert!(matches!(crafted, Err(FetchError::Refused(_))), "{crafted:?}");
+        assert!((distance - 10f64.sqrt() / 2.0).abs() < 1e-6, "{distance}");
+        assert!(checked(&adapter(1)).0.is_ok(), "another version is the history's to prove");
     }
 
     #[test]

@@ -38,6 +38,8 @@ impl Site {
         let Some(Standing::Owed { trained, released }) = self.standing(id) else {
             return Ok(());
         };
+        // A training may take hours: nothing leaves under a history that was rewritten meanwhile.
+        self.witness().await?;
         if !released {
             let event = Event::Released { digest: trained.digest, bytes: trained.bytes };
             self.record(id, event)?;

@@ -49,7 +49,8 @@ impl Site {
         let loading = tokio::task::spawn_blocking(move || Policy::load(&file));
         let loaded = loading.await.map_err(|e| unread(e.to_string()))?;
         let policy = loaded.map_err(|e| unread(e.to_string()))?;
-        let judged = policy.judge(manifest, cohort_size, clock::now());
+        let done = self.ledger.done(&manifest.name);
+        let judged = policy.judge(manifest, cohort_size, done, clock::now());
         judged.map_err(|no| no.refusal())?;
         Ok(policy)
     }

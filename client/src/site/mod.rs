@@ -11,6 +11,7 @@ mod check;
 mod deliver;
 pub mod directory;
 mod disclosure;
+mod evidence;
 mod inquiry;
 mod judge;
 mod lease;
@@ -461,10 +462,16 @@ impl Site {
     /// Follows the coordinator's history, and halts before one that was rewritten and is not
     /// explained by a recovery statement that this site accepts.
     async fn witness(&mut self) -> Result<(), Halt> {
-        self.awaited = None;
         let (size, note) = (self.keeper.size(), self.keeper.note());
         let reply = self.coordinator()?.checkpoint(size, note).await?;
-        tokio::task::block_in_place(|| match self.keeper.follow(&reply) {
+        self.follow(&reply)
+    }
+
+    /// As [`Self::witness`], with the answer at hand.
+    fn follow(&mut self, reply: &v1::CheckpointReply) -> Result<(), Halt> {
+        self.awaited = None;
+        let size = self.keeper.size();
+        tokio::task::block_in_place(|| match self.keeper.follow(reply) {
             Ok(()) => {
                 if self.keeper.size() != size {
                     tracing::info!("follows the history at {} leaves", self.keeper.size());

@@ -56,7 +56,7 @@ impl Site {
         });
         let before = Before {
             manifest: self.ledger.manifest_of(&id.run),
-            trained: self.ledger.trained_rounds(&id.run),
+            trained: self.ledger.done(&id.run).deltas_of_run,
             lost_leaves: self.lost_leaves(),
         };
         let asked = match terms::check(&id, assignment, before) {
@@ -72,7 +72,11 @@ impl Site {
         // Reading all images may take minutes: the coordinator hears from the start that the site
         // is at work.
         let lease = Lease::begin(coordinator, id.clone(), every, self.activity.subscribe());
-        match self.judge_round(&asked).await {
+        let judged = match self.prove(&asked).await? {
+            Ok(()) => self.judge_round(&asked).await,
+            Err(refusal) => Err(refusal),
+        };
+        match judged {
             Ok((policy, work)) => self.train_and_deliver(&id, asked, &policy, work, lease).await,
             Err(refusal) => {
                 tracing::warn!(run = %id.run, round = id.round, "declined: {refusal}");
@@ -84,8 +88,11 @@ impl Site {
     /// Judges a round: the policy and everything that the work needs, or the refusal.
     async fn judge_round(&mut self, asked: &Asked) -> Result<(Policy, Arc<Work>), Refusal> {
         let policy = self.judge_policy(&asked.manifest, asked.terms.cohort_size).await?;
-        let checked = tokio::task::block_in_place(|| asked.check_initial());
-        checked.map_err(|e| reason_failed(e.to_string()))?;
+        // Whether a later round starts from the initial adapter shows when it was fetched.
+        if asked.terms.round == 1 {
+            let checked = tokio::task::block_in_place(|| asked.check_initial());
+            checked.map_err(|e| reason_failed(e.to_string()))?;
+        }
         let work = self.judge_data(&asked.manifest, &policy).await.map_err(|no| no.refusal)?;
         Ok((policy, work))
     }
@@ -168,9 +175,10 @@ impl Site {
         self.activity.send_modify(|a| a.enter(Phase::Training, 0));
         let site = self.name.clone();
         let norm_max = policy.delta_norm_max.min(asked.manifest.limits.delta_norm_max);
-        let holdout_cases_min = policy.holdout_cases_min;
+        let Policy { holdout_cases_min, base_norm_max, .. } = *policy;
         let outbox = self.outbox.clone();
-        let job = Job { work, asked, site, base, outbox, norm_max, holdout_cases_min };
+        let job =
+            Job { work, asked, site, base, outbox, norm_max, base_norm_max, holdout_cases_min };
         let mut running = Running::begin(job, self.activity.clone())
             .map_err(|e| Halt::disk("starting the training thread", &e))?;
         let ended = tokio::select! {

@@ -30,12 +30,9 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// Checks that the first round starts from the initial adapter, which the site computes itself.
-    /// Hashes as many bytes as the adapter has, so it is called after the policy has agreed.
+    /// Checks that a base is the initial adapter, version 0, which the site computes itself. Hashes as
+    /// many bytes as the adapter has, so it is called after the policy has agreed.
     pub(super) fn check_initial(&self) -> Result<(), Refusal> {
-        if self.terms.round > 1 {
-            return Ok(());
-        }
         let initial = initial_digest(&self.manifest);
         if self.terms.base == initial {
             Ok(())
@@ -170,7 +167,10 @@ mod tests {
 
     fn checked(assignment: &v1::Assignment) -> Result<Asked, Refusal> {
         let asked = check(&round_of(assignment).unwrap(), assignment, Before::default())?;
-        asked.check_initial().map(|()| asked)
+        if asked.terms.round == 1 {
+            asked.check_initial()?;
+        }
+        Ok(asked)
     }
 
     /// The refused field or code.

@@ -224,6 +224,8 @@ pub(super) struct Job {
     pub(super) outbox: Outbox,
     /// Largest norm that may leave.
     pub(super) norm_max: f64,
+    /// Largest distance of the base from the initial adapter.
+    pub(super) base_norm_max: Option<f64>,
     /// Fewest held-out cases of which a number may leave.
     pub(super) holdout_cases_min: u64,
 }
@@ -319,6 +321,9 @@ impl Job {
     ) -> Result<Finished, Unfinished> {
         let base =
             adapters::read_values(&self.base, &self.asked).map_err(|e| base_unfinished(&e))?;
+        if let Some(most) = self.base_norm_max {
+            self.check_base(&base, most)?;
+        }
         let local = LocalTraining {
             backbone: &training.backbone,
             manifest: &self.asked.manifest,
@@ -354,6 +359,18 @@ impl Job {
             writer.push(&delta).map_err(delta_unfinished)?;
         }
         self.finish(writer, update.metrics)
+    }
+
+    /// Refuses a base that is farther from the initial adapter than the policy allows.
+    fn check_base(&self, base: &[Vec<f32>], most: f64) -> Result<(), Unfinished> {
+        let norm = adapters::distance_from_initial(base, &self.asked);
+        if norm <= most {
+            return Ok(());
+        }
+        let text = format!(
+            "the base adapter is {norm:.4} from the initial one, above the site's base_norm_max = {most}"
+        );
+        Err(Unfinished::Failed(WorkFailure::open(text)))
     }
 
     fn elements(&self) -> u64 {

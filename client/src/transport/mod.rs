@@ -226,6 +226,15 @@ impl Coordinator {
         self.answer(ANSWER_TIMEOUT, site.submit(request)).await
     }
 
+    /// Asks for the proof that a round stands in the history.
+    pub async fn evidence(
+        &self,
+        request: v1::EvidenceRequest,
+    ) -> Result<v1::EvidenceReply, CallError> {
+        let mut site = self.site.clone();
+        self.answer(ANSWER_TIMEOUT, site.evidence(request)).await
+    }
+
     /// Asks for the log's head and the proof that it continues a log of `old_size` leaves, whose
     /// signed head is `held_note`.
     pub async fn checkpoint(

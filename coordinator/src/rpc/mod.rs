@@ -3,6 +3,7 @@
 
 mod checks;
 mod enrolment;
+mod evidence;
 mod export;
 mod history;
 mod operator;

@@ -11,7 +11,7 @@ use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
 use tributary_shared::terms::SiteMetrics;
 
-use super::{Services, answer, digest, history, parse, refusal, status, unknown, upload};
+use super::{Services, answer, digest, evidence, history, parse, refusal, status, unknown, upload};
 use crate::clock;
 use crate::driver::inquiries::{Answer, Delivery};
 use crate::driver::{DriverError, KnownRound, Standing};
@@ -315,6 +315,16 @@ impl Site for SiteService {
         self.seen(&request)?;
         let request = request.into_inner();
         let reply = history::witnessed(&self.0.driver, &self.0.heads, &request).await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn evidence(
+        &self,
+        request: Request<v1::EvidenceRequest>,
+    ) -> Result<Response<v1::EvidenceReply>, Status> {
+        let site = self.site(&request).await?;
+        let Services { driver, heads, .. } = &self.0;
+        let reply = evidence::evidence(driver, heads, &site, request.into_inner()).await?;
         Ok(Response::new(reply))
     }
 }

@@ -66,26 +66,39 @@ impl Store {
         &self,
         wanted: impl Fn(&RegistryEvent) -> Option<T>,
     ) -> Result<Option<T>, StoreError> {
+        let found = self.newest(&Stream::Registry, |event| match event {
+            Event::Registry(event) => wanted(event),
+            Event::Run(_) => None,
+        });
+        Ok(found.await?.map(|(_, found)| found))
+    }
+
+    /// The newest event of `stream` for which `wanted` returns a value: its leaf, and the value.
+    pub async fn newest<T>(
+        &self,
+        stream: &Stream,
+        wanted: impl Fn(&Event) -> Option<T>,
+    ) -> Result<Option<(Leaf, T)>, StoreError> {
         let mut before = i64::MAX;
         loop {
-            let rows: Vec<(i64, Vec<u8>)> = sqlx::query_as(
-                "SELECT seq, bytes FROM leaf WHERE stream = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3",
+            let rows: Vec<(i64, u64, Vec<u8>)> = sqlx::query_as(
+                "SELECT seq, idx, bytes FROM leaf WHERE stream = $1 AND seq < $2
+                 ORDER BY seq DESC LIMIT $3",
             )
-            .bind(Stream::Registry.to_string())
+            .bind(stream.to_string())
             .bind(before)
             .bind(PAGE)
             .fetch_all(&self.0.readers)
             .await
             .map_err(StoreError::sql("read the history"))?;
-            let Some((oldest, _)) = rows.last() else { return Ok(None) };
+            let Some((oldest, ..)) = rows.last() else { return Ok(None) };
             before = *oldest;
-            for (seq, bytes) in &rows {
-                let record = Record::from_bytes(bytes)
-                    .map_err(|e| StoreError::Corrupt(format!("registry seq {seq}: {e}")))?;
-                if let Event::Registry(event) = &record.event
-                    && let Some(found) = wanted(event)
-                {
-                    return Ok(Some(found));
+            for (_, index, bytes) in rows {
+                let record = Record::from_bytes(&bytes)
+                    .map_err(|e| StoreError::Corrupt(format!("leaf {index}: {e}")))?;
+                if let Some(found) = wanted(&record.event) {
+                    let hash = leaf_hash(&bytes);
+                    return Ok(Some((Leaf { index, bytes, hash }, found)));
                 }
             }
         }

@@ -303,6 +303,13 @@ impl v1::site_server::Site for Site {
         unused()
     }
 
+    async fn evidence(
+        &self,
+        _: Request<v1::EvidenceRequest>,
+    ) -> Result<Response<v1::EvidenceReply>, Status> {
+        unused()
+    }
+
     async fn checkpoint(
         &self,
         _: Request<v1::CheckpointRequest>,
