@@ -21,7 +21,7 @@ pub enum CheckAnswer {
     Backbone,
     /// Its images or labels are missing or do not fit the run.
     Data,
-    /// It holds no training cases, or more than the run takes.
+    /// It holds fewer training cases than its policy asks for, or more than the run takes.
     Cases,
     /// Something that ends by itself: outside its hours, images away for a moment.
     Passing,
@@ -81,7 +81,9 @@ impl CheckAnswer {
             Self::Policy => "its policy.toml refuses; its log says why",
             Self::Backbone => "it does not hold this backbone; send its engineer the file",
             Self::Data => "its images or labels are missing or do not fit the run",
-            Self::Cases => "it holds no training cases, or more than limits.cases_max",
+            Self::Cases => {
+                "it holds fewer training cases than its cases_min, or more than limits.cases_max"
+            }
             Self::Passing => "not now, but later by itself: outside its hours, images away",
             Self::ChecksPerDay => "asked as often as its checks_per_day allows; try tomorrow",
             Self::Other => "cannot take part; its own log says why",

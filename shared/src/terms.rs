@@ -32,7 +32,8 @@ pub struct SiteMetrics {
     /// Mean training loss over the round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_loss: Option<f64>,
-    /// Held-out cases, or bags of them, behind `holdout_loss` and the other `holdout_` numbers.
+    /// Held-out cases, or bags of them, behind `holdout_loss` and the other `holdout_` numbers. A site
+    /// tells them rounded down to tens.
     #[serde(default)]
     pub holdout_cases: u64,
     /// Loss of the round's base adapter on the held-out cases.
