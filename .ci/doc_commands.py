@@ -95,7 +95,7 @@ BEFORE = {
     ("docs/recovery.md", "tributary-coordinator recover --config coord/coordinator.toml --out"): [
         "rm -rf coord", "mv coord.before coord"],
     ("docs/recovery.md", "tributary-client recovery show"): ["wait tributary-client run | restored from a backup"],
-    ("docs/recovery.md", "tributary-client enroll"): ["rm alpha.kit", "tributary site invite alpha --out alpha.kit"],
+    ("docs/recovery.md", "tributary-client enroll"): ["rm alpha.kit", "tributary site invite alpha --out alpha.kit --replace"],
     ("docs/recovery.md", "tributary audit verify"): [
         "wait tributary-client run | follows the history", "rm consortium.export", "tributary audit export --out consortium.export"],
 }

@@ -92,7 +92,10 @@ pub async fn serve(
     tokio::spawn(heads.clone().keep(stop.clone()));
     let announced = config.address.is_some().then(|| listening.address.clone());
     let address = listening.address.clone();
-    let routes = Services { driver, authority, heads: heads.clone(), address, announced }.routes();
+    let heads_of = heads.clone();
+    let reused = Arc::default();
+    let services = Services { driver, authority, heads: heads_of, address, announced, reused };
+    let routes = services.routes();
     let incoming = acceptor.incoming(listener, stop.clone());
     let server = server_builder(config.windows)
         .add_routes(routes)

@@ -8,7 +8,7 @@ use std::fs;
 use tonic::Code;
 use tributary_deploy::command::run;
 use tributary_tests::member::Member;
-use tributary_tests::{PATIENCE, RehearsalRun, Scratch, seats};
+use tributary_tests::{PATIENCE, RehearsalRun, Scratch, binaries, seats};
 
 /// A federation of `sites` that nobody has started, a run, and its sites by hand.
 async fn by_hand(sites: usize, manifest: &RehearsalRun) -> (Scratch, Vec<Member>) {
@@ -145,11 +145,64 @@ fn a_kit_works_once() {
     assert_eq!(second.exit, Some(1), "{second:?}");
     assert!(second.problem.contains("has been used with another key"), "{second:?}");
     assert!(!scratch.folder.path().join("second/identity/cert.pem").exists());
+    // The operator sees it: the one sign of a stolen kit. Failed before (A6f): only the site's engineer did.
+    enroll("second").unwrap_err();
+    let log = scratch.federation.operator(["run", "log"]).unwrap().data.to_string();
+    assert_eq!(log.matches("token_reused").count(), 1, "{log}");
     // A token nobody gave out.
     let forged = fs::read_to_string(kit).unwrap().replace("token = \"", "token = \"AAAA");
     fs::write(kit, forged).unwrap();
     let unknown = enroll("third").unwrap_err();
     assert!(unknown.problem.contains("this token is unknown here"), "{unknown:?}");
+}
+
+/// A6a, A6b. Failed before: only sites could be revoked, and no invitation could be withdrawn.
+#[test]
+fn persons_are_listed_suspended_and_revoked_and_invitations_withdrawn() {
+    let scratch = Scratch::found();
+    let operator = |arguments: &[&str]| scratch.federation.operator(arguments.iter().copied());
+    let folder = scratch.folder.path();
+    let kit = |name: &str| folder.join(name).to_string_lossy().into_owned();
+    let (first, spare, carl) = (kit("first.kit"), kit("spare.kit"), kit("carl"));
+    operator(&["auditor", "invite", "carl", "--out", &first]).unwrap();
+    operator(&["auditor", "invite", "carl", "--out", &spare]).unwrap();
+    // Without the operator's own identity.
+    let person = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(&binaries().operator);
+        let globals = ["--format", "json", "--address", scratch.federation.address()];
+        run(command.args(arguments).args(globals))
+    };
+    let enroll = |kit: &str, directory: &str| person(&["enroll", kit, "--identity", directory]);
+    enroll(&first, &carl).unwrap();
+    let calls = || person(&["run", "list", "--identity", &carl]);
+    calls().unwrap();
+    let listed = operator(&["auditor", "list"]).unwrap().data;
+    assert_eq!(
+        (&listed[0]["state"], &listed[0]["open_invitations"]),
+        (&"active".into(), &1.into())
+    );
+    // The name is taken: only on purpose does a new kit take its place.
+    let again = kit("again.kit");
+    let taken = operator(&["auditor", "invite", "carl", "--out", &again]).unwrap_err();
+    assert!(taken.problem.contains("--replace"), "{taken:?}");
+    operator(&["auditor", "invite", "carl", "--out", &again, "--replace"]).unwrap();
+    operator(&["auditor", "suspend", "carl", "--reason", "on leave"]).unwrap();
+    let suspended = calls().unwrap_err();
+    assert!(suspended.problem.contains("is suspended"), "{suspended:?}");
+    operator(&["auditor", "reinstate", "carl"]).unwrap();
+    calls().unwrap();
+    operator(&["auditor", "revoke", "carl", "--reason", "left"]).unwrap();
+    let revoked = calls().unwrap_err();
+    assert_eq!(revoked.exit, Some(2), "{revoked:?}");
+    for kit in [&spare, &again] {
+        let back = enroll(kit, &folder.join("back").to_string_lossy()).unwrap_err();
+        assert!(back.problem.contains("it was withdrawn"), "{back:?}");
+    }
+    let own = operator(&["operator", "revoke", "operator", "--reason", "x"]).unwrap_err();
+    assert!(own.problem.contains("another operator can"), "{own:?}");
+    scratch.federation.invite("delta").unwrap();
+    assert_eq!(operator(&["site", "withdraw", "delta"]).unwrap().data["withdrawn"], 1);
+    assert_eq!(operator(&["site", "withdraw", "delta"]).unwrap().data["withdrawn"], 0);
 }
 
 #[test]

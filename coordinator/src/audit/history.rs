@@ -170,6 +170,10 @@ impl History {
             RegistryEvent::CheckAnswered { run, manifest, answers } => {
                 return self.take_answers(place, run, *manifest, answers);
             }
+            // They change no member.
+            RegistryEvent::InvitationsWithdrawn { .. } | RegistryEvent::TokenReused { .. } => {
+                return Ok(());
+            }
             RegistryEvent::Invited { member, .. } => (member, MemberState::Invited),
             RegistryEvent::Enrolled { member, .. } | RegistryEvent::Reinstated { member, .. } => {
                 (member, MemberState::Active)

@@ -7,7 +7,10 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 use tributary_proto::channel::{Role, StartupKit};
-use tributary_proto::v1::{InviteRequest, ListSitesRequest, SetSiteStateRequest, SiteRow};
+use tributary_proto::v1::{
+    InviteRequest, ListPersonsRequest, ListSitesRequest, PersonRow, SetMemberStateRequest, SiteRow,
+    WithdrawInvitationsRequest,
+};
 use tributary_shared::name::SiteName;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
 
@@ -36,6 +39,11 @@ pub(super) enum SiteCommand {
     /// End a site's certificate for good; it needs a new invitation to come back
     #[command(override_usage = "tributary site revoke <SITE> --reason <WORDS> [OPTIONS]")]
     Revoke(Reasoned),
+    /// End every invitation of a site that was not used yet
+    Withdraw {
+        /// The site
+        site: SiteName,
+    },
 }
 
 /// `tributary operator ...` and `tributary auditor ...`
@@ -43,6 +51,32 @@ pub(super) enum SiteCommand {
 pub(super) enum PersonCommand {
     /// Invite a person: writes a startup kit for `tributary enroll`
     Invite(Invite),
+    /// Show everyone of this role, with open invitations
+    #[command(visible_alias = "ls")]
+    List,
+    /// Refuse a person's calls until reinstated, and cut the open ones off
+    Suspend(PersonReasoned),
+    /// Let a suspended person call again
+    Reinstate {
+        /// The person
+        name: SiteName,
+    },
+    /// End a person's certificate and open invitations for good; it needs a new invitation to come back
+    Revoke(PersonReasoned),
+    /// End every invitation of a person that was not used yet
+    Withdraw {
+        /// The person
+        name: SiteName,
+    },
+}
+
+/// A person and why.
+#[derive(Debug, Args)]
+pub(super) struct PersonReasoned {
+    /// The person
+    name: SiteName,
+    #[command(flatten)]
+    reason: Reason,
 }
 
 /// Whom, for how long, and where the kit goes.
@@ -56,6 +90,9 @@ pub(super) struct Invite {
     /// Where the kit goes; an existing file is never overwritten [default: NAME.kit]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Invite a name that is enrolled: its present certificate is cut off when the kit is used
+    #[arg(long)]
+    replace: bool,
 }
 
 /// A site and why.
@@ -74,13 +111,16 @@ pub(super) async fn site(command: SiteCommand, globals: &Globals) -> Result<Answ
         SiteCommand::List => list(globals).await,
         SiteCommand::Suspend(Reasoned { site, reason }) => {
             let reason = reason.words(&format!("site suspend {site}"))?;
-            set_state(&site, "suspended", reason, globals).await
+            set_state(Role::Site, &site, "suspended", reason, globals).await
         }
-        SiteCommand::Reinstate { site } => set_state(&site, "active", String::new(), globals).await,
+        SiteCommand::Reinstate { site } => {
+            set_state(Role::Site, &site, "active", String::new(), globals).await
+        }
         SiteCommand::Revoke(Reasoned { site, reason }) => {
             let reason = reason.words(&format!("site revoke {site}"))?;
-            set_state(&site, "revoked", reason, globals).await
+            set_state(Role::Site, &site, "revoked", reason, globals).await
         }
+        SiteCommand::Withdraw { site } => withdraw(Role::Site, &site, globals).await,
     }
 }
 
@@ -90,12 +130,88 @@ pub(super) async fn person(
     command: PersonCommand,
     globals: &Globals,
 ) -> Result<Answer, Failure> {
-    let PersonCommand::Invite(invitation) = command;
-    invite(role, invitation, globals).await
+    match command {
+        PersonCommand::Invite(invitation) => invite(role, invitation, globals).await,
+        PersonCommand::List => list_persons(role, globals).await,
+        PersonCommand::Suspend(PersonReasoned { name, reason }) => {
+            let reason = reason.words(&format!("{role} suspend {name}"))?;
+            set_state(role, &name, "suspended", reason, globals).await
+        }
+        PersonCommand::Reinstate { name } => {
+            set_state(role, &name, "active", String::new(), globals).await
+        }
+        PersonCommand::Revoke(PersonReasoned { name, reason }) => {
+            let reason = reason.words(&format!("{role} revoke {name}"))?;
+            set_state(role, &name, "revoked", reason, globals).await
+        }
+        PersonCommand::Withdraw { name } => withdraw(role, &name, globals).await,
+    }
+}
+
+async fn withdraw(role: Role, name: &SiteName, globals: &Globals) -> Result<Answer, Failure> {
+    let session = Session::open(globals).await?;
+    let (role, name) = (role.as_str().to_owned(), name.to_string());
+    let member = format!("{role}/{name}");
+    let request = WithdrawInvitationsRequest { role, name };
+    let withdrawn =
+        session.ask(session.client.clone().withdraw_invitations(request)).await?.withdrawn;
+    let text = match withdrawn {
+        0 => format!("{member} has no open invitation."),
+        1 => format!("1 invitation of {member} can no longer be used."),
+        n => format!("{n} invitations of {member} can no longer be used."),
+    };
+    Ok(Answer::new(json!({ "member": member, "withdrawn": withdrawn }), text))
+}
+
+async fn list_persons(role: Role, globals: &Globals) -> Result<Answer, Failure> {
+    let session = Session::open(globals).await?;
+    let request = ListPersonsRequest { role: role.as_str().to_owned() };
+    let persons = session.ask(session.client.clone().list_persons(request)).await?.persons;
+    let data: Vec<Person<'_>> = persons.iter().map(Person::from).collect();
+    if data.is_empty() {
+        let text = format!("None yet; invite one with `tributary {role} invite NAME`.");
+        return Ok(Answer::new(data, text));
+    }
+    let row = |person: &PersonRow| {
+        vec![
+            person.name.clone(),
+            person.state.clone(),
+            ago(person.last_seen_ms),
+            time(person.certificate_expires_ms),
+            person.invitations.to_string(),
+        ]
+    };
+    let headings = ["NAME", "STATE", "LAST SEEN", "CERTIFICATE EXPIRES", "OPEN INVITATIONS"];
+    let text = table(&headings, &[4], persons.iter().map(row).collect());
+    Ok(Answer::new(data, text))
+}
+
+/// One person for machines.
+#[derive(Serialize)]
+struct Person<'r> {
+    name: &'r str,
+    state: &'r str,
+    last_seen: Option<String>,
+    certificate_serial: &'r str,
+    certificate_expires: Option<String>,
+    open_invitations: u32,
+}
+
+impl<'r> From<&'r PersonRow> for Person<'r> {
+    fn from(person: &'r PersonRow) -> Self {
+        Self {
+            name: &person.name,
+            state: &person.state,
+            last_seen: time_or_none(person.last_seen_ms),
+            certificate_serial: &person.certificate_serial,
+            certificate_expires: time_or_none(person.certificate_expires_ms),
+            open_invitations: person.invitations,
+        }
+    }
 }
 
 async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Answer, Failure> {
-    let Invite { name, valid, out } = invitation;
+    let Invite { name, valid, out, replace } = invitation;
     let path = out.unwrap_or_else(|| PathBuf::from(format!("{name}.kit")));
     // Before the token is made: a kit that cannot be written would be lost.
     if path.exists() {
@@ -106,6 +222,7 @@ async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Ans
         role: role.as_str().to_owned(),
         name: name.to_string(),
         valid_s: valid.as_secs(),
+        replace,
     };
     let reply = session.ask(session.client.clone().invite(request)).await?;
     let kit = StartupKit::parse(&reply.kit).map_err(|e| {
@@ -144,15 +261,22 @@ fn command(role: Role, name: &SiteName, kit: &Path) -> String {
 }
 
 async fn set_state(
-    site: &SiteName,
+    role: Role,
+    name: &SiteName,
     state: &str,
     reason: String,
     globals: &Globals,
 ) -> Result<Answer, Failure> {
     let session = Session::open(globals).await?;
-    let request = SetSiteStateRequest { name: site.to_string(), state: state.to_owned(), reason };
-    session.ask(session.client.clone().set_site_state(request)).await?;
-    Ok(Answer::new(json!({ "site": site, "state": state }), format!("{site} is now {state}.")))
+    let request = SetMemberStateRequest {
+        role: role.as_str().to_owned(),
+        name: name.to_string(),
+        state: state.to_owned(),
+        reason,
+    };
+    session.ask(session.client.clone().set_member_state(request)).await?;
+    let data = json!({ role.as_str(): name, "state": state });
+    Ok(Answer::new(data, format!("{name} is now {state}.")))
 }
 
 /// One site for machines.
@@ -169,6 +293,7 @@ struct Site<'r> {
     declined: u32,
     version: &'r str,
     trouble: &'r str,
+    open_invitations: u32,
 }
 
 async fn list(globals: &Globals) -> Result<Answer, Failure> {
@@ -210,6 +335,7 @@ fn machine(site: &SiteRow) -> Site<'_> {
         declined: site.declined,
         version: &site.version,
         trouble: &site.trouble,
+        open_invitations: site.invitations,
     }
 }
 

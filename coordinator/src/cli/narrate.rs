@@ -85,8 +85,15 @@ fn registry(event: &RegistryEvent) -> String {
         RegistryEvent::Founded { consortium, root } => {
             format!("consortium {consortium} founded, root certificate {root}")
         }
-        RegistryEvent::Invited { member, expires, by } => {
-            format!("{member} invited by {by}, until {expires}")
+        RegistryEvent::Invited { member, expires, by, replaces } => {
+            let again = if *replaces { ", in place of its present certificate" } else { "" };
+            format!("{member} invited by {by}, until {expires}{again}")
+        }
+        RegistryEvent::InvitationsWithdrawn { member, count, by } => {
+            format!("{count} open invitations of {member} withdrawn by {by}")
+        }
+        RegistryEvent::TokenReused { member } => {
+            format!("ALARM: the used token of {member}'s kit came again with another key")
         }
         RegistryEvent::Enrolled { member, certificate } => {
             format!("{member} enrolled, certificate {}", certificate.short())

@@ -36,10 +36,10 @@ enum Command {
     /// Invite, list, suspend and revoke sites
     #[command(subcommand)]
     Site(SiteCommand),
-    /// Invite another operator
+    /// Invite, list, suspend and revoke operators
     #[command(subcommand)]
     Operator(PersonCommand),
-    /// Invite an auditor, who may read everything and change nothing
+    /// Invite, list, suspend and revoke auditors, who may read everything and change nothing
     #[command(subcommand)]
     Auditor(PersonCommand),
     /// Make a key here and get a certificate for it, as an invited operator or auditor

@@ -1,4 +1,5 @@
-//! Who may take part now: the members' standing, in memory beside the store's rows.
+//! Standing of the members, in memory beside the store's rows: the one state that every request and open connection is
+//! compared with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,43 +9,106 @@ use tributary_shared::name::SiteName;
 
 use crate::store::{MemberState, Store, StoreError};
 
-/// Whether a member may take part.
+/// The standing of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// May.
+    /// It may call.
     Active,
-    /// Not until reinstated.
+    /// Its member is suspended until reinstated.
     Suspended,
-    /// Not with this certificate, or never enrolled.
+    /// It was replaced or revoked, or never issued here.
     Unknown,
 }
 
 /// Every enrolled member and the serial number of its one good certificate.
 pub struct Members {
-    rows: Mutex<BTreeMap<Member, (MemberState, String)>>,
+    table: Mutex<Table>,
     connections: Connections,
+}
+
+#[derive(Default)]
+struct Table {
+    /// Grows with every change made here, so that rows that were read before one do not undo it.
+    version: u64,
+    rows: BTreeMap<Member, (MemberState, String)>,
+    /// States that could not be written to the store because its disk was full. They hold until they are written, or
+    /// until this process ends.
+    unwritten: BTreeMap<Member, MemberState>,
+}
+
+impl Table {
+    fn row(&self, member: &Member) -> Option<(MemberState, &str)> {
+        let (state, serial) = self.rows.get(member)?;
+        Some((self.unwritten.get(member).copied().unwrap_or(*state), serial))
+    }
 }
 
 impl Members {
     /// Reads the store's rows.
     pub async fn load(store: &Store, connections: Connections) -> Result<Self, StoreError> {
-        let members = Self { rows: Mutex::default(), connections };
+        let members = Self { table: Mutex::default(), connections };
         members.reload(store).await?;
         Ok(members)
     }
 
-    /// Reads the rows again, after one was changed.
+    /// Reads the rows again, after one was changed, and ends the connections whose certificates are no longer good.
     pub async fn reload(&self, store: &Store) -> Result<(), StoreError> {
-        let rows = store.members().await?;
-        let rows = rows.into_iter().map(|row| (row.member, (row.state, row.serial_hex)));
-        *self.lock() = rows.collect();
-        Ok(())
+        loop {
+            let version = self.lock().version;
+            let rows = store.members().await?;
+            let rows = rows.into_iter().map(|row| (row.member, (row.state, row.serial_hex)));
+            let rows = rows.collect();
+            let mut table = self.lock();
+            // A change that came while the rows were read may not be among them.
+            if table.version == version {
+                table.version += 1;
+                table.rows = rows;
+                drop(table);
+                self.cut_unknown();
+                return Ok(());
+            }
+        }
     }
 
-    /// Ends every connection of `member` at once.
-    pub fn cut(&self, member: &Member) {
-        let cut = self.connections.cut(member);
-        tracing::info!(%member, connections = cut, "connections cut");
+    /// Takes over a state that the store has just committed, and ends the member's connections when it may no longer
+    /// call.
+    pub fn put(&self, member: &Member, state: MemberState) {
+        let mut table = self.lock();
+        table.version += 1;
+        table.unwritten.remove(member);
+        if let Some((known, _)) = table.rows.get_mut(member) {
+            *known = state;
+        }
+        drop(table);
+        self.cut_unless_active(member, state);
+    }
+
+    /// Takes over a state that could not be committed.
+    pub fn put_unwritten(&self, member: &Member, state: MemberState) {
+        self.lock().unwritten.insert(member.clone(), state);
+        self.cut_unless_active(member, state);
+    }
+
+    fn cut_unless_active(&self, member: &Member, state: MemberState) {
+        match state {
+            MemberState::Active => {}
+            MemberState::Suspended | MemberState::Revoked => {
+                let cut = self.connections.cut(|peer| peer.member == *member);
+                tracing::info!(%member, connections = cut, "connections cut");
+            }
+        }
+    }
+
+    /// Ends every connection whose certificate is not, or no longer, a member's; says how many.
+    pub fn cut_unknown(&self) -> usize {
+        let cut = self.connections.cut(|peer| self.standing(peer) == Standing::Unknown);
+        if cut > 0 {
+            tracing::info!(
+                connections = cut,
+                "connections of replaced or revoked certificates cut"
+            );
+        }
+        cut
     }
 
     /// True when a site's program is connected.
@@ -52,10 +116,15 @@ impl Members {
         self.connections.holds(&Member { role: Role::Site, name: site.clone() })
     }
 
-    /// The standing of the member behind a connection.
+    /// The state of a member; `None` when it never enrolled.
+    pub fn state(&self, member: &Member) -> Option<MemberState> {
+        self.lock().row(member).map(|(state, _)| state)
+    }
+
+    /// The standing of a connection's certificate.
     pub fn standing(&self, peer: &Peer) -> Standing {
-        match self.lock().get(&peer.member) {
-            Some((state, serial)) if *serial == peer.serial_hex => standing(*state),
+        match self.lock().row(&peer.member) {
+            Some((state, serial)) if *serial == peer.serial_hex => standing(state),
             Some(_) | None => Standing::Unknown,
         }
     }
@@ -63,23 +132,22 @@ impl Members {
     /// The standing of a site by name.
     pub fn standing_of_site(&self, site: &SiteName) -> Standing {
         let member = Member { role: Role::Site, name: site.clone() };
-        self.lock().get(&member).map_or(Standing::Unknown, |(state, _)| standing(*state))
+        self.state(&member).map_or(Standing::Unknown, standing)
     }
 
     /// The sites that a round may ask.
     pub fn active_sites(&self) -> BTreeSet<SiteName> {
-        self.lock()
-            .iter()
-            .filter(|(member, (state, _))| {
-                member.role == Role::Site && standing(*state) == Standing::Active
-            })
-            .map(|(member, _)| member.name.clone())
+        let table = self.lock();
+        let sites = table.rows.keys().filter(|member| member.role == Role::Site);
+        sites
+            .filter(|member| table.row(member).is_some_and(|(s, _)| s == MemberState::Active))
+            .map(|member| member.name.clone())
             .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Member, (MemberState, String)>> {
-        // The map is valid after every single operation, also after a panic elsewhere.
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // The table is valid after every single operation, also after a panic elsewhere.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

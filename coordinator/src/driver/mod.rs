@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use tokio::sync::{RwLock, watch};
 use tokio_util::sync::CancellationToken;
-use tributary_proto::channel::{Connections, Member};
+use tributary_proto::channel::{Connections, Member, Role};
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::{RunName, SiteName};
@@ -86,6 +86,16 @@ pub enum DriverError {
         /// Consequence of the shortage, as words for the message.
         mend: &'static str,
     },
+    /// A member is out, and the history could not say so.
+    #[error(
+        "the coordinator's disk is full: {member} is cut off now and counts as {state} until this coordinator stops, but the history does not say so; free some space and say it again"
+    )]
+    Unwritten {
+        /// The member.
+        member: Member,
+        /// Its state from now on.
+        state: &'static str,
+    },
     /// The process is shutting down.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -132,7 +142,7 @@ impl DriverError {
     pub fn is_full(&self) -> bool {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         match self {
-            Self::Short { .. } => true,
+            Self::Short { .. } | Self::Unwritten { .. } => true,
             Self::Store(error) => error.is_full(),
             Self::Io { source, .. } => {
                 [StorageFull, QuotaExceeded, FileTooLarge].contains(&source.kind())
@@ -431,8 +441,8 @@ impl Driver {
         ended
     }
 
-    /// Suspends, reinstates or revokes a site. A site that may no longer take part is cut off and
-    /// lost to every open round at once.
+    /// Suspends, reinstates or revokes a member. One that may no longer call is cut off at once, and a site is lost to
+    /// every open round. On a full disk it is cut off all the same, until this process ends.
     pub async fn set_member_state(
         &self,
         member: &Member,
@@ -441,16 +451,29 @@ impl Driver {
     ) -> Result<(), DriverError> {
         let (driver, member) = (self.clone(), member.clone());
         to_the_end(async move {
-            driver.commit_state(&member, state, event).await?;
-            driver.0.members.reload(&driver.0.store).await?;
+            if let Err(error) = driver.commit_state(&member, state, event).await {
+                let error = DriverError::from(error);
+                return match state {
+                    MemberState::Suspended | MemberState::Revoked if error.is_full() => {
+                        driver.0.members.put_unwritten(&member, state);
+                        Err(DriverError::Unwritten { member, state: state.as_str() })
+                    }
+                    MemberState::Active | MemberState::Suspended | MemberState::Revoked => {
+                        Err(error)
+                    }
+                };
+            }
+            // First of all: whatever else cannot be done now, the member is out.
+            driver.0.members.put(&member, state);
             let cause = match state {
                 MemberState::Active => return driver.members_changed().await,
                 MemberState::Suspended => LossCause::Suspended,
                 MemberState::Revoked => LossCause::Revoked,
             };
-            // Cut off first: whatever else cannot be done now, the member is out.
-            driver.0.members.cut(&member);
-            let withdrawn = driver.withdraw(&member.name, cause).await;
+            let withdrawn = match member.role {
+                Role::Site => driver.withdraw(&member.name, cause).await,
+                Role::Operator | Role::Auditor => Ok(()),
+            };
             driver.members_changed().await?;
             withdrawn
         })

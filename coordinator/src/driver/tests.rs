@@ -135,3 +135,85 @@ async fn time_stands_still_for_sites_while_the_coordinator_is_short_of_room() {
     run.tick(&driver).await.unwrap();
     assert_eq!(kinds(&driver, "hasty").await, ["run_started", "round_opened"]);
 }
+
+fn peer(member: &Member, serial_hex: &str) -> tributary_proto::channel::Peer {
+    let (member, serial_hex) = (member.clone(), serial_hex.to_owned());
+    tributary_proto::channel::Peer { member, serial_hex, fingerprint: Digest::of(b"") }
+}
+
+async fn enrol(driver: &Driver, member: &Member, serial: &str) {
+    let certificate = crate::store::Certificate {
+        der: serial.as_bytes().to_vec(),
+        serial_hex: serial.to_owned(),
+        expires: Timestamp::from_millis(i64::MAX),
+    };
+    let event = RegistryEvent::Enrolled {
+        member: member.to_string(),
+        certificate: Digest::of(serial.as_bytes()),
+    };
+    driver.store().add_member(clock::now(), member, &certificate, event).await.unwrap();
+    driver.members_changed().await.unwrap();
+}
+
+fn revoked(member: &Member) -> RegistryEvent {
+    let (reason, by) = ("left".to_owned(), "operator/anna".to_owned());
+    RegistryEvent::Revoked { member: member.to_string(), reason, by }
+}
+
+/// A6a. Failed before: only a site could be revoked, and a suspended person could still call.
+#[tokio::test]
+async fn a_person_is_revoked_and_its_certificate_is_no_longer_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = driver(directory.path()).await;
+    let person: Member = "auditor/carl".parse().unwrap();
+    enrol(&driver, &person, "aa").await;
+    assert_eq!(driver.members().standing(&peer(&person, "aa")), Standing::Active);
+    driver.set_member_state(&person, MemberState::Revoked, revoked(&person)).await.unwrap();
+    assert_eq!(driver.members().standing(&peer(&person, "aa")), Standing::Unknown);
+}
+
+/// A6c. Failed before: rows that were read before a revocation were put in place after it.
+#[tokio::test]
+async fn rows_read_before_a_change_do_not_undo_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = driver(directory.path()).await;
+    let members: Vec<Member> = (0..20).map(|k| format!("site/s{k}").parse().unwrap()).collect();
+    for (k, member) in members.iter().enumerate() {
+        enrol(&driver, member, &format!("{k:02x}")).await;
+    }
+    let revocations = members.iter().map(|member| {
+        let (driver, member) = (driver.clone(), member.clone());
+        let event = revoked(&member);
+        async move { driver.set_member_state(&member, MemberState::Revoked, event).await }
+    });
+    let reloads = (0..20).map(|_| {
+        let driver = driver.clone();
+        async move { driver.members_changed().await }
+    });
+    let mut tasks = tokio::task::JoinSet::new();
+    revocations.for_each(|revocation| drop(tasks.spawn(revocation)));
+    reloads.for_each(|reload| drop(tasks.spawn(reload)));
+    assert!(tasks.join_all().await.iter().all(Result::is_ok));
+    for (k, member) in members.iter().enumerate() {
+        let standing = driver.members().standing(&peer(member, &format!("{k:02x}")));
+        assert_eq!(standing, Standing::Unknown, "{member}");
+    }
+}
+
+/// Failed before: on a disk that had filled a second time, nobody could be cut off.
+#[tokio::test]
+async fn a_state_that_cannot_be_written_holds_until_it_can() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = driver(directory.path()).await;
+    let site: Member = "site/a".parse().unwrap();
+    enrol(&driver, &site, "aa").await;
+    driver.members().put_unwritten(&site, MemberState::Suspended);
+    assert_eq!(driver.members().standing(&peer(&site, "aa")), Standing::Suspended);
+    assert!(driver.members().active_sites().is_empty());
+    driver.members_changed().await.unwrap();
+    assert_eq!(driver.members().standing(&peer(&site, "aa")), Standing::Suspended);
+    let event =
+        RegistryEvent::Reinstated { member: site.to_string(), by: "operator/anna".to_owned() };
+    driver.set_member_state(&site, MemberState::Active, event).await.unwrap();
+    assert_eq!(driver.members().standing(&peer(&site, "aa")), Standing::Active);
+}

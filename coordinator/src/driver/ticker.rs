@@ -39,6 +39,8 @@ pub(super) async fn tick(driver: Driver) {
             short = driver.room().await.short_since.is_some();
         }
         looked = Instant::now();
+        // Whatever failed when a certificate was replaced or revoked, its connections end here.
+        driver.members().cut_unknown();
         for run in driver.runs().await {
             if let Err(error) = run.tick(&driver).await {
                 tracing::error!(run = %run.name(), error = %chain(&error), "tick failed");

@@ -71,7 +71,7 @@ pub enum Admission {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnrolmentRefused {
     /// No such token was given out.
-    #[error("this token is unknown here; is the kit for another coordinator?")]
+    #[error("this token is unknown here: the kit is of another coordinator, or it was withdrawn")]
     Unknown,
     /// The token's time is over.
     #[error("this token expired at {at}; ask the operator for a new startup kit")]

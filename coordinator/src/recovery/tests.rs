@@ -81,7 +81,8 @@ impl Home {
             let seq = store.records(&Stream::Registry).await.unwrap().len() as u64;
             let member = format!("site/s{seq}");
             let (expires, by) = (time(9), "operator/o".to_owned());
-            let event = Event::Registry(RegistryEvent::Invited { member, expires, by });
+            let event =
+                Event::Registry(RegistryEvent::Invited { member, expires, by, replaces: false });
             store.commit(time(2), &Stream::Registry, seq, &[event]).await.unwrap();
         }
         let head = store.head().await.unwrap();
@@ -283,7 +284,8 @@ async fn an_older_database_is_served_only_after_a_statement_of_what_was_lost() {
     let grown = {
         let store = home.store().await;
         let (expires, by) = (time(9), "operator/o".to_owned());
-        let event = RegistryEvent::Invited { member: "site/x".to_owned(), expires, by };
+        let event =
+            RegistryEvent::Invited { member: "site/x".to_owned(), expires, by, replaces: false };
         let seq = store.records(&Stream::Registry).await.unwrap().len() as u64;
         store.commit(time(3), &Stream::Registry, seq, &[Event::Registry(event)]).await.unwrap();
         let size = store.head().await.unwrap().size;

@@ -280,6 +280,23 @@ pub enum RegistryEvent {
         expires: Timestamp,
         /// Who asked.
         by: String,
+        /// True when the member was enrolled: the new certificate takes the place of its present one.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        replaces: bool,
+    },
+    /// The unused invitations of a member were withdrawn. A revocation does the same without this event.
+    InvitationsWithdrawn {
+        /// The member.
+        member: String,
+        /// Their number.
+        count: u32,
+        /// The operator that asked.
+        by: String,
+    },
+    /// A token that had given a certificate was shown again with another key: its kit may have been stolen.
+    TokenReused {
+        /// The member that the token invited.
+        member: String,
     },
     /// A certificate was issued against an invitation.
     Enrolled {

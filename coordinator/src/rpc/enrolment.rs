@@ -1,5 +1,6 @@
 //! The one service open without a certificate, and the invitations it honours.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tonic::{Request, Response, Status};
@@ -11,9 +12,9 @@ use tributary_shared::outcome::chain;
 use super::{Services, status};
 use crate::clock;
 use crate::driver::DriverError;
-use crate::membership::{self, Admission, CertificateRequest};
+use crate::membership::{self, Admission, CertificateRequest, EnrolmentRefused};
 use crate::round::event::RegistryEvent;
-use crate::store::{Certificate, EnrolError};
+use crate::store::{Certificate, EnrolError, Invitation, MemberState};
 use crate::unbroken::to_the_end;
 
 /// Longest token and certificate request read, bytes.
@@ -60,11 +61,21 @@ impl Services {
         by: &Member,
         member: Member,
         valid_s: u64,
+        replace: bool,
     ) -> Result<String, Status> {
         let valid = if valid_s == 0 { VALID_DEFAULT } else { Duration::from_secs(valid_s) };
         if valid > VALID_MAX {
             let text = format!("valid_s: {valid_s} is above {} (90 days)", VALID_MAX.as_secs());
             return Err(Status::invalid_argument(text));
+        }
+        let replaces = match self.driver.members().state(&member) {
+            Some(MemberState::Active | MemberState::Suspended) => true,
+            Some(MemberState::Revoked) | None => false,
+        };
+        if replaces && !replace {
+            return Err(Status::already_exists(format!(
+                "{member} is enrolled; a new certificate would take the place of its present one and cut it off: --replace says that this is meant"
+            )));
         }
         let mend = "free some on its disk, then invite again";
         self.driver.check_room(mend).map_err(status)?;
@@ -77,6 +88,7 @@ impl Services {
             member: member.to_string(),
             expires: invitation.expires,
             by: by.to_string(),
+            replaces,
         };
         let stored = self.driver.store().invite(now, &invitation, event).await;
         stored.map_err(|e| status(DriverError::Store(e)))?;
@@ -94,7 +106,11 @@ impl Services {
         let token = membership::token_digest(token);
         let invitation = store.invitation(token).await;
         let invitation = invitation.map_err(|e| status(DriverError::Store(e)))?;
-        let (member, key_digest) = match membership::admit(invitation.as_ref(), request, now)? {
+        let admitted = membership::admit(invitation.as_ref(), request, now);
+        if let Err(refused) = &admitted {
+            self.note_refused(invitation.as_ref(), refused).await;
+        }
+        let (member, key_digest) = match admitted? {
             Admission::Repeat { member, certificate } => return Ok((certificate, member)),
             Admission::Sign { member, key_digest } => (member, key_digest),
         };
@@ -114,11 +130,41 @@ impl Services {
                 Status::permission_denied(refused.to_string())
             }
         })?;
-        // A certificate that was replaced must not keep an open connection.
-        self.driver.members().cut(&member);
+        // Cuts the connections of the certificate that was replaced.
         self.driver.members_changed().await.map_err(status)?;
         tracing::info!(%member, "enrolled");
         Ok((der, member))
+    }
+}
+
+impl Services {
+    /// Logs a refused enrolment. A token that is shown with a second key is an alarm, and stands in the history once
+    /// per process.
+    async fn note_refused(&self, invitation: Option<&Invitation>, refused: &EnrolmentRefused) {
+        let Some(Invitation { member, token_digest, .. }) = invitation else {
+            tracing::warn!("enrolment refused: {refused}");
+            return;
+        };
+        if *refused != EnrolmentRefused::Used {
+            tracing::warn!(%member, "enrolment refused: {refused}");
+            return;
+        }
+        let first = {
+            // The set is valid after every single operation, also after a panic elsewhere.
+            let mut reused = self.reused.lock().unwrap_or_else(PoisonError::into_inner);
+            reused.insert(*token_digest)
+        };
+        if !first {
+            return;
+        }
+        tracing::error!(
+            %member,
+            "ALARM: the token of this member's kit was used before and came with another key; the kit may be stolen: compare with its owner, `revoke` in doubt"
+        );
+        let event = RegistryEvent::TokenReused { member: member.to_string() };
+        if let Err(error) = self.driver.store().record(clock::now(), event).await {
+            tracing::error!(error = %chain(&error), "the alarm is not in the history");
+        }
     }
 }
 

@@ -11,8 +11,9 @@ mod rows;
 mod site;
 mod upload;
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tonic::{Code, Status};
 use tributary_proto::channel::{Guard, Peer, Role};
@@ -43,6 +44,8 @@ pub struct Services {
     pub address: String,
     /// Address announced to connected members: as `address`, when the configuration names one.
     pub announced: Option<String>,
+    /// Tokens that were shown again with another key.
+    pub reused: Arc<Mutex<BTreeSet<Digest>>>,
 }
 
 impl Services {
@@ -67,7 +70,12 @@ impl Services {
     fn guard(&self, roles: &'static [Role]) -> Guard {
         let driver = self.driver.clone();
         let check = move |peer: &Peer| match driver.members().standing(peer) {
-            Standing::Active | Standing::Suspended => Ok(()),
+            Standing::Active => Ok(()),
+            Standing::Suspended if peer.member.role == Role::Site => Ok(()),
+            Standing::Suspended => Err(Status::permission_denied(format!(
+                "{} is suspended; another operator can reinstate it",
+                peer.member
+            ))),
             Standing::Unknown => Err(Status::unauthenticated(format!(
                 "this coordinator does not accept the certificate of {}: it was revoked or replaced, or issued after the backup that the coordinator was restored from; ask the operator for a new invitation",
                 peer.member
@@ -101,7 +109,7 @@ fn unknown(run: &RunName) -> Refusal {
 fn status(error: DriverError) -> Status {
     let code = match &error {
         full if full.is_full() => Code::ResourceExhausted,
-        DriverError::Short { .. } => Code::ResourceExhausted,
+        DriverError::Short { .. } | DriverError::Unwritten { .. } => Code::ResourceExhausted,
         DriverError::Refused(_) | DriverError::NotUploaded(_) | DriverError::RevokedMember(_) => {
             Code::FailedPrecondition
         }
@@ -110,7 +118,8 @@ fn status(error: DriverError) -> Status {
         DriverError::Superseded | DriverError::Interrupted(_) => Code::Unavailable,
         DriverError::Store(_) | DriverError::Corrupt(_) | DriverError::Io { .. } => Code::Internal,
     };
-    if code == Code::ResourceExhausted && !matches!(error, DriverError::Short { .. }) {
+    let said = matches!(error, DriverError::Short { .. } | DriverError::Unwritten { .. });
+    if code == Code::ResourceExhausted && !said {
         tracing::error!(error = %chain(&error), "request failed: the disk is full");
         return Status::new(code, FULL);
     }

@@ -99,7 +99,7 @@ impl Operator for OperatorService {
             role: parse("role", &request.role)?,
             name: parse::<SiteName>("name", &request.name)?,
         };
-        let kit = self.0.invite(&by, member, request.valid_s).await?;
+        let kit = self.0.invite(&by, member, request.valid_s, request.replace).await?;
         Ok(Response::new(v1::InviteReply { kit }))
     }
 
@@ -120,13 +120,41 @@ impl Operator for OperatorService {
         Ok(Response::new(v1::ListSitesReply { sites }))
     }
 
-    async fn set_site_state(
+    async fn list_persons(
         &self,
-        request: Request<v1::SetSiteStateRequest>,
-    ) -> Result<Response<v1::SetSiteStateReply>, Status> {
+        request: Request<v1::ListPersonsRequest>,
+    ) -> Result<Response<v1::ListPersonsReply>, Status> {
+        let role = parse("role", &request.into_inner().role)?;
+        let driver = &self.0.driver;
+        let fault = |e| status(DriverError::Store(e));
+        let members = driver.store().members().await.map_err(fault)?;
+        let invited = driver.store().open_invitations(clock::now()).await.map_err(fault)?;
+        let persons = rows::persons(role, &members, &invited);
+        Ok(Response::new(v1::ListPersonsReply { persons }))
+    }
+
+    async fn withdraw_invitations(
+        &self,
+        request: Request<v1::WithdrawInvitationsRequest>,
+    ) -> Result<Response<v1::WithdrawInvitationsReply>, Status> {
+        let by = require(&request, &[Role::Operator])?.member.clone();
+        let v1::WithdrawInvitationsRequest { role, name } = request.into_inner();
+        let member = Member { role: parse("role", &role)?, name: parse("name", &name)? };
+        let store = self.0.driver.store();
+        let withdrawn = store.withdraw_invitations(clock::now(), &member, &by).await;
+        let withdrawn = withdrawn.map_err(|e| status(DriverError::Store(e)))?;
+        tracing::info!(%member, withdrawn, "invitations withdrawn");
+        Ok(Response::new(v1::WithdrawInvitationsReply { withdrawn }))
+    }
+
+    async fn set_member_state(
+        &self,
+        request: Request<v1::SetMemberStateRequest>,
+    ) -> Result<Response<v1::SetMemberStateReply>, Status> {
         let by = require(&request, &[Role::Operator])?.member.clone();
         let request = request.into_inner();
-        let member = Member { role: Role::Site, name: parse("name", &request.name)? };
+        let member =
+            Member { role: parse("role", &request.role)?, name: parse("name", &request.name)? };
         let state = match request.state.as_str() {
             "active" => MemberState::Active,
             "suspended" => MemberState::Suspended,
@@ -136,8 +164,13 @@ impl Operator for OperatorService {
                 return Err(Status::invalid_argument(text));
             }
         };
+        if member == by && state != MemberState::Active {
+            // So that there always is an operator left.
+            let text = "nobody takes their own access away; another operator can";
+            return Err(Status::failed_precondition(text));
+        }
         self.change_state(&by, member, state, shortened(&request.reason)).await?;
-        Ok(Response::new(v1::SetSiteStateReply {}))
+        Ok(Response::new(v1::SetMemberStateReply {}))
     }
 
     async fn check_run(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tributary_proto::channel::Role;
+use tributary_proto::channel::{Member, Role};
 use tributary_proto::v1;
 use tributary_shared::name::SiteName;
 use tributary_shared::timestamp::Timestamp;
@@ -70,6 +70,7 @@ pub(super) fn sites(
                 declined: counts.declined,
                 version,
                 trouble,
+                invitations: open(invitations, &row.member),
             }
         })
         .collect();
@@ -81,7 +82,45 @@ pub(super) fn sites(
                 name: name.to_owned(),
                 state: "invited".to_owned(),
                 certificate_expires_ms: invitation.expires.as_millis(),
+                invitations: open(invitations, &invitation.member),
                 ..v1::SiteRow::default()
+            });
+        }
+    }
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    rows
+}
+
+/// The number of invitations of `member` that can still be used.
+fn open(invitations: &[Invitation], member: &Member) -> u32 {
+    let open = invitations.iter().filter(|i| i.used.is_none() && i.member == *member).count();
+    u32::try_from(open).unwrap_or(u32::MAX)
+}
+
+/// Enrolled persons of one role, and those who are only invited.
+pub(super) fn persons(
+    role: Role,
+    members: &[MemberRow],
+    invitations: &[Invitation],
+) -> Vec<v1::PersonRow> {
+    let enrolled = members.iter().filter(|row| row.member.role == role).map(|row| v1::PersonRow {
+        name: row.member.name.to_string(),
+        state: row.state.as_str().to_owned(),
+        last_seen_ms: row.last_seen.map_or(0, Timestamp::as_millis),
+        certificate_serial: row.serial_hex.clone(),
+        certificate_expires_ms: row.expires.as_millis(),
+        invitations: open(invitations, &row.member),
+    });
+    let mut rows: Vec<v1::PersonRow> = enrolled.collect();
+    for invitation in invitations.iter().filter(|i| i.used.is_none() && i.member.role == role) {
+        let name = invitation.member.name.as_str();
+        if rows.iter().all(|row| row.name != name) {
+            rows.push(v1::PersonRow {
+                name: name.to_owned(),
+                state: "invited".to_owned(),
+                certificate_expires_ms: invitation.expires.as_millis(),
+                invitations: open(invitations, &invitation.member),
+                ..v1::PersonRow::default()
             });
         }
     }

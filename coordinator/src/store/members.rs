@@ -196,12 +196,40 @@ impl Store {
         let member = member.clone();
         self.write("change a member", move |store, tx| {
             Box::pin(async move {
+                if state == MemberState::Revoked {
+                    // Also where it is revoked already, or was only invited.
+                    withdraw(&mut tx.connection, &member).await?;
+                }
                 if !put_state(&mut tx.connection, &member, state).await? {
                     return unchanged(&mut tx.connection, member, state).await;
                 }
                 let seq = advance_registry(&mut tx.connection).await?;
                 store.append(tx, at, &Stream::Registry, seq, vec![Event::Registry(event)]).await?;
                 Ok(Ok(StateChange::Changed))
+            })
+        })
+        .await
+    }
+
+    /// Withdraws every unused invitation of `member`; says how many there were.
+    pub async fn withdraw_invitations(
+        &self,
+        at: Timestamp,
+        member: &Member,
+        by: &Member,
+    ) -> Result<u32, StoreError> {
+        let (member, by) = (member.clone(), by.to_string());
+        self.write("withdraw invitations", move |store, tx| {
+            Box::pin(async move {
+                let count = withdraw(&mut tx.connection, &member).await?;
+                if count == 0 {
+                    return Ok(Ok(0));
+                }
+                let seq = advance_registry(&mut tx.connection).await?;
+                let member = member.to_string();
+                let event = RegistryEvent::InvitationsWithdrawn { member, count, by };
+                store.append(tx, at, &Stream::Registry, seq, vec![Event::Registry(event)]).await?;
+                Ok(Ok(count))
             })
         })
         .await
@@ -372,6 +400,16 @@ async fn already_used(
         Some(_) => Err(EnrolError::Used),
         None => Err(EnrolError::Expired(invitation.expires)),
     })
+}
+
+/// Deletes the unused invitations of `member`; gives their number.
+async fn withdraw(tx: &mut SqliteConnection, member: &Member) -> Result<u32, StoreError> {
+    let done = sqlx::query("DELETE FROM invitation WHERE member = $1 AND key_digest IS NULL")
+        .bind(member.to_string())
+        .execute(tx)
+        .await
+        .map_err(StoreError::sql("withdraw invitations"))?;
+    Ok(u32::try_from(done.rows_affected()).unwrap_or(u32::MAX))
 }
 
 /// Puts a member into a state, unless it is there or is revoked; says whether it was put.

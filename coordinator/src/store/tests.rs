@@ -29,7 +29,7 @@ fn events(count: usize, first: usize) -> Vec<Event> {
 
 fn invited(member: &Member) -> RegistryEvent {
     let (member, by) = (member.to_string(), "operator/anna".to_owned());
-    RegistryEvent::Invited { member, expires: at(9_000), by }
+    RegistryEvent::Invited { member, expires: at(9_000), by, replaces: false }
 }
 
 struct Room {

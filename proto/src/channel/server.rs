@@ -207,8 +207,8 @@ pub struct ConnectInfo {
     pub remote: SocketAddr,
 }
 
-/// Open connections by number: whose each is, and what ends it.
-type Live = HashMap<u64, (Option<Member>, CancellationToken)>;
+/// Open connections by number: whose certificate each presented, and what ends it.
+type Live = HashMap<u64, (Option<Peer>, CancellationToken)>;
 
 /// The live connections of one server.
 #[derive(Clone, Default)]
@@ -218,16 +218,18 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Ends every connection of `member` at once, open streams included; says how many.
-    pub fn cut(&self, member: &Member) -> usize {
+    /// Ends at once, open streams included, every connection whose certificate is `unwanted`; says how many.
+    pub fn cut(&self, unwanted: impl Fn(&Peer) -> bool) -> usize {
         let live = self.lock();
-        let of_member = live.values().filter(|(who, _)| who.as_ref() == Some(member));
-        of_member.map(|(_, token)| token.cancel()).count()
+        let found = live.values().filter(|(peer, _)| peer.as_ref().is_some_and(&unwanted));
+        found.map(|(_, token)| token.cancel()).count()
     }
 
     /// True when `member` has a connection.
     pub fn holds(&self, member: &Member) -> bool {
-        self.lock().values().any(|(who, _)| who.as_ref() == Some(member))
+        self.lock()
+            .values()
+            .any(|(peer, _)| peer.as_ref().is_some_and(|peer| peer.member == *member))
     }
 
     /// How many connections are open.
@@ -245,7 +247,7 @@ impl Connections {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let expires = named.as_ref().map(|certified| certified.expires);
         let peer = named.map(|certified| certified.peer);
-        self.lock().insert(id, (peer.as_ref().map(|peer| peer.member.clone()), token.clone()));
+        self.lock().insert(id, (peer.clone(), token.clone()));
         let end = Box::pin(end(token.clone(), expires));
         let info = ConnectInfo { peer, remote };
         Conn { tls, info, token, end, _entry: Entry { id, connections: self.clone() } }

@@ -65,7 +65,12 @@ impl Coordinator {
             let certificate = Digest::of(member.as_bytes());
             let expires = Timestamp::from_millis(9_000);
             let by = "operator/o".to_owned();
-            new.register(RegistryEvent::Invited { member: member.clone(), expires, by });
+            new.register(RegistryEvent::Invited {
+                member: member.clone(),
+                expires,
+                by,
+                replaces: false,
+            });
             new.register(RegistryEvent::Enrolled { member, certificate });
         }
         new

@@ -147,3 +147,49 @@ async fn who_was_heard_is_shown_at_once_and_carried_by_the_next_transaction() {
     let store = room.open().await;
     assert_eq!(store.members().await.unwrap()[0].last_seen, Some(at(70)));
 }
+
+/// A6b. Failed before: another kit of the same name brought a revoked member back.
+#[tokio::test]
+async fn a_revocation_voids_every_unused_invitation_of_that_name() {
+    let room = Room::new();
+    let store = room.open().await;
+    let member = site("a");
+    let spare = invite(&store, &member, "spare").await;
+    let other = invite(&store, &site("b"), "of another").await;
+    enrol(&store, &member, "used").await;
+    let by = "operator/anna".to_owned();
+    let revoked =
+        RegistryEvent::Revoked { member: member.to_string(), reason: "left".to_owned(), by };
+    store.set_member_state(at(3), &member, MemberState::Revoked, revoked).await.unwrap();
+    let certificate = certificate("again");
+    let event = enrolled(&member, &certificate);
+    let again = store.enrol(at(4), spare, Digest::of(b"key 2"), &certificate, event).await;
+    assert!(matches!(again, Err(EnrolError::UnknownToken)), "{again:?}");
+    assert_eq!(state_of(&store, &member).await, MemberState::Revoked);
+    let open = store.open_invitations(at(4)).await.unwrap();
+    assert_eq!(open.iter().map(|i| i.token_digest).collect::<Vec<_>>(), [other]);
+}
+
+#[tokio::test]
+async fn invitations_are_withdrawn_by_name_and_the_history_counts_them() {
+    let room = Room::new();
+    let store = room.open().await;
+    let (member, by) = (site("a"), "operator/anna".parse().unwrap());
+    let token = invite(&store, &member, "first").await;
+    invite(&store, &member, "second").await;
+    assert_eq!(store.withdraw_invitations(at(2), &member, &by).await.unwrap(), 2);
+    assert_eq!(store.withdraw_invitations(at(2), &member, &by).await.unwrap(), 0);
+    assert_eq!(store.open_invitations(at(2)).await.unwrap(), []);
+    let certificate = certificate("first");
+    let event = enrolled(&member, &certificate);
+    let late = store.enrol(at(3), token, Digest::of(b"key"), &certificate, event).await;
+    assert!(matches!(late, Err(EnrolError::UnknownToken)), "{late:?}");
+    let records = store.records(&Stream::Registry).await.unwrap();
+    let withdrawn = RegistryEvent::InvitationsWithdrawn {
+        member: member.to_string(),
+        count: 2,
+        by: by.to_string(),
+    };
+    assert_eq!(records.last().unwrap().1.event, Event::Registry(withdrawn));
+    assert_eq!(records.len(), 3, "nothing is written where nothing was open");
+}
