@@ -19,9 +19,10 @@ pub fn refusal(wire: &v1::Refusal) -> Refusal {
     if wire.json.len() > REFUSAL_BYTES_MAX {
         return Refusal::Malformed { detail: "a refusal of excessive length".to_owned() };
     }
-    serde_json::from_str(&wire.json).unwrap_or_else(|e| Refusal::Malformed {
-        detail: format!("a refusal that does not parse: {e}"),
-    })
+    let read: Result<Refusal, _> = serde_json::from_str(&wire.json);
+    let malformed =
+        |e| Refusal::Malformed { detail: format!("a refusal that does not parse: {e}") };
+    read.unwrap_or_else(malformed).printable()
 }
 
 /// `None` when the other side sent no refusal.
@@ -29,5 +30,24 @@ pub fn verdict(wire: Option<v1::Refusal>) -> Result<(), Refusal> {
     match wire {
         None => Ok(()),
         Some(wire) => Err(refusal(&wire)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A13. Failed before: a refusal of the other side carried escape sequences and lines into logs
+    /// and tables.
+    #[test]
+    fn a_refusal_of_the_other_side_is_printable() {
+        for json in [
+            r#"{"code":"policy","reason":"no\u001b[2J\nok","class":"passing"}"#,
+            r#"{"code":"contract","diff":["a\u001b[2J\nb"]}"#,
+            r#"{"code":"un\u001b[2Jknown"}"#,
+        ] {
+            let told = refusal(&v1::Refusal { json: json.to_owned() }).to_string();
+            assert!(!told.chars().any(char::is_control), "{told:?}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::outcome::{ExitCode, Failure};
+use crate::text::printable;
 
 /// One thing that a program needs, looked at.
 #[derive(Debug, Serialize)]
@@ -54,11 +55,6 @@ impl fmt::Display for Check {
             None => Ok(()),
         }
     }
-}
-
-/// `text` without characters that move a terminal's cursor.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// The failure of a doctor: how many checks failed, with the exit code of the first.

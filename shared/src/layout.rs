@@ -8,10 +8,22 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TensorSpec {
-    /// Dotted name, e.g. `blocks.0.attn.q.lora_A`.
+    /// Dotted name, e.g. `blocks.0.attn.q.lora_A`: 1 to 200 visible ASCII characters.
+    #[serde(deserialize_with = "tensor_name")]
     pub name: String,
     /// Extents, outermost first.
     pub shape: Vec<usize>,
+}
+
+/// Longest name of a tensor, characters.
+const NAME_CHARS_MAX: usize = 200;
+
+fn tensor_name<'de, D: serde::Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let name = String::deserialize(from)?;
+    if (1..=NAME_CHARS_MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(name);
+    }
+    Err(serde::de::Error::custom("a tensor's name is not 1 to 200 visible ASCII characters"))
 }
 
 impl TensorSpec {

@@ -24,6 +24,7 @@ pub mod refusal;
 pub mod task;
 pub mod tensors;
 pub mod terms;
+pub mod text;
 pub mod timestamp;
 pub mod tlog;
 pub mod training;

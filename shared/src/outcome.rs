@@ -7,6 +7,8 @@ use std::io;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::text::printable;
+
 /// How a command ended, as its process exit code says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitCode {
@@ -44,7 +46,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with `exit`, under the stable `code`.
     pub fn new(exit: ExitCode, code: &'static str, message: impl Into<String>) -> Self {
-        let message = without_numbers(&message.into());
+        let message = printable(&without_numbers(&message.into()));
         Self { exit, code, message, hint: None, details: Vec::new(), data: None }
     }
 
@@ -66,7 +68,7 @@ impl Failure {
     /// Adds how to mend it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(printable(&hint.into()));
         self
     }
 
@@ -80,7 +82,7 @@ impl Failure {
     /// Adds what the message counts.
     #[must_use]
     pub fn details(mut self, details: Vec<String>) -> Self {
-        self.details = details;
+        self.details = details.iter().map(|line| printable(line)).collect();
         self
     }
 }
@@ -161,6 +163,16 @@ pub fn error_envelope(failure: &Failure) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A13a. Failed before: a hostile coordinator's message moved the cursor of the terminal.
+    #[test]
+    fn no_message_moves_a_cursor_or_forges_a_line() {
+        let failure = Failure::refused("refused", "no\u{1b}[2J\nok: all is well").hint("\u{7}ring");
+        assert_eq!(failure.to_string(), "no [2J ok: all is well ( ring)");
+        let listed = Failure::invalid("manifest", "2 problems").details(vec!["a\nb".to_owned()]);
+        assert_eq!(listed.details, ["a b"]);
+        assert!(!error_envelope(&failure).to_string().contains("u001b"));
+    }
 
     /// Failed before: errors of files ended in `(os error 2)`.
     #[test]

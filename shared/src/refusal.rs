@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::printable_strings;
+
 /// Duration class of a site's refusal, which decides when the site is asked again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -162,6 +164,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The refusal with every text in it made printable: what the other side or a hostile file wrote
+    /// in it goes to terminals, logs and the history.
+    pub fn printable(self) -> Self {
+        let mut value = serde_json::to_value(&self).expect("a refusal is plain data");
+        printable_strings(&mut value);
+        serde_json::from_value(value).unwrap_or(self)
+    }
+
     /// The stable code, as in the JSON form.
     pub fn code(&self) -> &'static str {
         match self {

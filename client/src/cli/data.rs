@@ -9,6 +9,7 @@ use comfy_table::presets::NOTHING;
 use indicatif::ProgressBar;
 use tributary_shared::manifest::{MANIFEST_BYTES_MAX, RunManifest, Task};
 use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::text::printable;
 
 use super::{Format, print};
 use crate::config::reading::Reading;
@@ -212,12 +213,13 @@ fn print_census(census: &Census) {
 fn print_findings(census: &Census) {
     for (what, counts) in [("modality", &census.modalities), ("plane", &census.planes)] {
         for (name, cases) in counts.iter().filter(|(name, _)| *name != "unknown") {
-            say!("  {what} {name}: {cases} images");
+            say!("  {what} {}: {cases} images", printable(name));
         }
     }
     if let Some(Decoding { median_ms, slowest_ms, slowest }) = &census.decoding {
         say!(
-            "  decoding: {median_ms:.2} ms an image (median), at most {slowest_ms:.2} ms ({slowest})"
+            "  decoding: {median_ms:.2} ms an image (median), at most {slowest_ms:.2} ms ({})",
+            printable(slowest)
         );
     }
     if let Some([least, largest]) = census.spacing_mm {
@@ -228,20 +230,24 @@ fn print_findings(census: &Census) {
     let bars: String = census.levels.iter().map(|share| bar(*share, &census.levels)).collect();
     say!("  grey levels, black to white: {bars}");
     for (what, oddity) in &census.oddities {
-        say!("  odd: {} images, {what} ({})", oddity.cases, oddity.examples.join(", "));
+        say!("  odd: {} images, {what} ({})", oddity.cases, printable(&oddity.examples.join(", ")));
     }
     for duplicate in &census.duplicates {
         let whose = if duplicate.several_patients { "of different patients" } else { "" };
-        say!("  equal: {} images {whose} ({})", duplicate.cases, duplicate.examples.join(", "));
+        say!(
+            "  equal: {} images {whose} ({})",
+            duplicate.cases,
+            printable(&duplicate.examples.join(", "))
+        );
     }
     for (what, count) in &census.notes {
-        say!("  note: {count} {what}");
+        say!("  note: {count} {}", printable(what));
     }
     for (why, count) in &census.passed_over {
-        say!("  passed over: {count} files ({why})");
+        say!("  passed over: {count} files ({})", printable(why));
     }
     for line in &census.refused {
-        say!("  refused: {line}");
+        say!("  refused: {}", printable(line));
     }
     let unsaid = census.refused_count - census.refused.len();
     if unsaid > 0 {

@@ -201,8 +201,3 @@ impl fmt::Display for Place {
         }
     }
 }
-
-/// Text out of a history without what could move the cursor or forge a line.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}

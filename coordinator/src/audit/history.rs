@@ -7,12 +7,13 @@ use tributary_shared::digest::Digest;
 use tributary_shared::initial::initial_digest;
 use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::tensors::{Header, Subject};
+use tributary_shared::text::printable;
 use tributary_shared::timestamp::Timestamp;
 use tributary_shared::tlog::key::VerifierKey;
 use tributary_shared::tlog::recovery::Recovery;
 
 use super::export::tensor_of_run;
-use super::finding::{Finding, Place, printable};
+use super::finding::{Finding, Place};
 use super::recoveries::Recoveries;
 use crate::round::event::{RegistryEvent, RunEvent};
 use crate::round::record::{Event, Record, Stream};

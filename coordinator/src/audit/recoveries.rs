@@ -6,12 +6,13 @@ use serde::Serialize;
 use tributary_proto::channel::check_recovery;
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::chain;
+use tributary_shared::text::printable;
 use tributary_shared::timestamp::Timestamp;
 use tributary_shared::tlog::checkpoint::Checkpoint;
 use tributary_shared::tlog::key::VerifierKey;
 use tributary_shared::tlog::recovery::{Recovery, Statement};
 
-use super::finding::{Finding, printable};
+use super::finding::Finding;
 
 /// A recovery of a verified history: both signatures hold, and the kept head is one of its own.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -7,10 +7,10 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use tributary_shared::digest::Digest;
 use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::text::printable;
 use tributary_shared::timestamp::Timestamp;
 use tributary_shared::tlog::checkpoint::Checkpoint;
 
-use super::finding::printable;
 use super::history::{History, MemberState};
 use super::recoveries::RecoveryReport;
 use super::replay::Replays;

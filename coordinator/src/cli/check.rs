@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use tributary_proto::v1::{CheckReport, CheckRunRequest, Finding, StartRunRequest};
 use tributary_shared::check::{CheckAnswer, CheckWarning};
 use tributary_shared::outcome::{ExitCode, Failure};
+use tributary_shared::text::printable;
 
 use super::manifest::{self, Written};
-use super::present::{clean, digest_or_none, table};
+use super::present::{digest_or_none, table};
 use super::session::{Globals, Session, TIMEOUT_DEFAULT};
 use super::{Answer, Format, emit};
 
@@ -86,7 +87,7 @@ fn started(
     if *manifest_digest != digest.as_bytes()[..] {
         let message = format!(
             "run {} was started under other terms than were sent: {} instead of {digest}",
-            clean(run),
+            printable(run),
             digest_or_none(manifest_digest).unwrap_or_default(),
         );
         return Err(Failure::new(ExitCode::Bug, "bug", message)
@@ -163,7 +164,7 @@ fn refusal(file: &Path, report: &CheckReport, data: Value) -> Option<Failure> {
 }
 
 fn line(found: &Finding) -> String {
-    clean(&format!("{}: {}", found.key, found.problem))
+    printable(&format!("{}: {}", found.key, found.problem))
 }
 
 /// Every site's answer as a table; empty when none was asked.

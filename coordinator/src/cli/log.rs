@@ -5,9 +5,10 @@ use tokio::time::Instant;
 use tributary_proto::v1::{LogEntry, LogRequest};
 use tributary_shared::name::RunName;
 use tributary_shared::outcome::Failure;
+use tributary_shared::text::printable;
 
 use super::narrate::narrate;
-use super::present::{clean, time};
+use super::present::time;
 use super::runs::{AWAY_MAX, LOOK_AGAIN, is_away};
 use super::session::{Globals, Session};
 use super::{Answer, Format, emit};
@@ -103,14 +104,14 @@ impl Reader<'_> {
 
 fn line(entry: &LogEntry) -> String {
     match Record::from_bytes(&entry.record_json) {
-        Ok(record) => clean(&format!(
+        Ok(record) => printable(&format!(
             "{:>6}  {}  {}  {}",
             entry.leaf,
             time(record.at.as_millis()),
             record.stream,
             narrate(&record.event)
         )),
-        Err(e) => clean(&format!("{:>6}  {e}", entry.leaf)),
+        Err(e) => printable(&format!("{:>6}  {e}", entry.leaf)),
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use tributary_shared::digest::Digest;
+use tributary_shared::text::printable;
 use tributary_shared::timestamp::Timestamp;
 
 use crate::clock;
@@ -17,7 +18,7 @@ pub(super) fn table(headings: &[&str], numbers: &[usize], rows: Vec<Vec<String>>
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(headings.to_vec());
     for row in rows {
-        table.add_row(row.iter().map(|cell| clean(cell)));
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         let first = index == 0;
@@ -28,11 +29,6 @@ pub(super) fn table(headings: &[&str], numbers: &[usize], rows: Vec<Vec<String>>
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     lines.join("\n")
-}
-
-/// Text from the other side without what could move the cursor or forge a line.
-pub(super) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// `2026-11-23 19:04:29Z`; nothing for a time that never was.

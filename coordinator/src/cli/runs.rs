@@ -10,9 +10,10 @@ use tributary_proto::v1::{
 };
 use tributary_shared::name::RunName;
 use tributary_shared::outcome::{ExitCode, Failure};
+use tributary_shared::text::printable;
 
 use super::Answer;
-use super::present::{clean, short, table, time, time_or_none};
+use super::present::{short, table, time, time_or_none};
 use super::session::{Globals, Session};
 
 /// Between two looks at a run that somebody waits for.
@@ -45,7 +46,7 @@ pub(super) async fn resume(
     let state = look(&session, run).await?.run.map(|row| row.state).unwrap_or_default();
     let text = format!(
         "Run {run} is taken up again and now {}. Watch it: tributary run show {run} --watch",
-        clean(&state)
+        printable(&state)
     );
     Ok(Answer::new(json!({ "run": run, "state": state }), text))
 }
@@ -119,7 +120,7 @@ pub(super) fn run_table(runs: &[RunRow]) -> String {
     let headings = ["RUN", "STATE", "ROUNDS", "STARTED", "ENDED", "DETAIL"];
     let mut text = table(&headings, &[2], runs.iter().map(row).collect());
     for warning in runs.iter().flat_map(warnings) {
-        text.push_str(&format!("\n{}", clean(&warning)));
+        text.push_str(&format!("\n{}", printable(&warning)));
     }
     text
 }
@@ -195,8 +196,8 @@ fn verdict(reply: &ShowRunReply, accept_partial: bool) -> Result<Answer, Failure
     if !row.detail.is_empty() {
         line = format!("{line}: {}", row.detail);
     }
-    let warned: Vec<String> = warnings(row).iter().map(|warning| clean(warning)).collect();
-    let line = clean(&line);
+    let warned: Vec<String> = warnings(row).iter().map(|warning| printable(warning)).collect();
+    let line = printable(&line);
     let success = |line: &str| {
         let lines: Vec<&str> =
             [line].into_iter().chain(warned.iter().map(String::as_str)).collect();

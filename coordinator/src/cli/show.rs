@@ -9,9 +9,10 @@ use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::RunName;
 use tributary_shared::outcome::{Failure, ok_envelope};
 use tributary_shared::terms::SiteMetrics;
+use tributary_shared::text::printable;
 
 use super::present::{
-    NOTHING, between, bytes, clean, digest_or_none, short, table, time, time_or_none, until,
+    NOTHING, between, bytes, digest_or_none, short, table, time, time_or_none, until,
 };
 use super::runs::{LOOK_AGAIN, RunLine, is_over, look, look_again, warnings};
 use super::session::{Globals, Session};
@@ -112,7 +113,7 @@ fn head(reply: &ShowRunReply) -> String {
             digest_or_none(&reply.manifest_digest).unwrap_or_default()
         ));
     }
-    lines.iter().map(|line| clean(line)).collect::<Vec<_>>().join("\n")
+    lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
 }
 
 fn seat(seat: &SeatRow) -> Vec<String> {

@@ -4,10 +4,11 @@ use serde::Serialize;
 use tributary_proto::v1::{Disk, SiteTrouble, StatusReply, StatusRequest};
 
 use super::Answer;
-use super::present::{ago, bytes, clean, time, time_or_none};
+use super::present::{ago, bytes, time, time_or_none};
 use super::runs::{NO_RUNS, RunLine, run_table};
 use super::session::{Globals, Session};
 use tributary_shared::outcome::Failure;
+use tributary_shared::text::printable;
 
 /// The coordinator for machines.
 #[derive(Serialize)]
@@ -64,13 +65,18 @@ fn trouble(row: &SiteTrouble) -> TroubleData<'_> {
 fn troubles_text(sites: &[SiteTrouble]) -> String {
     let line = |row: &SiteTrouble| {
         let SiteTrouble { site, trouble, since_ms } = row;
-        format!("\ntrouble at {}: {}, since {}", clean(site), clean(trouble), time(*since_ms))
+        format!(
+            "\ntrouble at {}: {}, since {}",
+            printable(site),
+            printable(trouble),
+            time(*since_ms)
+        )
     };
     sites.iter().map(line).collect()
 }
 
 fn text(reply: &StatusReply) -> String {
-    let (version, started) = (clean(&reply.version), reply.started_ms);
+    let (version, started) = (printable(&reply.version), reply.started_ms);
     let runs = if reply.runs.is_empty() { NO_RUNS.to_owned() } else { run_table(&reply.runs) };
     let disk = disk_text(&reply.disk.unwrap_or_default());
     format!(

@@ -376,12 +376,12 @@ pub(super) fn shorten(text: &str, chars_max: usize) -> String {
 /// A reason as it goes into a leaf: what others wrote in it, cut to size.
 pub(super) fn bounded(reason: Refusal) -> Refusal {
     let cut = |text: String| shorten(&text, DETAIL_CHARS);
-    match reason {
+    match reason.printable() {
         Refusal::Malformed { detail } => Refusal::Malformed { detail: cut(detail) },
         Refusal::Policy { reason, class } => Refusal::Policy { reason: cut(reason), class },
         Refusal::SiteFailed { reason, class } => Refusal::SiteFailed { reason: cut(reason), class },
-        // Lines of checked names and numbers, and few of them.
-        Refusal::Contract { .. }
+        // Few lines, cut where they were made.
+        reason @ (Refusal::Contract { .. }
         | Refusal::Wrong { .. }
         | Refusal::NotFinite { .. }
         | Refusal::OverNorm { .. }
@@ -394,7 +394,7 @@ pub(super) fn bounded(reason: Refusal) -> Refusal {
         | Refusal::RunUnknown { .. }
         | Refusal::NotResumable { .. }
         | Refusal::Cohort { .. }
-        | Refusal::Suspended => reason,
+        | Refusal::Suspended) => reason,
     }
 }
 

@@ -10,6 +10,7 @@ use tributary_proto::v1::{self, site_server::Site};
 use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
 use tributary_shared::terms::SiteMetrics;
+use tributary_shared::text::printable;
 
 use super::{Services, answer, digest, evidence, history, parse, refusal, status, unknown, upload};
 use crate::clock;
@@ -376,9 +377,8 @@ fn read_metrics(json: &str) -> Result<SiteMetrics, Status> {
 /// A site's reason goes into the history, where an entry has a size limit. Only a site's own
 /// kinds of no are taken from it.
 fn shortened(reason: Refusal) -> Result<Refusal, Status> {
-    let cut = |text: String| -> String {
-        text.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
-    };
+    let cut =
+        |text: String| -> String { printable(&text).chars().take(REASON_CHARS_MAX).collect() };
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "every other kind is the coordinator's to say"

@@ -55,6 +55,15 @@ pub enum KitError {
     Malformed(String),
 }
 
+/// The line of a fault, without its content, which may be the token.
+fn place(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    format!(
+        "line {}: it is not as it was written; ask for it again",
+        before.matches('\n').count() + 1
+    )
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -84,7 +93,7 @@ impl StartupKit {
     /// Parses a kit's text; unknown keys are refused.
     pub fn parse(text: &str) -> Result<Self, KitError> {
         let written: Written =
-            toml::from_str(text).map_err(|e| KitError::Malformed(e.to_string()))?;
+            toml::from_str(text).map_err(|e| KitError::Malformed(place(text, &e)))?;
         if written.schema != 1 {
             let detail = format!("schema {} is not 1; use a newer program", written.schema);
             return Err(KitError::Malformed(detail));
@@ -127,5 +136,18 @@ impl StartupKit {
 impl fmt::Debug for StartupKit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "StartupKit({} at {})", self.member.uri(&self.consortium), self.address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A13d. Failed before: the line with the fault was printed, and it may be that of the token.
+    #[test]
+    fn the_error_of_a_broken_kit_names_the_line_and_not_the_token() {
+        let refused = StartupKit::parse("schema = 1\ntoken = \"secret\u{1b}[2J\n").unwrap_err();
+        let told = refused.to_string();
+        assert!(told.contains("line 2") && !told.contains("secret"), "{told}");
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn choose(
         .map_err(|_| ConnectError::Address { address: authority.to_owned() })?;
     let Some(intercept) = matcher.intercept(&target) else {
         return match configured {
-            Some(proxy) => Err(ConnectError::ProxyAddress { proxy: proxy.to_owned() }),
+            Some(proxy) => Err(ConnectError::ProxyAddress { proxy: without_credentials(proxy) }),
             None => Ok(None),
         };
     };
@@ -38,6 +38,14 @@ pub(super) fn choose(
         return Err(ConnectError::ProxyAddress { proxy: display(&intercept) });
     }
     Ok(Some(intercept))
+}
+
+/// The written `proxy` without user and password.
+fn without_credentials(proxy: &str) -> String {
+    match proxy.rsplit_once('@') {
+        Some((_, address)) => format!("...@{address}"),
+        None => proxy.to_owned(),
+    }
 }
 
 fn is_loopback(authority: &str) -> bool {
@@ -88,4 +96,20 @@ pub(super) async fn tunnel(
     }
     let line: String = status.chars().filter(|c| !c.is_control()).take(120).collect();
     Err(failed(format!("it answered CONNECT with `{line}`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A13d. Failed before: a proxy that did not parse was printed with its password.
+    #[test]
+    fn a_refused_proxy_is_named_without_its_password() {
+        for proxy in ["ht tp://doctor:secret@gate:8080", "socks5://doctor:p@ss@gate:1080"] {
+            let refused = choose(Some(proxy), "coordinator.example.org:8443").err().unwrap();
+            let told = format!("{refused}");
+            assert!(told.contains("gate") && !told.contains("doctor"), "{told}");
+            assert!(!told.contains("secret") && !told.contains("ss@"), "{told}");
+        }
+    }
 }

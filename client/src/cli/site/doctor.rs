@@ -10,8 +10,9 @@ use tributary_proto::v1::HelloReply;
 use tributary_shared::checkup::{Check, verdict};
 use tributary_shared::digest::{Digest, Hasher};
 use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::text::printable;
 
-use super::{ConfigArgs, printable, runtime};
+use super::{ConfigArgs, runtime};
 use crate::cli::{Format, print};
 use crate::clock;
 use crate::config::policy::{Backbones, Policy};

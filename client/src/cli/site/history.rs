@@ -5,8 +5,9 @@ use comfy_table::presets::NOTHING;
 use serde::Serialize;
 use tributary_shared::name::RunName;
 use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::text::printable;
 
-use super::{ConfigArgs, printable};
+use super::ConfigArgs;
 use crate::cli::{Format, print};
 use crate::config::site::SiteConfig;
 use crate::ledger::{self, Entry, Event};

@@ -4,10 +4,11 @@ use serde::Serialize;
 use tributary_proto::channel::Identity;
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::text::printable;
 use tributary_shared::timestamp::Timestamp;
 use tributary_shared::tlog::recovery::{Head, Recovery};
 
-use super::{ConfigArgs, printable};
+use super::ConfigArgs;
 use crate::cli::{Format, print};
 use crate::config::site::SiteConfig;
 use crate::site::directory::identity_of;
