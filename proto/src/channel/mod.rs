@@ -6,18 +6,23 @@
 //! A certificate that is presented but not good ends the handshake.
 
 mod client;
+mod connections;
+mod door;
 mod enroll;
 mod failure;
 mod identity;
 mod kit;
 mod member;
 mod proxy;
+mod refusals;
 mod server;
 mod verify;
 mod vouch;
 mod words;
 
 pub use client::{ConnectOptions, connect, host_of, presented};
+pub use connections::{Conn, ConnectInfo, Connections};
+pub use door::{Limits, Origin};
 pub use enroll::{EnrollError, EnrollOptions, enroll};
 pub use failure::{ConnectError, connect_failure, status_failure};
 pub use identity::{
@@ -29,10 +34,7 @@ pub use member::{
     Certified, InvalidCertificate, Member, Peer, Role, authority_consortium, authority_uri,
     certified,
 };
-pub use server::{
-    Acceptor, Check, Conn, ConnectInfo, Connections, Guard, ServerIdentity, Windows, peer, require,
-    server_builder,
-};
+pub use server::{Acceptor, Check, Guard, ServerIdentity, Windows, peer, require, server_builder};
 pub use verify::{ServerFault, judge_server};
 pub use vouch::{VouchError, check_recovery, sign_recovery};
 pub use words::{Broken, Untimely};

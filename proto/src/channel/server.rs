@@ -1,40 +1,34 @@
-//! The coordinator's side: accepts TLS connections, knows who is behind each, and can cut them.
+//! The coordinator's side: accepts TLS connections and knows who is behind each.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig};
 use rustls::sign::CertifiedKey;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Interceptor;
-use tonic::transport::server::{Connected, Server};
+use tonic::transport::server::Server;
 use tonic::{Request, Status};
 use tributary_shared::name::ConsortiumName;
-use tributary_shared::timestamp::Timestamp;
 
-use super::member::{Certified, Member, Peer, Role, authority_consortium, certified};
+use super::connections::{Conn, ConnectInfo, Connections, Entry};
+use super::door::Limits;
+use super::member::{Peer, Role, authority_consortium, certified};
+use super::refusals::{PERIOD, Refusals};
 use super::verify::MemberVerifier;
 use super::words::{Broken, of_tls};
 
-/// How long a client may take over its handshake.
+/// How long a client may take over its handshake, from the connection on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes in progress at once; more wait in the listener's backlog.
-const HANDSHAKES_MAX: usize = 256;
 /// Wait after a failed `accept`, such as too many open files, before the next.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -91,6 +85,7 @@ pub struct Acceptor {
     tls: TlsAcceptor,
     presented: Arc<Presented>,
     connections: Connections,
+    refusals: Arc<Refusals>,
 }
 
 impl Acceptor {
@@ -113,7 +108,13 @@ impl Acceptor {
             tls: TlsAcceptor::from(Arc::new(config)),
             presented,
             connections: Connections::default(),
+            refusals: Arc::default(),
         })
+    }
+
+    /// Holds as many connections as `limits` say; those that it holds already do not count.
+    pub fn limited(self, limits: Limits) -> Self {
+        Self { connections: Connections::new(limits), ..self }
     }
 
     /// Presents another certificate from the next handshake on. The authority stays.
@@ -147,213 +148,76 @@ impl Acceptor {
     }
 
     async fn accept_all(&self, listener: &TcpListener, ready: &mpsc::Sender<io::Result<Conn>>) {
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let mut period = tokio::time::interval(PERIOD);
         loop {
-            let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
-            let (socket, remote) = match listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = period.tick() => {
+                    self.refusals.tell();
+                    continue;
+                }
+            };
+            let (socket, remote) = match accepted {
                 Ok(accepted) => accepted,
                 Err(e) => {
-                    tracing::warn!(error = %e, "cannot accept a connection");
+                    tracing::warn!("cannot accept a connection: {}", Broken::of_io(&e));
                     tokio::time::sleep(ACCEPT_RETRY).await;
                     continue;
                 }
             };
-            let acceptor = self.clone();
-            let ready = ready.clone();
+            let (entry, displaced) = self.connections.accepted(remote);
+            let (acceptor, ready) = (self.clone(), ready.clone());
             tokio::spawn(async move {
-                match acceptor.handshake(socket, remote).await {
+                match acceptor.handshake(socket, remote, entry).await {
                     Ok(conn) => {
                         // Closed means that the server is stopping.
                         let _ = ready.send(Ok(conn)).await;
                     }
-                    Err(e) => log_refusal(remote, &e),
+                    Err(e) => acceptor.refusals.note(remote, &reason(&e)),
                 }
-                drop(permit);
             });
+            if displaced {
+                // The one that goes frees its descriptor before the next is taken.
+                tokio::task::yield_now().await;
+            }
         }
     }
 
-    async fn handshake(&self, socket: TcpStream, remote: SocketAddr) -> io::Result<Conn> {
+    async fn handshake(
+        &self,
+        socket: TcpStream,
+        remote: SocketAddr,
+        entry: Entry,
+    ) -> io::Result<Conn> {
         // Not set by tonic for an incoming stream of our own; without it uploads are 5x slower.
         socket.set_nodelay(true)?;
-        let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.tls.accept(socket))
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "handshake took too long"))??;
+        let shaken = async {
+            // Nothing is spent on TLS before somebody speaks.
+            socket.readable().await?;
+            entry.spoke();
+            self.tls.accept(socket).await
+        };
+        let tls = tokio::select! {
+            shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken) => shaken
+                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "handshake took too long"))??,
+            () = entry.displaced() => return Err(io::Error::other("dropped in its handshake: too many at once, most from its address")),
+        };
         let named = match tls.get_ref().1.peer_certificates() {
             None | Some([]) => None,
             Some([leaf, ..]) => Some(certified(leaf).map_err(io::Error::other)?),
         };
-        Ok(self.connections.enter(tls, named, remote))
+        let admitted = entry.admit(tls, named, remote);
+        admitted.ok_or_else(|| io::Error::other("every place for members' connections is taken"))
     }
 }
 
-fn log_refusal(remote: SocketAddr, error: &io::Error) {
+fn reason(error: &io::Error) -> String {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let by_system = error.raw_os_error().is_some() || error.kind() == io::ErrorKind::UnexpectedEof;
-    let reason = match tls {
+    match tls {
         Some(tls) => of_tls(tls),
         None if by_system => Broken::of_io(error).to_string(),
         None => error.to_string(),
-    };
-    tracing::warn!(peer = %remote, reason, "connection refused");
-}
-
-/// Who is behind a connection; tonic puts it into every request's extensions.
-#[derive(Clone, Debug)]
-pub struct ConnectInfo {
-    /// The member its certificate names; `None` when it presented none.
-    pub peer: Option<Peer>,
-    /// Where it connects from.
-    pub remote: SocketAddr,
-}
-
-/// Open connections by number: whose certificate each presented, and what ends it.
-type Live = HashMap<u64, (Option<Peer>, CancellationToken)>;
-
-/// The live connections of one server.
-#[derive(Clone, Default)]
-pub struct Connections {
-    live: Arc<Mutex<Live>>,
-    next: Arc<AtomicU64>,
-}
-
-impl Connections {
-    /// Ends at once, open streams included, every connection whose certificate is `unwanted`; says how many.
-    pub fn cut(&self, unwanted: impl Fn(&Peer) -> bool) -> usize {
-        let live = self.lock();
-        let found = live.values().filter(|(peer, _)| peer.as_ref().is_some_and(&unwanted));
-        found.map(|(_, token)| token.cancel()).count()
-    }
-
-    /// True when `member` has a connection.
-    pub fn holds(&self, member: &Member) -> bool {
-        self.lock()
-            .values()
-            .any(|(peer, _)| peer.as_ref().is_some_and(|peer| peer.member == *member))
-    }
-
-    /// How many connections are open.
-    pub fn count(&self) -> usize {
-        self.lock().len()
-    }
-
-    fn enter(
-        &self,
-        tls: TlsStream<TcpStream>,
-        named: Option<Certified>,
-        remote: SocketAddr,
-    ) -> Conn {
-        let token = CancellationToken::new();
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let expires = named.as_ref().map(|certified| certified.expires);
-        let peer = named.map(|certified| certified.peer);
-        self.lock().insert(id, (peer.clone(), token.clone()));
-        let end = Box::pin(end(token.clone(), expires));
-        let info = ConnectInfo { peer, remote };
-        Conn { tls, info, token, end, _entry: Entry { id, connections: self.clone() } }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Live> {
-        // The map is valid after every single operation, whoever panicked.
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Ready when the connection is cut, or when its certificate expires: the handshake checked that
-/// once, and a connection may live for months.
-async fn end(token: CancellationToken, expires: Option<Timestamp>) {
-    let Some(expires) = expires else { return token.cancelled().await };
-    let now_ms = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX).saturating_mul(1000);
-    // The last second is still good (RFC 5280, 4.1.2.5).
-    let over = expires.plus(Duration::from_secs(1));
-    let remaining = over.since(Timestamp::from_millis(now_ms));
-    tokio::select! {
-        () = token.cancelled() => {}
-        () = tokio::time::sleep(remaining) => token.cancel(),
-    }
-}
-
-/// Takes a connection off the list when it ends.
-struct Entry {
-    id: u64,
-    connections: Connections,
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.connections.lock().remove(&self.id);
-    }
-}
-
-/// One accepted connection.
-pub struct Conn {
-    tls: TlsStream<TcpStream>,
-    info: ConnectInfo,
-    token: CancellationToken,
-    /// Wakes the connection's reader when it must end.
-    end: Pin<Box<dyn Future<Output = ()> + Send>>,
-    _entry: Entry,
-}
-
-impl Connected for Conn {
-    type ConnectInfo = ConnectInfo;
-
-    fn connect_info(&self) -> ConnectInfo {
-        self.info.clone()
-    }
-}
-
-fn was_cut() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "cut, or its certificate expired")
-}
-
-impl AsyncRead for Conn {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        // The token first: `end` must not be polled again once it is ready.
-        if self.token.is_cancelled() || self.end.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(was_cut()));
-        }
-        Pin::new(&mut self.tls).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Conn {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.token.is_cancelled() {
-            return Poll::Ready(Err(was_cut()));
-        }
-        Pin::new(&mut self.tls).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if self.token.is_cancelled() {
-            return Poll::Ready(Err(was_cut()));
-        }
-        Pin::new(&mut self.tls).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(cx)
     }
 }
 
@@ -363,13 +227,14 @@ impl AsyncWrite for Conn {
 pub struct Windows {
     /// Of one stream.
     pub stream: u32,
-    /// Of all streams of a connection: what one stalled client can hold in memory.
+    /// Of all streams of a connection: most bytes of it that wait to be read. Larger than a
+    /// stream's, or calls would stand behind an upload that waits.
     pub connection: u32,
 }
 
 impl Default for Windows {
     fn default() -> Self {
-        Self { stream: 2 << 20, connection: 16 << 20 }
+        Self { stream: 2 << 20, connection: 4 << 20 }
     }
 }
 
