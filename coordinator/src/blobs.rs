@@ -94,10 +94,17 @@ impl Blobs {
         blocking(move || Ok(fs::metadata(path)?.len())).await
     }
 
-    /// Opens the blob for reading.
-    pub async fn open(&self, digest: Digest) -> io::Result<File> {
+    /// The blob's bytes from `offset` on, `most` of them or as many as there are.
+    pub async fn piece(&self, digest: Digest, offset: u64, most: usize) -> io::Result<Vec<u8>> {
         let store = self.clone();
-        blocking(move || store.open_blocking(digest)).await
+        blocking(move || {
+            let mut file = store.open_blocking(digest)?;
+            file.seek(SeekFrom::Start(offset))?;
+            let mut bytes = Vec::with_capacity(most);
+            file.take(most as u64).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        })
+        .await
     }
 
     /// Opens the blob for reading, for those who may block.

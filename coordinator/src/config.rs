@@ -25,6 +25,11 @@ const SAMPLE: &str = "deploy/coordinator.toml";
 /// Largest reserve that can be asked for, mebibytes: one tebibyte.
 const RESERVE_MIB_MAX: u32 = 1 << 20;
 
+/// Memory that uploads in flight share unless told, mebibytes.
+const UPLOAD_MEMORY_MIB: u32 = 32;
+/// Least of it, mebibytes: one upload at a time.
+const UPLOAD_MEMORY_MIB_MIN: u32 = 4;
+
 /// Where the coordinator listens unless told: this machine alone can reach it.
 const LISTEN_DEFAULT: &str = "127.0.0.1:8443";
 
@@ -47,6 +52,8 @@ pub struct CoordinatorConfig {
     pub pace: Pace,
     /// HTTP/2 receive windows.
     pub windows: Windows,
+    /// Memory that uploads in flight share, bytes.
+    pub upload_memory_bytes: u64,
     /// How the log is written.
     pub log: Log,
 }
@@ -134,6 +141,7 @@ struct Inquiries {
 struct Transport {
     stream_window_mib: Option<u32>,
     connection_window_mib: Option<u32>,
+    upload_memory_mib: Option<u32>,
 }
 
 impl CoordinatorConfig {
@@ -177,6 +185,7 @@ impl CoordinatorConfig {
             reserve_bytes: reserve_bytes(file, &written.disk)?,
             pace: pace(file, &written.inquiries)?,
             windows: windows(file, &written.transport)?,
+            upload_memory_bytes: upload_memory_bytes(file, &written.transport)?,
             log: written.log,
         })
     }
@@ -253,12 +262,23 @@ fn windows(file: &Path, transport: &Transport) -> Result<Windows, Failure> {
     };
     let stream = bytes("transport.stream_window_mib", transport.stream_window_mib, default.stream)?;
     let key = "transport.connection_window_mib";
-    let connection = bytes(key, transport.connection_window_mib, default.connection.max(stream))?;
-    if connection < stream {
-        let problem = "smaller than transport.stream_window_mib";
-        return Err(invalid(file, key, problem, "write at least as much, or leave it out"));
+    let usual = default.connection.max(stream.saturating_mul(2));
+    let connection = bytes(key, transport.connection_window_mib, usual)?;
+    if connection <= stream {
+        // Calls on the same connection would stand behind an upload that waits for its turn.
+        let problem = "not larger than transport.stream_window_mib";
+        return Err(invalid(file, key, problem, "write more, or leave it out"));
     }
     Ok(Windows { stream, connection })
+}
+
+fn upload_memory_bytes(file: &Path, transport: &Transport) -> Result<u64, Failure> {
+    let mib = transport.upload_memory_mib.unwrap_or(UPLOAD_MEMORY_MIB);
+    if (UPLOAD_MEMORY_MIB_MIN..=1 << 20).contains(&mib) {
+        return Ok(u64::from(mib) << 20);
+    }
+    let problem = format!("{mib} is not between {UPLOAD_MEMORY_MIB_MIN} and {}", 1 << 20);
+    Err(invalid(file, "transport.upload_memory_mib", &problem, "write mebibytes, or leave it out"))
 }
 
 /// Whether `text` is `host:port`, with a name, an IPv4 address or `[an IPv6 address]`.
@@ -378,6 +398,7 @@ mod tests {
         assert_eq!(config.address, None);
         assert_eq!(config.database, Path::new("/srv/t/./tributary.db"));
         assert_eq!(config.windows, Windows::default());
+        assert_eq!(config.upload_memory_bytes, 32 << 20);
         assert_eq!(config.reserve_bytes, None);
         assert_eq!(config.log, Log { format: LogFormat::Text, level: Level::Info });
     }
@@ -433,7 +454,8 @@ mod tests {
             ("[database]\nurl = \"postgres://u:hunter2@h/d\"", "not supported yet", "sqlite://"),
             ("[database]\nurl = \"mysql://h\"", "database.url", "sqlite://"),
             ("[transport]\nstream_window_mib = 0", "transport.stream_window_mib", "mebibytes"),
-            ("[transport]\nconnection_window_mib = 1", "connection_window_mib", "at least"),
+            ("[transport]\nconnection_window_mib = 2", "connection_window_mib", "write more"),
+            ("[transport]\nupload_memory_mib = 1", "transport.upload_memory_mib", "mebibytes"),
             ("[inquiries]\npassing_s = 0", "inquiries.passing_s", "write seconds"),
             ("[disk]\nreserve_mib = 0", "disk.reserve_mib", "mebibytes"),
             ("[log]\nlevel = \"loud\"", "coordinator.toml:3: level", SAMPLE),

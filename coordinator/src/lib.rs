@@ -10,6 +10,7 @@ pub mod blobs;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod descriptors;
 pub mod driver;
 pub mod heads;
 pub mod ingest;

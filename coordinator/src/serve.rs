@@ -10,6 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tower::layer::layer_fn;
 use tracing_subscriber::filter::LevelFilter;
 use tributary_proto::channel::{
     Acceptor, ServerIdentity, certified, server_builder, write_durably,
@@ -21,6 +22,7 @@ use tributary_shared::outcome::{ExitCode, Failure, chain};
 use crate::blobs::Blobs;
 use crate::clock;
 use crate::config::{CoordinatorConfig, Level, Log, LogFormat};
+use crate::descriptors;
 use crate::driver::{Driver, DriverError};
 use crate::heads::Heads;
 use crate::membership::{
@@ -29,7 +31,7 @@ use crate::membership::{
 use crate::recovery::{Place, RECOVERIES, check};
 use crate::round::event::RegistryEvent;
 use crate::round::record::{Event, Stream};
-use crate::rpc::Services;
+use crate::rpc::{Calls, Counted, Services, Turns};
 use crate::space::Space;
 use crate::store::{Certificate, CommitError, Store, StoreError};
 
@@ -58,7 +60,8 @@ pub async fn serve(
     config: &CoordinatorConfig,
     ready: impl FnOnce(&Listening),
 ) -> Result<(), Failure> {
-    // First: what the last process kept may be what this one needs to open its database.
+    let limits = descriptors::divide()?;
+    // Early: what the last process kept may be what this one needs to open its database.
     let space = Space::of(&[database_folder(config), &config.directory], config.reserve_bytes);
     let authority = Arc::new(Authority::load(&config.directory).map_err(|e| e.failure())?);
     tighten(config);
@@ -66,6 +69,7 @@ pub async fn serve(
     let identity = workable_identity(config)?;
     let acceptor =
         Acceptor::new(&identity).map_err(|e| Failure::invalid("server_certificate", chain(&e)))?;
+    let acceptor = acceptor.limited(limits);
     let heads = Heads::open(&config.directory, signer)
         .map_err(|e| check::unreadable_head(&config.directory, &e))?;
     let store = open_store(config).await?;
@@ -94,11 +98,14 @@ pub async fn serve(
     let address = listening.address.clone();
     let heads_of = heads.clone();
     let reused = Arc::default();
-    let services = Services { driver, authority, heads: heads_of, address, announced, reused };
-    let routes = services.routes();
+    let turns = Turns::new(config.upload_memory_bytes, u64::from(config.windows.stream));
+    let services =
+        Services { driver, authority, heads: heads_of, address, announced, reused, turns };
+    let calls = Calls::default();
     let incoming = acceptor.incoming(listener, stop.clone());
     let server = server_builder(config.windows)
-        .add_routes(routes)
+        .layer(layer_fn(move |inner| Counted::new(inner, calls.clone())))
+        .add_routes(services.routes())
         .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     let told = CancellationToken::new();
     tokio::spawn(signals.obey(told.clone(), stop.clone(), acceptor, config.clone()));

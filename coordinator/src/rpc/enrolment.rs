@@ -17,8 +17,9 @@ use crate::round::event::RegistryEvent;
 use crate::store::{Certificate, EnrolError, Invitation, MemberState};
 use crate::unbroken::to_the_end;
 
-/// Longest token and certificate request read, bytes.
-const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// Time that a refusal is held back, so that trying tokens costs the caller something: with the
+/// calls that one address may have at once, it is four tries a second.
+const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 /// Validity of an invitation when the operator names none.
 const VALID_DEFAULT: Duration = Duration::from_secs(72 * 3600);
 /// Longest validity of an invitation.
@@ -40,17 +41,24 @@ impl Enrolment for EnrolmentService {
         &self,
         request: Request<v1::EnrollRequest>,
     ) -> Result<Response<v1::EnrollReply>, Status> {
-        let v1::EnrollRequest { token, csr_der } = request.into_inner();
-        if token.len() + csr_der.len() > REQUEST_BYTES_MAX {
-            return Err(Status::invalid_argument("the request is larger than any real one"));
+        let enrolled = self.enrolled(request.into_inner()).await;
+        if enrolled.is_err() {
+            tokio::time::sleep(REFUSAL_DELAY).await;
         }
+        enrolled.map(Response::new)
+    }
+}
+
+impl EnrolmentService {
+    async fn enrolled(&self, request: v1::EnrollRequest) -> Result<v1::EnrollReply, Status> {
+        let v1::EnrollRequest { token, csr_der } = request;
         let request = CertificateRequest::parse(&csr_der)
             .map_err(|e| Status::invalid_argument(format!("csr_der: {e}")))?;
         // A member that the store has must not stay unknown here because its answer was lost.
         let services = self.0.clone();
         let enrolled = to_the_end(async move { services.enrol(&token, &request).await }).await;
         let (certificate, member) = enrolled.map_err(|e| status(e.into()))??;
-        Ok(Response::new(self.0.authority.reply(certificate, &member)))
+        Ok(self.0.authority.reply(certificate, &member))
     }
 }
 

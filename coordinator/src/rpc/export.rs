@@ -11,15 +11,13 @@ use tributary_proto::channel::{CHUNK_BYTES, Role};
 use tributary_shared::digest::Digest;
 use tributary_shared::privacy::Reader;
 
-use super::{history, status};
+use super::history::{self, LEAVES_AT_ONCE};
+use super::status;
 use crate::audit::export::{ExportError, ExportWriter, tensor_of};
 use crate::driver::{Driver, DriverError};
 use crate::heads::Heads;
 use crate::round::event::RunEvent;
 use crate::round::record::{Event, Record, Stream as Of};
-
-/// Leaves read from the store at once.
-const LEAVES_AT_ONCE: u32 = 256;
 
 type Piece = Result<Bytes, Status>;
 
@@ -83,8 +81,8 @@ impl Export {
                     .map_err(|e| Status::internal(format!("leaf {}: {e}", leaf.index)))?;
                 tensors.extend(tensor_of(&record.event).filter(|_| !withheld.is(&record)));
                 from = leaf.index + 1;
+                self.send_full(writer).await?;
             }
-            self.send_full(writer).await?;
         }
         Ok(tensors)
     }
@@ -102,7 +100,7 @@ impl Export {
         let io = |e| status(DriverError::io("reading a blob")(e));
         let bytes = blobs.size(digest).await.map_err(io)?;
         writer.tensor(digest, bytes).map_err(failed)?;
-        let mut chunks = std::pin::pin!(history::blob_chunks(blobs, digest, 0).await?);
+        let mut chunks = std::pin::pin!(history::blob_pieces(blobs, digest, 0));
         while let Some(chunk) = chunks.next().await {
             writer.tensor_data(&chunk?).map_err(failed)?;
             self.send_full(writer).await?;

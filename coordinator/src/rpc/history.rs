@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
-use tributary_proto::channel::CHUNK_BYTES;
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
 use tributary_shared::name::RunName;
@@ -25,10 +23,10 @@ use crate::store::Store;
 /// Time between the first head that shows this history to be old and the end of the service: other
 /// sites may hold larger ones, which a recovery should name.
 const LOST_GRACE: Duration = Duration::from_secs(5);
-/// Chunks in flight to one reader.
-const CHUNKS_AHEAD: usize = 2;
-/// Leaves read from the store, and entries in flight to one reader.
-const LEAVES_AT_ONCE: u32 = 256;
+/// Most bytes of one message to a reader; one waits for it, another is being sent.
+const PIECE_BYTES: usize = 128 * 1024;
+/// Leaves read from the store at once for one reader, of up to 64 KiB each.
+pub(super) const LEAVES_AT_ONCE: u32 = 16;
 
 /// The signed head of the log, and the proof that it continues the one of `old_size` leaves.
 pub(super) async fn checkpoint(
@@ -96,43 +94,31 @@ pub(super) async fn witnessed(
     Ok(v1::CheckpointReply { note, consistency: Vec::new(), recoveries_json })
 }
 
-/// A blob's bytes from `offset`, in chunks.
-pub(super) async fn blob_chunks(
+/// A blob's bytes from `offset`, in pieces. One is read when the one before is being sent, and no
+/// file stays open meanwhile: what a reader holds up is bounded however slow it is.
+pub(super) fn blob_pieces(
     blobs: &Blobs,
     digest: Digest,
-    offset: u64,
-) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>, Status> {
+    mut offset: u64,
+) -> impl Stream<Item = Result<Bytes, Status>> + Send + use<> {
     let io = move |e| status(DriverError::io(format!("reading blob {}", digest.short()))(e));
-    let file = blobs.open(digest).await.map_err(io)?;
-    let mut file = tokio::fs::File::from_std(file);
-    file.seek(std::io::SeekFrom::Start(offset)).await.map_err(io)?;
-    let (sender, receiver) = tokio::sync::mpsc::channel(CHUNKS_AHEAD);
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let blobs = blobs.clone();
     tokio::spawn(async move {
-        loop {
-            let mut buffer = bytes::BytesMut::with_capacity(CHUNK_BYTES);
-            let piece = read_chunk(&mut file, &mut buffer).await.map(|()| buffer.freeze());
-            let last = piece.as_ref().map_or(true, |piece| piece.len() < CHUNK_BYTES);
-            let empty = piece.as_ref().is_ok_and(Bytes::is_empty);
-            // A receiver that went away has hung up.
-            if empty || sender.send(piece.map_err(io)).await.is_err() || last {
+        // An error here means that the receiver has hung up.
+        while let Ok(place) = sender.reserve().await {
+            let piece = blobs.piece(digest, offset, PIECE_BYTES).await;
+            let count = piece.as_ref().map_or(0, Vec::len);
+            if !matches!(&piece, Ok(piece) if piece.is_empty()) {
+                place.send(piece.map(Bytes::from).map_err(io));
+            }
+            if count < PIECE_BYTES {
                 return;
             }
+            offset += count as u64;
         }
     });
-    Ok(ReceiverStream::new(receiver))
-}
-
-async fn read_chunk(
-    file: &mut tokio::fs::File,
-    buffer: &mut bytes::BytesMut,
-) -> std::io::Result<()> {
-    file.set_max_buf_size(CHUNK_BYTES);
-    while buffer.len() < CHUNK_BYTES {
-        if file.read_buf(buffer).await? == 0 {
-            break;
-        }
-    }
-    Ok(())
+    ReceiverStream::new(receiver)
 }
 
 /// Records of `run` (or of everything) from leaf `from` on; waits for more when asked to follow,
@@ -143,7 +129,7 @@ pub(super) fn entries(
     from: u64,
     follow: bool,
 ) -> impl Stream<Item = Result<v1::LogEntry, Status>> + Send + use<> {
-    let (sender, receiver) = tokio::sync::mpsc::channel(LEAVES_AT_ONCE as usize);
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
     let driver = driver.clone();
     tokio::spawn(async move {
         let sent = send_entries(&driver, run, from, follow, &sender).await;

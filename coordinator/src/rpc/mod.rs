@@ -1,6 +1,7 @@
 //! The services: decode, one call, encode. Nothing here changes anything except through
 //! `driver`.
 
+mod calls;
 mod checks;
 mod enrolment;
 mod evidence;
@@ -9,27 +10,38 @@ mod history;
 mod operator;
 mod rows;
 mod site;
+mod turns;
 mod upload;
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Status};
-use tributary_proto::channel::{Guard, Peer, Role};
+use tributary_proto::channel::{CHUNK_BYTES, Guard, Peer, Role};
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
 use tributary_shared::name::RunName;
 use tributary_shared::outcome::chain;
 use tributary_shared::refusal::{Refusal, RefusalClass};
 
+pub use calls::{Calls, Counted};
 pub use enrolment::EnrolmentService;
 pub use operator::OperatorService;
 pub use site::SiteService;
+pub use turns::Turns;
 
 use crate::driver::{Driver, DriverError, Standing};
 use crate::heads::Heads;
 use crate::membership::Authority;
+
+/// Longest message of a stranger, bytes: a token and a certificate request.
+const ENROLMENT_BYTES_MAX: usize = 16 * 1024;
+/// Longest message of a site, bytes: a chunk of a delta, and what it belongs to.
+const SITE_BYTES_MAX: usize = CHUNK_BYTES + 64 * 1024;
+/// Longest message of an operator or auditor, bytes: a manifest as it was written.
+const OPERATOR_BYTES_MAX: usize = 256 * 1024;
 
 /// What every service needs.
 #[derive(Clone)]
@@ -46,6 +58,8 @@ pub struct Services {
     pub announced: Option<String>,
     /// Tokens that were shown again with another key.
     pub reused: Arc<Mutex<BTreeSet<Digest>>>,
+    /// Turns to upload.
+    pub turns: Turns,
 }
 
 impl Services {
@@ -54,13 +68,16 @@ impl Services {
         use v1::enrolment_server::EnrolmentServer;
         use v1::operator_server::OperatorServer;
         use v1::site_server::SiteServer;
-        tonic::service::Routes::new(EnrolmentServer::new(EnrolmentService::new(self.clone())))
-            .add_service(SiteServer::with_interceptor(
-                SiteService::new(self.clone()),
-                self.guard(&[Role::Site]),
-            ))
-            .add_service(OperatorServer::with_interceptor(
-                OperatorService::new(self.clone()),
+        let enrolment = EnrolmentServer::new(EnrolmentService::new(self.clone()))
+            .max_decoding_message_size(ENROLMENT_BYTES_MAX);
+        let site = SiteServer::new(SiteService::new(self.clone()))
+            .max_decoding_message_size(SITE_BYTES_MAX);
+        let operator = OperatorServer::new(OperatorService::new(self.clone()))
+            .max_decoding_message_size(OPERATOR_BYTES_MAX);
+        tonic::service::Routes::new(enrolment)
+            .add_service(InterceptedService::new(site, self.guard(&[Role::Site])))
+            .add_service(InterceptedService::new(
+                operator,
                 self.guard(&[Role::Operator, Role::Auditor]),
             ))
     }

@@ -310,7 +310,7 @@ impl Operator for OperatorService {
             manifest_json: snapshot.run.manifest().to_json().into(),
         };
         let first = v1::PullChunk { subject: Some(subject), data: bytes::Bytes::new() };
-        let rest = history::blob_chunks(driver.blobs(), digest, 0).await?;
+        let rest = history::blob_pieces(driver.blobs(), digest, 0);
         let rest = rest.map(|piece| piece.map(|data| v1::PullChunk { subject: None, data }));
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(first)).chain(rest))))
     }

@@ -269,7 +269,7 @@ impl Site for SiteService {
         if !run.read(|run| run.adapters().contains(&wanted)).await {
             return Err(Status::not_found(format!("{wanted} is no adapter of run {}", run.name())));
         }
-        let chunks = history::blob_chunks(self.0.driver.blobs(), wanted, request.offset).await?;
+        let chunks = history::blob_pieces(self.0.driver.blobs(), wanted, request.offset);
         let stream = chunks.map(|piece| piece.map(|data| v1::Chunk { data }));
         Ok(Response::new(Box::pin(stream)))
     }
@@ -280,7 +280,8 @@ impl Site for SiteService {
     ) -> Result<Response<v1::UploadStatusReply>, Status> {
         let site = self.site(&request).await?;
         let subject = upload::Subject::read(site, request.into_inner())?;
-        let (durable_offset, refusal) = upload::durable_offset(&self.0.driver, &subject).await?;
+        let (durable_offset, refusal) =
+            upload::durable_offset(&self.0.driver, &self.0.turns, &subject).await?;
         Ok(Response::new(v1::UploadStatusReply { durable_offset, refusal }))
     }
 
@@ -289,7 +290,8 @@ impl Site for SiteService {
         request: Request<Streaming<v1::UploadChunk>>,
     ) -> Result<Response<v1::UploadReply>, Status> {
         let site = self.site(&request).await?;
-        let received = upload::receive(&self.0.driver, site, request.into_inner()).await?;
+        let received =
+            upload::receive(&self.0.driver, &self.0.turns, site, request.into_inner()).await?;
         let (durable_offset, refusal) = received;
         Ok(Response::new(v1::UploadReply { durable_offset, refusal }))
     }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tonic::{Status, Streaming};
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
@@ -10,14 +11,22 @@ use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
 use tributary_shared::tensors::Header;
 
+use super::turns::{Turn, Turns};
 use super::{digest, parse, status, unknown};
 use crate::clock;
 use crate::driver::{Driver, DriverError, Expected, NO_UPLOAD, Upload};
 
-/// A sender that is silent for this long is cut off; it may resume.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes that count as progress of a site: below this a trickle does not renew its lease.
+/// A sender that makes no progress for this long is cut off; it may resume.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes that count as progress of a site: a trickle below this renews neither its lease nor its
+/// time, however many messages it comes in.
 const PROGRESS_BYTES: u64 = 64 * 1024;
+/// Longest wait for a turn in one call; a site asks again, and keeps its place.
+const TURN_WAIT: Duration = Duration::from_secs(20);
+/// Time between two signs of life that a site's wait for its turn gives it.
+const WAIT_TOUCH: Duration = Duration::from_secs(2);
+/// Answer where the memory for uploads is taken.
+const NO_TURN: &str = "other sites' deltas take the memory that the coordinator has for uploads; ask for the upload's status again, which waits for this site's turn";
 
 /// What a site announces of a delta.
 pub(super) struct Subject {
@@ -55,35 +64,72 @@ impl Subject {
             Err(error) => Err(status(error)),
         }
     }
+
+    /// Bytes of the delta that are durable here.
+    async fn offset(&self, driver: &Driver) -> Result<u64, Status> {
+        let Self { site, run, round, digest, .. } = self;
+        let offset =
+            driver.uploads().durable_offset(driver.blobs(), site, run, *round, *digest).await;
+        offset.map_err(DriverError::io("reading the spool")).map_err(status)
+    }
 }
 
 /// The durable offset, and a refusal if there is one.
 type Answer = (u64, Option<v1::Refusal>);
 
-/// Where a sender should begin or go on.
-pub(super) async fn durable_offset(driver: &Driver, subject: &Subject) -> Result<Answer, Status> {
+/// Where a sender should begin or go on; answered when it is its turn to send.
+pub(super) async fn durable_offset(
+    driver: &Driver,
+    turns: &Turns,
+    subject: &Subject,
+) -> Result<Answer, Status> {
     if let Err(answer) = subject.expected(driver).await? {
         return Ok(answer);
     }
-    let uploads = driver.uploads();
-    let offset = uploads
-        .durable_offset(driver.blobs(), &subject.site, &subject.run, subject.round, subject.digest)
-        .await
-        .map_err(DriverError::io("reading the spool"))
-        .map_err(status)?;
+    let offset = subject.offset(driver).await?;
     if offset < subject.bytes {
         driver.check_room(NO_UPLOAD).map_err(status)?;
+        wait_for_turn(driver, turns, subject, subject.bytes - offset).await?;
     }
     Ok((offset, None))
+}
+
+/// Waits for the site's turn. It is not the site's doing: its lease goes on meanwhile.
+async fn wait_for_turn(
+    driver: &Driver,
+    turns: &Turns,
+    subject: &Subject,
+    missing: u64,
+) -> Result<(), Status> {
+    let live = driver.run(&subject.run).await.map_err(status)?;
+    let wait = turns.wait(&subject.site, missing);
+    tokio::pin!(wait);
+    let give_up = Instant::now() + TURN_WAIT;
+    let mut touch = tokio::time::interval(WAIT_TOUCH);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut wait => return Ok(()),
+            () = driver.stopping().cancelled() => {
+                return Err(Status::unavailable("the coordinator is stopping"));
+            }
+            _ = touch.tick() => live.touch(&subject.site, clock::now()).await,
+            () = tokio::time::sleep_until(give_up) => {
+                return Err(Status::resource_exhausted(NO_TURN));
+            }
+        }
+    }
 }
 
 /// Receives one stream of chunks.
 pub(super) async fn receive(
     driver: &Driver,
+    turns: &Turns,
     site: SiteName,
     mut chunks: Streaming<v1::UploadChunk>,
 ) -> Result<Answer, Status> {
-    let first = next(&mut chunks).await?.ok_or_else(|| Status::invalid_argument("no chunk"))?;
+    let first = next(&mut chunks, Instant::now() + PROGRESS_TIMEOUT).await?;
+    let first = first.ok_or_else(|| Status::invalid_argument("no chunk"))?;
     let announced = first.subject.clone();
     let announced = announced.ok_or_else(|| {
         Status::invalid_argument("subject: the first chunk must say what is sent")
@@ -93,7 +139,10 @@ pub(super) async fn receive(
         Ok(header) => header,
         Err(answer) => return Ok(answer),
     };
-    match receive_checked(driver, &subject, header, first, &mut chunks).await {
+    let missing = subject.bytes.saturating_sub(subject.offset(driver).await?);
+    let turn = turns.take(&subject.site, missing);
+    let turn = turn.ok_or_else(|| Status::resource_exhausted(NO_TURN))?;
+    match receive_checked(driver, &subject, &turn, header, first, &mut chunks).await {
         Ok(offset) => Ok((offset, None)),
         Err(ReceiveError::Status(status)) => Err(status),
         Err(ReceiveError::Refused(refusal)) => {
@@ -129,6 +178,7 @@ impl From<Status> for ReceiveError {
 async fn receive_checked(
     driver: &Driver,
     subject: &Subject,
+    turn: &Turn,
     header: Header,
     first: v1::UploadChunk,
     chunks: &mut Streaming<v1::UploadChunk>,
@@ -145,6 +195,7 @@ async fn receive_checked(
         Upload::begin(driver, site, run, *round, *digest, header, *bytes).await.map_err(failed)?;
     let live = driver.run(run).await.map_err(failed)?;
     let mut progress_at = upload.received();
+    let mut give_up = Instant::now() + PROGRESS_TIMEOUT;
     let mut chunk = Some(first);
     while let Some(piece) = chunk {
         if piece.offset != upload.received() {
@@ -157,10 +208,15 @@ async fn receive_checked(
         upload.push(piece.data).await.map_err(failed)?;
         if upload.received() >= progress_at + PROGRESS_BYTES {
             progress_at = upload.received();
+            give_up = Instant::now() + PROGRESS_TIMEOUT;
             live.touch(site, clock::now()).await;
         }
+        if turn.is_over() && upload.received() < *bytes {
+            upload.finish(driver).await.map_err(failed)?;
+            return Err(Status::resource_exhausted(NO_TURN).into());
+        }
         chunk = tokio::select! {
-            next = next(chunks) => next?,
+            next = next(chunks, give_up) => next?,
             () = upload.superseded() => {
                 return Err(Status::aborted("the same delta is being sent on a newer stream").into());
             }
@@ -172,13 +228,16 @@ async fn receive_checked(
     upload.finish(driver).await.map_err(failed)
 }
 
-/// The next chunk, or an error when the sender is silent too long.
-async fn next(chunks: &mut Streaming<v1::UploadChunk>) -> Result<Option<v1::UploadChunk>, Status> {
-    match tokio::time::timeout(CHUNK_TIMEOUT, chunks.message()).await {
+/// The next chunk, or an error when it is not there in time.
+async fn next(
+    chunks: &mut Streaming<v1::UploadChunk>,
+    give_up: Instant,
+) -> Result<Option<v1::UploadChunk>, Status> {
+    match tokio::time::timeout_at(give_up, chunks.message()).await {
         Ok(chunk) => chunk,
         Err(_) => Err(Status::deadline_exceeded(format!(
-            "no bytes for {} s; resume from the durable offset",
-            CHUNK_TIMEOUT.as_secs()
+            "less than {PROGRESS_BYTES} bytes in {} s; resume from the durable offset",
+            PROGRESS_TIMEOUT.as_secs()
         ))),
     }
 }

@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing_subscriber::fmt::MakeWriter;
 use tributary_proto::channel::{
-    Acceptor, ConnectError, ConnectOptions, Connections, Guard, Identity, Role, ServerIdentity,
-    Windows, certificate_pem, connect, peer, server_builder,
+    Acceptor, ConnectError, ConnectOptions, Connections, Guard, Identity, Limits, Role,
+    ServerIdentity, Windows, certificate_pem, connect, peer, server_builder,
 };
 use tributary_proto::v1;
 
@@ -161,11 +161,21 @@ impl Drop for Server {
 
 impl Server {
     pub(crate) async fn start(authority: &Authority) -> Self {
-        Self::enrolling(authority, Arc::new(|_| Err(Status::permission_denied("no token")))).await
+        Self::limited(authority, Limits::default()).await
+    }
+
+    pub(crate) async fn limited(authority: &Authority, limits: Limits) -> Self {
+        let refuses = |_| Err(Status::permission_denied("no token"));
+        Self::with(authority, limits, Arc::new(refuses)).await
     }
 
     pub(crate) async fn enrolling(authority: &Authority, handler: Arc<EnrolHandler>) -> Self {
+        Self::with(authority, Limits::default(), handler).await
+    }
+
+    async fn with(authority: &Authority, limits: Limits, handler: Arc<EnrolHandler>) -> Self {
         let acceptor = Acceptor::new(&authority.server(&["localhost", "127.0.0.1"])).unwrap();
+        let acceptor = acceptor.limited(limits);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("localhost:{}", listener.local_addr().unwrap().port());
         let stop = CancellationToken::new();
