@@ -24,7 +24,7 @@ use crate::store::Store;
 /// sites may hold larger ones, which a recovery should name.
 const LOST_GRACE: Duration = Duration::from_secs(5);
 /// Most bytes of one message to a reader; one waits for it, another is being sent.
-const PIECE_BYTES: usize = 128 * 1024;
+const PIECE_BYTES: usize = 64 * 1024;
 /// Leaves read from the store at once for one reader, of up to 64 KiB each.
 pub(super) const LEAVES_AT_ONCE: u32 = 16;
 

@@ -68,12 +68,11 @@ impl Turns {
         Self(Arc::new(Inner { stream_window, budget, state, changed }))
     }
 
-    /// Memory that an upload of `missing` bytes may take: what waits to be read, the message that
-    /// is being read, and the one being written.
+    /// Memory that an upload of `missing` bytes may take: what waits to be read, and messages being
+    /// read and written, all in buffers of up to twice their size. Measured: 4.4 MB for 5 MiB.
     fn cost(&self, missing: u64) -> u64 {
-        let chunk = CHUNK_BYTES as u64;
-        let most = missing.saturating_add(chunk).min(self.0.stream_window + 2 * chunk);
-        most.min(self.0.budget)
+        let messages = 2 * CHUNK_BYTES as u64;
+        (2 * (missing.min(self.0.stream_window) + messages)).min(self.0.budget)
     }
 
     /// Waits until `site` may upload `missing` bytes. The turn is then kept for it for a while.
@@ -251,8 +250,8 @@ mod tests {
     /// Memory grew with the number of uploads: 266 MB for 128 sites.
     #[tokio::test]
     async fn uploads_beyond_the_budget_wait_and_come_in_the_order_of_asking() {
-        // Two uploads of a window and two messages each.
-        let turns = Turns::new(6 * MIB, 2 * MIB);
+        // Two uploads of a window and a few messages each.
+        let turns = Turns::new(10 * MIB, 2 * MIB);
         let first = turns.take(&site("a"), 100 * MIB).unwrap();
         assert!(comes_at_once(&turns, "b").await);
         let second = turns.take(&site("b"), 100 * MIB).unwrap();
@@ -278,7 +277,7 @@ mod tests {
         assert!(turns.take(&d, 100 * MIB).is_some());
         assert!(!third.is_over());
         drop(third);
-        assert_eq!(turns.lock().free, 6 * MIB);
+        assert_eq!(turns.lock().free, 10 * MIB);
     }
 
     /// A hostile site's half-open uploads took as much memory as it liked.
@@ -291,7 +290,7 @@ mod tests {
         assert!(!comes_at_once(&turns, "mallory").await);
         assert!(comes_at_once(&turns, "a").await);
         let small = turns.take(&site("b"), 1000).unwrap();
-        assert!(small.cost < MIB);
+        assert_eq!(small.cost, MIB + 2000);
     }
 
     #[tokio::test]

@@ -149,18 +149,22 @@ impl Acceptor {
 
     async fn accept_all(&self, listener: &TcpListener, ready: &mpsc::Sender<io::Result<Conn>>) {
         let mut period = tokio::time::interval(PERIOD);
+        let mut told = false;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 _ = period.tick() => {
                     self.refusals.tell();
+                    told = false;
                     continue;
                 }
             };
             let (socket, remote) = match accepted {
                 Ok(accepted) => accepted,
                 Err(e) => {
-                    tracing::warn!("cannot accept a connection: {}", Broken::of_io(&e));
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!("cannot accept connections: {}", Broken::of_io(&e));
+                    }
                     tokio::time::sleep(ACCEPT_RETRY).await;
                     continue;
                 }
