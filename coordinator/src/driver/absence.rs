@@ -29,7 +29,7 @@ impl Driver {
     pub(super) async fn busy(&self, site: &SiteName, working_on: &RunName, now: Timestamp) {
         for run in self.runs().await {
             if run.name() != working_on {
-                run.busy_elsewhere(site, now).await;
+                run.busy_elsewhere(site, now);
             }
         }
     }
@@ -51,7 +51,7 @@ impl Driver {
                 let manifest = run.manifest().clone();
                 Some((class, Question { manifest, cohort_size, is_check: false }))
             });
-            let Some((class, question)) = asked.await else { continue };
+            let Some((class, question)) = asked else { continue };
             match self.0.inquiries.ask_again(site, run.name(), self.0.pace.of(class), now) {
                 Ok(id) => return Ok(Delivery { id, question }),
                 Err(due) => next = Some(next.map_or(due, |next| next.min(due))),

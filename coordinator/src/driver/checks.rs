@@ -235,7 +235,7 @@ impl Driver {
         };
         let mut warnings = Vec::new();
         for run in self.runs().await {
-            if warnings.is_empty() && run.read(trains).await {
+            if warnings.is_empty() && run.read(trains) {
                 warnings.push(CheckWarning::Training);
             }
         }

@@ -1,11 +1,11 @@
 //! One live run: the fold, its place in the history, and the leases of its open round.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
 use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::refusal::Refusal;
 use tributary_shared::timestamp::Timestamp;
 
 use super::{Driver, DriverError};
@@ -28,11 +28,18 @@ const BASE_GONE: &str = "the coordinator has lost the adapter that the round beg
 /// A run that this coordinator owns.
 pub struct LiveRun {
     name: RunName,
-    state: Mutex<State>,
+    /// Held by the one command that decides, commits and folds: the next event's place in the run's
+    /// stream.
+    turn: tokio::sync::Mutex<u64>,
+    /// The fold; taken out only while an event is folded in. Locked for a moment only, and never
+    /// while anything is written: whoever reads waits for no commit.
+    run: RwLock<Option<Run>>,
+    /// The open round's leases; where both are locked, after `run`.
+    leases: Mutex<Leases>,
     /// The round whose aggregation is under way in this process; 0 for none.
     aggregating: AtomicU32,
     /// Reason this coordinator itself does not get on with the run; empty when it does.
-    trouble: std::sync::Mutex<String>,
+    trouble: Mutex<String>,
     /// True when time stood still for the run's sites at the last tick.
     held: AtomicBool,
     /// True while the run passes over a site that was not heard; read at every call of a site.
@@ -42,14 +49,6 @@ pub struct LiveRun {
 /// Least time that sites have to come back once the coordinator has room again: they ask every few
 /// seconds.
 const GRACE_MIN: Duration = Duration::from_secs(10);
-
-struct State {
-    /// Taken out only while an event is folded in.
-    run: Option<Run>,
-    /// Events committed so far: the next event's place in the run's stream.
-    seq: u64,
-    leases: Leases,
-}
 
 /// A run and its open round's progress, for tables.
 pub struct Snapshot {
@@ -61,30 +60,17 @@ pub struct Snapshot {
     pub trouble: String,
 }
 
-impl State {
-    fn run(&self) -> &Run {
-        self.run.as_ref().expect("a run is absent only while one event is folded in")
-    }
-
-    fn evolve(&mut self, at: Timestamp, event: &RunEvent) -> Result<(), CorruptHistory> {
-        let run = self.run.take().expect("a run is absent only while one event is folded in");
-        // On failure the run stays absent: an event that is committed and cannot be folded is a
-        // bug, and nobody may decide anything on the state before it.
-        self.run = Some(run.evolve(at, event)?);
-        self.seq += 1;
-        Ok(())
-    }
-}
-
 impl LiveRun {
     /// A run after `seq` events.
     pub fn new(run: Run, seq: u64, now: Timestamp) -> Self {
         Self {
             name: run.manifest().name.clone(),
             misses_a_site: AtomicBool::new(run.away().has_absent()),
-            state: Mutex::new(State { run: Some(run), seq, leases: Leases::new(now) }),
+            turn: tokio::sync::Mutex::new(seq),
+            run: RwLock::new(Some(run)),
+            leases: Mutex::new(Leases::new(now)),
             aggregating: AtomicU32::new(0),
-            trouble: std::sync::Mutex::default(),
+            trouble: Mutex::default(),
             held: AtomicBool::new(false),
         }
     }
@@ -117,38 +103,57 @@ impl LiveRun {
         self.misses_a_site.load(Ordering::Relaxed)
     }
 
-    /// Reads the fold.
-    pub async fn read<T>(&self, read: impl FnOnce(&Run) -> T) -> T {
-        read(self.state.lock().await.run())
+    /// Reads the fold, as the last commit left it.
+    pub fn read<T>(&self, read: impl FnOnce(&Run) -> T) -> T {
+        let run = self.run.read().unwrap_or_else(PoisonError::into_inner);
+        read(run.as_ref().expect("a run is absent only while one event is folded in"))
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        // Leases are valid after every single operation, also after a panic elsewhere.
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn evolve(&self, at: Timestamp, event: &RunEvent) -> Result<(), CorruptHistory> {
+        let mut slot = self.run.write().unwrap_or_else(PoisonError::into_inner);
+        let run = slot.take().expect("a run is absent only while one event is folded in");
+        // On failure the run stays absent: an event that is committed and cannot be folded is a
+        // bug, and nobody may decide anything on the state before it.
+        *slot = Some(run.evolve(at, event)?);
+        Ok(())
     }
 
     /// A copy for tables.
-    pub async fn snapshot(&self) -> Snapshot {
-        let state = self.state.lock().await;
-        let (run, leases) = (state.run().clone(), state.leases.clone());
+    pub fn snapshot(&self) -> Snapshot {
+        let (run, leases) = self.read(|run| (run.clone(), self.leases().clone()));
         Snapshot { run, leases, trouble: self.trouble() }
     }
 
     /// A heartbeat; not part of the history. Says whether the site's work moves.
-    pub async fn hear(&self, site: &SiteName, now: Timestamp, progress: Progress) -> bool {
-        let mut state = self.state.lock().await;
-        state.leases.hear(site, now, progress);
-        state.leases.is_moving(site, &state.run().manifest().rounds, now)
+    pub fn hear(&self, site: &SiteName, now: Timestamp, progress: Progress) -> bool {
+        self.read(|run| {
+            let mut leases = self.leases();
+            leases.hear(site, now, progress);
+            leases.is_moving(site, &run.manifest().rounds, now)
+        })
     }
 
     /// A heartbeat of a site in another run: it lives, and is busy there.
-    pub async fn busy_elsewhere(&self, site: &SiteName, now: Timestamp) {
-        let mut state = self.state.lock().await;
-        if let Phase::Collecting(collecting) = state.run().phase()
-            && matches!(collecting.seats.get(site), Some(Seat::Asked))
-        {
-            state.leases.busy(site, now);
+    pub fn busy_elsewhere(&self, site: &SiteName, now: Timestamp) {
+        let is_asked = |run: &Run| match run.phase() {
+            Phase::Collecting(collecting) => {
+                matches!(collecting.seats.get(site), Some(Seat::Asked))
+            }
+            Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => false,
+        };
+        if self.read(is_asked) {
+            self.leases().busy(site, now);
         }
     }
 
     /// Another sign that a site moves: terms accepted, bytes durable.
-    pub async fn touch(&self, site: &SiteName, now: Timestamp) {
-        self.state.lock().await.leases.touch(site, now);
+    pub fn touch(&self, site: &SiteName, now: Timestamp) {
+        self.leases().touch(site, now);
     }
 
     /// decide -> commit -> evolve -> act, to the end even when whoever asked is gone: a commit
@@ -158,6 +163,10 @@ impl LiveRun {
         driver: &Driver,
         command: Command,
     ) -> Result<(), DriverError> {
+        // What is refused or is so already waits for no other command.
+        if self.decide(driver, clock::now(), command.clone())?.is_empty() {
+            return Ok(());
+        }
         let (live, driver) = (self.clone(), driver.clone());
         to_the_end(async move {
             if live.apply(&driver, command).await? {
@@ -168,28 +177,40 @@ impl LiveRun {
         .await?
     }
 
+    /// The events that `command` leads to now.
+    fn decide(
+        &self,
+        driver: &Driver,
+        now: Timestamp,
+        command: Command,
+    ) -> Result<Vec<RunEvent>, Refusal> {
+        self.read(|run| {
+            // A deadline that passes while the coordinator is short of room closes nothing.
+            let moment = match run.next_deadline() {
+                Some(deadline) if deadline <= now && holds(driver, run, now) => {
+                    Timestamp::from_millis(deadline.as_millis() - 1)
+                }
+                Some(_) | None => now,
+            };
+            run.decide(moment, command)
+        })
+    }
+
     /// decide -> commit -> evolve; says whether anything happened.
     pub(super) async fn apply(
         &self,
         driver: &Driver,
         command: Command,
     ) -> Result<bool, DriverError> {
-        let mut state = self.state.lock().await;
+        let mut seq = self.turn.lock().await;
         let now = clock::now();
-        // A deadline that passes while the coordinator is short of room closes nothing.
-        let moment = match state.run().next_deadline() {
-            Some(deadline) if deadline <= now && holds(driver, state.run(), now) => {
-                Timestamp::from_millis(deadline.as_millis() - 1)
-            }
-            Some(_) | None => now,
-        };
-        let events = state.run().decide(moment, command)?;
+        let events = self.decide(driver, now, command)?;
         if events.is_empty() {
             return Ok(false);
         }
         let stream = Stream::Run(self.name.clone());
         let records: Vec<Event> = events.iter().cloned().map(Event::Run).collect();
-        if let Err(error) = driver.commit(now, &stream, state.seq, &records).await {
+        if let Err(error) = driver.commit(now, &stream, *seq, &records).await {
             let error = DriverError::from(error);
             if matches!(error, DriverError::Superseded) {
                 driver.0.stop.cancel();
@@ -198,19 +219,21 @@ impl LiveRun {
         }
         for event in &events {
             tracing::info!(run = %self.name, event = %describe(event), "committed");
-            state.evolve(now, event)?;
+            self.evolve(now, event)?;
+            *seq += 1;
             if matches!(event, RunEvent::AdapterPublished { .. } | RunEvent::RunEnded { .. }) {
                 self.set_trouble("");
             }
             if matches!(event, RunEvent::RoundOpened { .. }) {
-                state.leases = Leases::new(now);
+                *self.leases() = Leases::new(now);
             }
             // It was heard, or it answered: in an open round it is asked from now on.
             if let RunEvent::SiteAvailable { site } = event {
-                state.leases.touch(site, now);
+                self.leases().touch(site, now);
             }
         }
-        self.misses_a_site.store(state.run().away().has_absent(), Ordering::Relaxed);
+        let misses = self.read(|run| run.away().has_absent());
+        self.misses_a_site.store(misses, Ordering::Relaxed);
         driver.wake();
         Ok(true)
     }
@@ -219,7 +242,7 @@ impl LiveRun {
     /// command; owing nothing, it does nothing.
     pub async fn act(&self, driver: &Driver) -> Result<(), DriverError> {
         loop {
-            let phase = self.read(|run| run.phase().clone()).await;
+            let phase = self.read(|run| run.phase().clone());
             match phase {
                 // The ticker looks again.
                 Phase::Waiting if driver.space().check(clock::now()).is_err() => return Ok(()),
@@ -231,7 +254,7 @@ impl LiveRun {
                     }
                 }
                 Phase::Aggregating(aggregating) => {
-                    let bytes = self.read(|run| run.contract().layout.payload_bytes()).await;
+                    let bytes = self.read(|run| run.contract().layout.payload_bytes());
                     if !driver.space().fits(bytes) {
                         self.set_trouble(&format!(
                             "{NO_ROOM} for the next adapter of {bytes} bytes; free some, and the run goes on"
@@ -277,17 +300,17 @@ impl LiveRun {
 
     /// Says whether the coordinator lacks the adapter that the open round began with: then no site
     /// can work, and none is to blame.
-    async fn lacks_base(&self, driver: &Driver) -> bool {
+    fn lacks_base(&self, driver: &Driver) -> bool {
         let base = self.read(|run| match run.phase() {
             Phase::Collecting(collecting) => Some(collecting.base),
             Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => None,
         });
-        let Some(base) = base.await else { return false };
+        let Some(base) = base else { return false };
         if driver.blobs().exists(base) {
             if self.trouble().starts_with(BASE_GONE) {
                 self.set_trouble("");
                 // Leases of the waiting sites restart now.
-                self.state.lock().await.leases = Leases::new(clock::now());
+                *self.leases() = Leases::new(clock::now());
             }
             return false;
         }
@@ -301,31 +324,31 @@ impl LiveRun {
 
     /// Loses the sites whose leases have run out, closes what is due.
     pub(super) async fn tick(self: &Arc<Self>, driver: &Driver) -> Result<(), DriverError> {
-        if self.lacks_base(driver).await {
+        if self.lacks_base(driver) {
             return Ok(());
         }
         let now = clock::now();
-        let (held, lapsed) = {
-            let mut state = self.state.lock().await;
-            let held = holds(driver, state.run(), now);
+        let (held, lapsed) = self.read(|run| {
+            let held = holds(driver, run, now);
+            let mut leases = self.leases();
             if self.held.swap(held, Ordering::SeqCst) && !held {
-                state.leases.restart(now);
+                leases.restart(now);
             }
-            let lapsed = match state.run().phase() {
+            let lapsed = match run.phase() {
                 Phase::Collecting(collecting) => {
-                    state.leases.lapsed(&collecting.seats, &state.run().manifest().rounds, now)
+                    leases.lapsed(&collecting.seats, &run.manifest().rounds, now)
                 }
                 Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => Vec::new(),
             };
             (held, lapsed)
-        };
+        });
         if held {
             return self.act(driver).await;
         }
         for (site, cause) in lapsed {
             self.command(driver, Command::Lose { site, cause }).await?;
         }
-        if self.read(|run| run.next_deadline()).await.is_some_and(|deadline| deadline <= now) {
+        if self.read(Run::next_deadline).is_some_and(|deadline| deadline <= now) {
             self.command(driver, Command::Tick).await?;
         }
         // A run may wait for a member, or for an aggregation that failed on a full disk.
@@ -333,24 +356,23 @@ impl LiveRun {
     }
 
     /// When [`Self::tick`] has something to do, if no call comes before.
-    pub(super) async fn next_deadline(&self, driver: &Driver) -> Option<Timestamp> {
+    pub(super) fn next_deadline(&self, driver: &Driver) -> Option<Timestamp> {
         if self.trouble().starts_with(BASE_GONE) {
             return None;
         }
-        let state = self.state.lock().await;
-        let collecting = match state.run().phase() {
-            Phase::Collecting(collecting) => collecting,
-            // A pause that has passed lets the run wait for sites, which no time brings.
-            Phase::Waiting => {
-                return state.run().next_deadline().filter(|end| *end > clock::now());
+        self.read(|run| {
+            let collecting = match run.phase() {
+                Phase::Collecting(collecting) => collecting,
+                // A pause that has passed lets the run wait for sites, which no time brings.
+                Phase::Waiting => return run.next_deadline().filter(|end| *end > clock::now()),
+                Phase::Aggregating(_) | Phase::Ended { .. } => return None,
+            };
+            if holds(driver, run, clock::now()) {
+                return None;
             }
-            Phase::Aggregating(_) | Phase::Ended { .. } => return None,
-        };
-        if holds(driver, state.run(), clock::now()) {
-            return None;
-        }
-        let lease = state.leases.next_deadline(&collecting.seats, &state.run().manifest().rounds);
-        state.run().next_deadline().into_iter().chain(lease).min()
+            let lease = self.leases().next_deadline(&collecting.seats, &run.manifest().rounds);
+            run.next_deadline().into_iter().chain(lease).min()
+        })
     }
 }
 

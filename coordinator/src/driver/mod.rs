@@ -331,7 +331,7 @@ impl Driver {
     ) -> Option<(Terms, RunManifest)> {
         for run in self.runs().await {
             let found = run.read(|run| run.assignment(site).map(|t| (t, run.manifest().clone())));
-            if let Some((terms, manifest)) = found.await
+            if let Some((terms, manifest)) = found
                 && busy != Some((terms.run.as_str(), terms.round))
             {
                 return Some((terms, manifest));
@@ -351,7 +351,7 @@ impl Driver {
         let now = clock::now();
         self.busy(site, run, now).await;
         let live = self.run(run).await?;
-        let moving = live.hear(site, now, progress).await;
+        let moving = live.hear(site, now, progress);
         live.command(self, Command::Hear { site: site.clone(), moving }).await?;
         let stop = |run: &Run| match run.expected_delta(site, round, 0) {
             Ok(_) | Err(Refusal::Wrong { .. }) => run
@@ -361,7 +361,7 @@ impl Driver {
             Err(refusal) => Some(refusal.to_string()),
         };
         let suspended = self.members().standing_of_site(site) == Standing::Suspended;
-        let reason = live.read(stop).await;
+        let reason = live.read(stop);
         Ok(reason.or_else(|| suspended.then(|| Refusal::Suspended.to_string())))
     }
 
@@ -379,7 +379,7 @@ impl Driver {
             Some(verdict) => Ok(Expected::Verdict(verdict)),
             None => run.expected_delta(site, round, cases).map(Expected::Header),
         };
-        Ok(live.read(read).await?)
+        Ok(live.read(read)?)
     }
 
     /// Counts an uploaded delta, once; the same submission always gets the same answer.
@@ -410,7 +410,7 @@ impl Driver {
         let command = Command::Admit { site: site.clone(), round, delta };
         live.command(self, command).await?;
         // Admission may itself have refused (cases, norm): the verdict is what was committed.
-        match live.read(|run| run.verdict(site, round, digest)).await {
+        match live.read(|run| run.verdict(site, round, digest)) {
             Some(verdict) => Ok(verdict?),
             None => Err(DriverError::NotUploaded(digest)),
         }

@@ -44,7 +44,7 @@ async fn try_publish(
 ) -> Result<(), DriverError> {
     let live = driver.run(name).await?;
     let round = aggregating.round;
-    let plan = live.read(|run| Plan::new(run, aggregating)).await;
+    let plan = live.read(|run| Plan::new(run, aggregating));
     let blobs = driver.0.blobs.clone();
     let adapter = tokio::task::spawn_blocking(move || plan.carry_out(&blobs))
         .await

@@ -46,7 +46,7 @@ impl Driver {
     async fn demand(&self) -> Demand {
         let (mut demand, active) = (Demand::default(), self.members().active_sites().len());
         for run in self.runs().await {
-            run.read(|run| add(&mut demand, run, active)).await;
+            run.read(|run| add(&mut demand, run, active));
         }
         demand
     }

@@ -217,3 +217,44 @@ async fn a_state_that_cannot_be_written_holds_until_it_can() {
     driver.set_member_state(&site, MemberState::Active, event).await.unwrap();
     assert_eq!(driver.members().standing(&peer(&site, "aa")), Standing::Active);
 }
+
+/// The command by which `site` agrees to the open round of `run`.
+fn terms(run: &LiveRun, site: &str, cases: u64) -> Command {
+    run.read(|run| Command::AcceptTerms {
+        site: site.parse().unwrap(),
+        round: run.round(),
+        manifest: run.manifest_digest(),
+        base: run.adapter(),
+        cases,
+    })
+}
+
+/// A2: one lock was held across every commit, so that heartbeats waited for the fsyncs of others'
+/// events. Failed before: none of these calls was answered.
+#[tokio::test]
+async fn what_changes_nothing_waits_for_no_commit() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = driver(directory.path()).await;
+    enroll(&driver, "a").await;
+    enroll(&driver, "b").await;
+    driver.start_run(rehearsal("run"), &operator()).await.unwrap();
+    let (site, name) = ("a".parse::<SiteName>().unwrap(), "run".parse::<RunName>().unwrap());
+    let run = driver.run(&name).await.unwrap();
+    run.command(&driver, terms(&run, "a", 5)).await.unwrap();
+    let agreed = terms(&run, "a", 5);
+    // As long as another command commits.
+    let turn = run.turn.lock().await;
+    let answered = async {
+        let beat = driver.heartbeat(&site, &name, 1, Progress::default()).await.unwrap();
+        assert_eq!(beat, None);
+        driver.heard(&site).await;
+        assert!(driver.assignment(&site, None).await.is_some());
+        run.command(&driver, agreed).await.unwrap();
+        let refused = run.command(&driver, terms(&run, "stranger", 5)).await;
+        assert!(matches!(refused, Err(DriverError::Refused(_))), "{refused:?}");
+    };
+    let hang = std::time::Duration::from_secs(60);
+    tokio::time::timeout(hang, answered).await.expect("all of it is answered");
+    drop(turn);
+    assert_eq!(kinds(&driver, "run").await, ["run_started", "round_opened", "terms_accepted"]);
+}

@@ -22,7 +22,7 @@ pub(super) async fn tick(driver: Driver) {
         let idle = looked + if short { IDLE_SHORT } else { IDLE };
         let mut next = idle;
         for run in driver.runs().await {
-            if let Some(deadline) = run.next_deadline(&driver).await {
+            if let Some(deadline) = run.next_deadline(&driver) {
                 next = next.min(Instant::now() + deadline.since(clock::now()));
             }
         }

@@ -33,7 +33,7 @@ impl OperatorService {
         let mut runs = Vec::new();
         for run in self.0.driver.runs().await {
             let trouble = run.trouble();
-            runs.push(run.read(|run| rows::run(run, trouble)).await);
+            runs.push(run.read(|run| rows::run(run, trouble)));
         }
         self.name_shortage(&mut runs);
         runs.sort_by_key(|row| std::cmp::Reverse(row.started_ms));
@@ -113,7 +113,7 @@ impl Operator for OperatorService {
         let invited = driver.store().open_invitations(clock::now()).await.map_err(fault)?;
         let mut tally = rows::Tally::default();
         for run in driver.runs().await {
-            run.read(|run| tally.count(run)).await;
+            run.read(|run| tally.count(run));
         }
         let word = |site: &SiteName| driver.presence().word(site, clock::now());
         let sites = rows::sites(&members, &invited, &tally, word);
@@ -253,7 +253,7 @@ impl Operator for OperatorService {
     ) -> Result<Response<v1::ShowRunReply>, Status> {
         let name: RunName = parse("run", &request.into_inner().run)?;
         let driver = &self.0.driver;
-        let snapshot = driver.run(&name).await.map_err(status)?.snapshot().await;
+        let snapshot = driver.run(&name).await.map_err(status)?.snapshot();
         let round = snapshot.run.round();
         let received = |site: &SiteName| driver.uploads().received(site, &name, round);
         let word = |site: &SiteName| driver.presence().word(site, clock::now());
@@ -291,7 +291,7 @@ impl Operator for OperatorService {
         let request = request.into_inner();
         let driver = &self.0.driver;
         let run = driver.run(&parse("run", &request.run)?).await.map_err(status)?;
-        let snapshot = run.snapshot().await;
+        let snapshot = run.snapshot();
         let adapters = snapshot.run.adapters();
         let newest = u32::try_from(adapters.len() - 1).unwrap_or(u32::MAX);
         let version = request.version.unwrap_or(newest);

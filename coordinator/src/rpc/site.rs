@@ -209,7 +209,7 @@ impl Site for SiteService {
         let site = self.site(&request).await?;
         let request = request.into_inner();
         let run = self.0.driver.run(&parse("run", &request.run)?).await.map_err(status)?;
-        run.touch(&site, clock::now()).await;
+        run.touch(&site, clock::now());
         let command = Command::AcceptTerms {
             site,
             round: request.round,
@@ -266,7 +266,7 @@ impl Site for SiteService {
         let run = self.0.driver.run(&parse("run", &request.run)?).await.map_err(status)?;
         let wanted = digest("digest", &request.digest)?;
         // Only what the run published: a delta is nobody's to fetch.
-        if !run.read(|run| run.adapters().contains(&wanted)).await {
+        if !run.read(|run| run.adapters().contains(&wanted)) {
             return Err(Status::not_found(format!("{wanted} is no adapter of run {}", run.name())));
         }
         let chunks = history::blob_pieces(self.0.driver.blobs(), wanted, request.offset);

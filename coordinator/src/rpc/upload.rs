@@ -113,7 +113,7 @@ async fn wait_for_turn(
             () = driver.stopping().cancelled() => {
                 return Err(Status::unavailable("the coordinator is stopping"));
             }
-            _ = touch.tick() => live.touch(&subject.site, clock::now()).await,
+            _ = touch.tick() => live.touch(&subject.site, clock::now()),
             () = tokio::time::sleep_until(give_up) => {
                 return Err(Status::resource_exhausted(NO_TURN));
             }
@@ -209,7 +209,7 @@ async fn receive_checked(
         if upload.received() >= progress_at + PROGRESS_BYTES {
             progress_at = upload.received();
             give_up = Instant::now() + PROGRESS_TIMEOUT;
-            live.touch(site, clock::now()).await;
+            live.touch(site, clock::now());
         }
         if turn.is_over() && upload.received() < *bytes {
             upload.finish(driver).await.map_err(failed)?;
