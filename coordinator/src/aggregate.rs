@@ -21,17 +21,19 @@ const BLOCK_VALUES: usize = 16 << 10;
 pub struct Input<R> {
     /// The header they must begin with.
     pub header: Header,
+    /// Their SHA-256.
+    pub digest: Digest,
     /// The bytes, from the first.
     pub bytes: R,
-    /// The weight of a delta: training cases. Nothing for the base.
-    pub cases: u64,
+    /// The weight of a delta, in training cases. Nothing for the base.
+    pub weight: u64,
 }
 
 /// Why there is no next adapter.
 #[derive(Debug, thiserror::Error)]
 pub enum AggregateError {
-    /// Nothing to fold, or only deltas of no case.
-    #[error("no delta has a case behind it")]
+    /// Nothing to fold, or only deltas without weight.
+    #[error("no delta has a weight")]
     Empty,
     /// The inputs are not of one layout.
     #[error("input {input} has other tensors than the next adapter")]
@@ -51,7 +53,19 @@ pub enum AggregateError {
         /// 0 for the base, then the deltas from 1.
         input: usize,
     },
-    /// An input cannot be read, or ends too early.
+    /// An input is shorter than its header says.
+    #[error("input {input} ends too early")]
+    Short {
+        /// 0 for the base, then the deltas from 1.
+        input: usize,
+    },
+    /// An input does not hash to its digest.
+    #[error("input {input} does not hash to its digest")]
+    Digest {
+        /// 0 for the base, then the deltas from 1.
+        input: usize,
+    },
+    /// An input cannot be read.
     #[error("cannot read input {input}")]
     Read {
         /// 0 for the base, then the deltas from 1.
@@ -72,8 +86,23 @@ pub enum AggregateError {
     Write(#[source] io::Error),
 }
 
+impl AggregateError {
+    /// The input whose bytes are not what they should be: 0 for the base, then the deltas from 1.
+    pub fn damaged(&self) -> Option<usize> {
+        match self {
+            Self::Layout { input }
+            | Self::Header { input }
+            | Self::Trailing { input }
+            | Self::Short { input }
+            | Self::Digest { input } => Some(*input),
+            Self::Empty | Self::Read { .. } | Self::NotFinite { .. } | Self::Write(_) => None,
+        }
+    }
+}
+
 /// Writes the next adapter, `base` changed by `deltas` as `strategy` combines them, under the
 /// header `next`; gives its digest. The order of `deltas` is part of the outcome: by site name.
+/// Every input is hashed while it is read; what was written before an error is of no use.
 pub fn run<R: Read>(
     strategy: &Strategy,
     base: Input<R>,
@@ -97,11 +126,11 @@ fn fedavg<R: Read>(
     out: &mut (impl Write + ?Sized),
     block_values: usize,
 ) -> Result<Digest, AggregateError> {
-    let cases: u64 = deltas.iter().map(|d| d.cases).sum();
-    if cases == 0 {
+    let weight: u64 = deltas.iter().map(|d| d.weight).sum();
+    if weight == 0 {
         return Err(AggregateError::Empty);
     }
-    let cases = cases as f64;
+    let weight = weight as f64;
     let mut base = Source::begin(0, base, next)?;
     let mut deltas = deltas
         .into_iter()
@@ -113,27 +142,33 @@ fn fedavg<R: Read>(
     let values: usize = next.tensors.iter().map(|t| t.elements()).sum();
     let mut sums = vec![0.0; block_values.min(values)];
     let mut bytes = vec![0; 4 * sums.len()];
-    let mut done = 0;
+    let (mut done, mut not_finite) = (0, None);
     while done < values {
         let count = block_values.min(values - done);
         let (sums, bytes) = (&mut sums[..count], &mut bytes[..4 * count]);
         sums.fill(0.0);
         for delta in &mut deltas {
             delta.read(bytes)?;
-            add_weighted(sums, bytes, delta.cases as f64);
+            add_weighted(sums, bytes, delta.weight as f64);
         }
         base.read(bytes)?;
-        change(bytes, sums, cases).map_err(|(at, value)| AggregateError::NotFinite {
-            index: (done + at) as u64,
-            value,
-        })?;
-        out.write(bytes)?;
+        match change(bytes, sums, weight) {
+            Ok(()) => out.write(bytes)?,
+            // The rest is read all the same: an input may be damaged.
+            Err((at, value)) => {
+                let index = (done + at) as u64;
+                not_finite.get_or_insert(AggregateError::NotFinite { index, value });
+            }
+        }
         done += count;
     }
-    for source in deltas.iter_mut().chain([&mut base]) {
+    for source in deltas.into_iter().chain([base]) {
         source.end()?;
     }
-    Ok(out.hasher.finish())
+    match not_finite {
+        Some(error) => Err(error),
+        None => Ok(out.hasher.finish()),
+    }
 }
 
 /// sums += weight * values, the values being little-endian f32.
@@ -143,12 +178,12 @@ fn add_weighted(sums: &mut [f64], values: &[u8], weight: f64) {
     }
 }
 
-/// values += sums / cases, the values being little-endian f32; the first that is not finite, and
+/// values += sums / weight, the values being little-endian f32; the first that is not finite, and
 /// its place, is an error.
-fn change(values: &mut [u8], sums: &[f64], cases: f64) -> Result<(), (usize, f32)> {
+fn change(values: &mut [u8], sums: &[f64], weight: f64) -> Result<(), (usize, f32)> {
     let mut finite = true;
     for (value, sum) in values.as_chunks_mut::<4>().0.iter_mut().zip(sums) {
-        let changed = (f64::from(f32::from_le_bytes(*value)) + sum / cases) as f32;
+        let changed = (f64::from(f32::from_le_bytes(*value)) + sum / weight) as f32;
         finite &= changed.is_finite();
         *value = changed.to_le_bytes();
     }
@@ -164,7 +199,9 @@ fn change(values: &mut [u8], sums: &[f64], cases: f64) -> Result<(), (usize, f32
 struct Source<R> {
     input: usize,
     bytes: R,
-    cases: u64,
+    weight: u64,
+    digest: Digest,
+    hasher: Hasher,
 }
 
 impl<R: Read> Source<R> {
@@ -172,7 +209,8 @@ impl<R: Read> Source<R> {
         if from.header.tensors != next.tensors {
             return Err(AggregateError::Layout { input });
         }
-        let mut source = Self { input, bytes: from.bytes, cases: from.cases };
+        let Input { bytes, weight, digest, .. } = from;
+        let mut source = Self { input, bytes, weight, digest, hasher: Hasher::new() };
         let expected = from.header.to_bytes();
         let mut found = vec![0; expected.len()];
         source.read(&mut found)?;
@@ -181,18 +219,27 @@ impl<R: Read> Source<R> {
 
     fn read(&mut self, bytes: &mut [u8]) -> Result<(), AggregateError> {
         let input = self.input;
-        self.bytes.read_exact(bytes).map_err(|source| AggregateError::Read { input, source })
-    }
-
-    fn end(&mut self) -> Result<(), AggregateError> {
-        match self.read(&mut [0]) {
-            Err(AggregateError::Read { source, .. })
-                if source.kind() == io::ErrorKind::UnexpectedEof =>
-            {
+        match self.bytes.read_exact(bytes) {
+            Ok(()) => {
+                self.hasher.update(bytes);
                 Ok(())
             }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(AggregateError::Short { input })
+            }
+            Err(source) => Err(AggregateError::Read { input, source }),
+        }
+    }
+
+    /// The input must end here, and hash to its digest.
+    fn end(mut self) -> Result<(), AggregateError> {
+        let input = self.input;
+        let found = self.hasher.clone().finish();
+        match self.read(&mut [0]) {
+            Err(AggregateError::Short { .. }) if found == self.digest => Ok(()),
+            Err(AggregateError::Short { .. }) => Err(AggregateError::Digest { input }),
             Err(error) => Err(error),
-            Ok(()) => Err(AggregateError::Trailing { input: self.input }),
+            Ok(()) => Err(AggregateError::Trailing { input }),
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! `blobs/<2 hex digits>/<64 hex digits>` holds only whole files whose bytes have that SHA-256: a
 //! file gets its name by a rename, after its bytes are durable, and the rename is made durable
-//! before anybody hears of it. `spool/` holds the parts of deltas on their way in, which survive
-//! a restart, and temporary files, which do not.
+//! before anybody hears of it. `spool/` holds deltas that are not counted, whole or in part, at most
+//! one of a site and run; they survive a restart. Temporary files there do not.
 
 #[cfg(test)]
 mod tests;
@@ -37,7 +37,7 @@ struct Inner {
 }
 
 /// Which delta a part in the spool belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SpoolKey {
     /// The run.
     pub run: RunName,
@@ -56,10 +56,16 @@ impl SpoolKey {
         format!("{run}.{round}.{site}.{}.part", digest.to_hex())
     }
 
-    /// Whether `name` is a part that the same site sent for the same run.
-    fn same_sender(&self, name: &str) -> bool {
-        let mut fields = name.split('.');
-        fields.next() == Some(self.run.as_str()) && fields.nth(1) == Some(self.site.as_str())
+    /// Reads a part's file name; `None` for any other file.
+    fn read(name: &str) -> Option<Self> {
+        let fields: Vec<&str> = name.strip_suffix(".part")?.split('.').collect();
+        let [run, round, site, hex] = fields[..] else { return None };
+        Some(Self {
+            run: run.parse().ok()?,
+            round: round.parse().ok()?,
+            site: site.parse().ok()?,
+            digest: format!("sha256:{hex}").parse().ok()?,
+        })
     }
 }
 
@@ -72,7 +78,12 @@ impl Blobs {
         sync_directory(root)?;
         let (temporaries, naming) = (AtomicU64::new(0), Mutex::default());
         let store = Self(Arc::new(Inner { blobs, spool, temporaries, naming }));
-        store.remove_from_spool(|name| name.ends_with(".tmp"))?;
+        for entry in fs::read_dir(&store.0.spool)? {
+            let path = entry?.path();
+            if path.extension() == Some(OsStr::new("tmp")) {
+                remove_if_there(&path)?;
+            }
+        }
         Ok(store)
     }
 
@@ -147,14 +158,14 @@ impl Blobs {
         Ok(digests)
     }
 
-    /// Removes a blob that nothing names. Blocks.
+    /// Removes a blob, if it is there. Blocks.
     pub fn remove(&self, digest: Digest) -> io::Result<()> {
-        fs::remove_file(self.path(digest))
+        remove_if_there(&self.path(digest))
     }
 
     /// Bytes of a delta that are in the spool.
     pub async fn spooled(&self, key: &SpoolKey) -> io::Result<u64> {
-        let path = self.0.spool.join(key.file_name());
+        let path = self.part(key);
         blocking(move || match fs::metadata(path) {
             Ok(found) => Ok(found.len()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
@@ -166,13 +177,16 @@ impl Blobs {
     /// Opens a delta's part where an earlier stream left it, or a new one. A site has one part a
     /// run: any other is removed. Blocks.
     pub fn spool(&self, key: &SpoolKey) -> io::Result<Spool> {
-        let name = key.file_name();
-        self.remove_from_spool(|other| other != name && key.same_sender(other))?;
-        let path = self.0.spool.join(name);
+        for other in self.parts()? {
+            if other != *key && (&other.run, &other.site) == (&key.run, &key.site) {
+                self.remove_part(&other)?;
+            }
+        }
+        let path = self.part(key);
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         let received = file.metadata()?.len();
-        let mut spool = Spool { store: self.clone(), file, path, received, durable: 0 };
+        let mut spool = Spool { file, path, received, durable: 0 };
         if received > 0 {
             // Of what an earlier stream left nothing is known to be durable before this.
             spool.sync()?;
@@ -180,23 +194,40 @@ impl Blobs {
         Ok(spool)
     }
 
-    /// Removes every part of `run`, which takes no more deltas.
-    pub async fn clear_spool(&self, run: &RunName) -> io::Result<()> {
-        let (store, prefix) = (self.clone(), format!("{run}."));
-        blocking(move || {
-            store.remove_from_spool(|name| name.starts_with(&prefix) && name.ends_with(".part"))
-        })
-        .await
+    /// Every part in the spool. Blocks.
+    pub fn parts(&self) -> io::Result<Vec<SpoolKey>> {
+        let mut parts = Vec::new();
+        for entry in fs::read_dir(&self.0.spool)? {
+            parts.extend(entry?.file_name().to_str().and_then(SpoolKey::read));
+        }
+        Ok(parts)
     }
 
-    fn remove_from_spool(&self, which: impl Fn(&str) -> bool) -> io::Result<()> {
-        for entry in fs::read_dir(&self.0.spool)? {
-            let entry = entry?;
-            if entry.file_name().to_str().is_some_and(&which) {
-                remove_if_there(&entry.path())?;
-            }
+    /// Opens a part for reading; `None` when there is none. Blocks.
+    pub fn open_part(&self, key: &SpoolKey) -> io::Result<Option<File>> {
+        match File::open(self.part(key)) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
-        Ok(())
+    }
+
+    /// Makes a whole part, whose bytes have the key's digest, a blob; durable when this returns.
+    /// Nothing happens when there is no such part. Blocks.
+    pub fn promote(&self, key: &SpoolKey) -> io::Result<()> {
+        match self.open_part(key)? {
+            Some(file) => self.name(&file, &self.part(key), key.digest),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a part, if it is there. Blocks.
+    pub fn remove_part(&self, key: &SpoolKey) -> io::Result<()> {
+        remove_if_there(&self.part(key))
+    }
+
+    fn part(&self, key: &SpoolKey) -> PathBuf {
+        self.0.spool.join(key.file_name())
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -231,7 +262,6 @@ impl Blobs {
 /// block.
 #[derive(Debug)]
 pub struct Spool {
-    store: Blobs,
     file: File,
     path: PathBuf,
     received: u64,
@@ -288,13 +318,6 @@ impl Spool {
         self.file.seek(SeekFrom::Start(0))?;
         (self.received, self.durable) = (0, 0);
         Ok(())
-    }
-
-    /// Makes the whole part the blob `digest`; durable when this returns. After an error there is
-    /// no such blob, and the part holds what is durable or is gone.
-    pub fn finish(mut self, digest: Digest) -> io::Result<()> {
-        self.sync()?;
-        self.store.name(&self.file, &self.path, digest)
     }
 
     /// Cuts the part back to what is durable. After a failed sync the system counts pages as

@@ -1,12 +1,12 @@
-//! A delta on its way in: checked while it arrives, spooled, and admitted as a blob once it is
-//! whole. Nothing here decides whether it counts; that is `round`.
+//! A delta on its way in: checked while it arrives, and spooled. Nothing here decides whether it
+//! counts; that is `round`.
 
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
-use tributary_shared::digest::Digest;
+use tributary_shared::digest::{Digest, Hasher};
 use tributary_shared::refusal::Refusal;
 use tributary_shared::tensors::{Checked, Header, Reader};
 
@@ -18,10 +18,10 @@ const SLACK_BYTES: u64 = 1 << 20;
 /// Piece in which a blob is read again, bytes.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// A whole delta, durable as a blob.
+/// A whole delta that was checked, durable in the spool.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Admitted {
-    /// SHA-256 of its bytes, under which it is stored.
+    /// SHA-256 of its bytes.
     pub digest: Digest,
     /// Its L2 norm.
     pub norm: f64,
@@ -93,8 +93,7 @@ impl Ingest {
         self.spool.received()
     }
 
-    /// Checks and spools the next bytes. A refusal is final for these bytes; the part is removed
-    /// by the next [`Self::begin`] of the site, or with the run.
+    /// Checks and spools the next bytes. A refusal is final for these bytes.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), IngestError> {
         let found = self.spool.received() + bytes.len() as u64;
         if found > self.announced {
@@ -105,8 +104,8 @@ impl Ingest {
         Ok(())
     }
 
-    /// Ends the stream. A whole delta that hashes to `digest` becomes a blob, durable when this
-    /// returns; one that does not is removed.
+    /// Ends the stream. A whole delta that hashes to `digest` is durable when this returns; one that
+    /// does not is removed.
     pub fn finish(mut self, digest: Digest) -> Result<Admitted, IngestError> {
         let (received, announced) = (self.spool.received(), self.announced);
         if received < announced {
@@ -115,7 +114,7 @@ impl Ingest {
         }
         match checked(self.reader, digest) {
             Ok(Checked { digest, norm }) => {
-                self.spool.finish(digest)?;
+                self.spool.sync()?;
                 Ok(Admitted { digest, norm, bytes: received })
             }
             Err(refusal) => {
@@ -127,34 +126,57 @@ impl Ingest {
 }
 
 /// Checks a whole delta once more, as after a restart: that it has the header `expected` and
-/// hashes to `digest`. Blocks.
+/// hashes to `digest`. Bytes that do not are damaged, and nothing else is said of them. Blocks.
 pub fn verify(
-    mut file: impl Read,
+    mut file: impl Read + Seek,
     digest: Digest,
     expected: Header,
 ) -> Result<Admitted, IngestError> {
     let mut reader = Reader::new(expected);
+    let read = in_pieces(&mut file, |piece| Ok(reader.push(piece)?));
+    let bytes = reader.seen_bytes();
+    match read.and_then(|()| Ok(checked(reader, digest)?)) {
+        Ok(Checked { digest, norm }) => Ok(Admitted { digest, norm, bytes }),
+        Err(IngestError::Refused(refusal)) => {
+            file.seek(SeekFrom::Start(0))?;
+            let mut hasher = Hasher::new();
+            in_pieces(&mut file, |piece| {
+                hasher.update(piece);
+                Ok(())
+            })?;
+            same(digest, hasher.finish())?;
+            Err(refusal.into())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn in_pieces(
+    file: &mut impl Read,
+    mut take: impl FnMut(&[u8]) -> Result<(), IngestError>,
+) -> Result<(), IngestError> {
     let mut buffer = vec![0; PIECE_BYTES];
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => reader.push(&buffer[..count])?,
+            Ok(0) => return Ok(()),
+            Ok(count) => take(&buffer[..count])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
     }
-    let bytes = reader.seen_bytes();
-    let Checked { digest, norm } = checked(reader, digest)?;
-    Ok(Admitted { digest, norm, bytes })
 }
 
 fn checked(reader: Reader, expected: Digest) -> Result<Checked, Refusal> {
     let checked = reader.finish()?;
-    if checked.digest != expected {
-        let (expected, found) = (expected.to_string(), checked.digest.to_string());
-        return Err(Refusal::Digest { expected, found });
-    }
+    same(expected, checked.digest)?;
     Ok(checked)
+}
+
+fn same(expected: Digest, found: Digest) -> Result<(), Refusal> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Refusal::Digest { expected: expected.to_string(), found: found.to_string() })
 }
 
 fn size(expected: u64, found: u64) -> Refusal {

@@ -79,7 +79,7 @@ pub struct RunManifest {
     /// How deltas become the next adapter.
     #[serde(default)]
     pub strategy: Strategy,
-    /// What is refused at admission.
+    /// Bounds on one site's part.
     #[serde(default)]
     pub limits: Limits,
     /// Who may see what single sites send.
@@ -234,16 +234,21 @@ impl Strategy {
     }
 }
 
-/// What is refused at admission.
+/// Bounds on one site's part.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Largest L2 norm of one delta over all its tensors.
     #[serde(default = "delta_norm_max")]
     pub delta_norm_max: f64,
-    /// Most training cases one site may declare, so that no site outweighs all others by a claim.
+    /// Most training cases one site may declare.
     #[serde(default = "cases_max")]
     pub cases_max: u64,
+    /// Largest share in (0, 1] of all used weights that one site's delta may have. Declared cases
+    /// above it are used in part and not refused. When absent: no bound for one or two deltas, two
+    /// thirds for three, and a half for more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share_max: Option<f64>,
 }
 
 fn delta_norm_max() -> f64 {
@@ -256,7 +261,7 @@ fn cases_max() -> u64 {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { delta_norm_max: delta_norm_max(), cases_max: cases_max() }
+        Self { delta_norm_max: delta_norm_max(), cases_max: cases_max(), share_max: None }
     }
 }
 
@@ -488,6 +493,11 @@ impl RunManifest {
         }
         if let Some(share) = self.quorum.share_of_cases {
             found.require(share > 0.0 && share <= 1.0, "quorum.share_of_cases", || {
+                format!("{share} is not above 0 and at most 1")
+            });
+        }
+        if let Some(share) = self.limits.share_max {
+            found.require(share > 0.0 && share <= 1.0, "limits.share_max", || {
                 format!("{share} is not above 0 and at most 1")
             });
         }

@@ -50,10 +50,11 @@ pub enum Refusal {
         /// One line a difference.
         diff: Vec<String>,
     },
-    /// The header names another contract, base adapter, run or round than was asked for.
+    /// The header names another contract, base adapter, run or round than was asked for, the cases
+    /// are not those declared, or a metric is out of its range.
     #[error("{field}: expected {expected}, found {found}")]
     Wrong {
-        /// The header field: `contract`, `base`, `run`, `round`, `site`, `cases`.
+        /// The header field (`contract`, `base`, `run`, `round`, `site`, `cases`), or a metric.
         field: String,
         /// What this round asks for.
         expected: String,
@@ -135,6 +136,16 @@ pub enum Refusal {
     /// The site is suspended.
     #[error("this site is suspended; ask the operator of the consortium")]
     Suspended,
+    /// The site left the round and came back too often: each time is an event of the history.
+    #[error(
+        "this site left round {round} and came back {times} times; it is asked again in the next"
+    )]
+    TooOften {
+        /// The round of the request.
+        round: u32,
+        /// Times that it came back.
+        times: u32,
+    },
     /// A site's own policy said no.
     #[error("the site's policy refuses: {reason}")]
     Policy {
@@ -189,6 +200,7 @@ impl Refusal {
             Self::RunUnknown { .. } => "run_unknown",
             Self::NotResumable { .. } => "not_resumable",
             Self::Suspended => "suspended",
+            Self::TooOften { .. } => "too_often",
             Self::Policy { .. } => "policy",
             Self::Cohort { .. } => "cohort",
             Self::SiteFailed { .. } => "site_failed",
@@ -213,6 +225,7 @@ impl Refusal {
             | Self::RunEnded { .. }
             | Self::RunUnknown { .. }
             | Self::NotResumable { .. }
+            | Self::TooOften { .. }
             | Self::Suspended => RefusalClass::Never,
         }
     }

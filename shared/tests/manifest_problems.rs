@@ -19,7 +19,7 @@ data = { modalities = ["ct"], channels = 2, window = { kind = "percentile", low 
 rounds = { count = 0, round_deadline_s = 0, stall_timeout_s = 0, lease_s = 0 }
 cohort = { sites = ["a", "b"] }
 quorum = { sites = 50, share_of_cases = 0.0 }
-limits = { delta_norm_max = inf, cases_max = 0 }
+limits = { delta_norm_max = inf, cases_max = 0, share_max = nan }
 [training]
 epochs = 0
 batch_size = 0
@@ -98,6 +98,7 @@ fn every_problem_of_a_manifest_is_listed_with_its_key() {
         "quorum.sites",
         "limits.cases_max",
         "quorum.share_of_cases",
+        "limits.share_max",
         "limits.delta_norm_max",
     ];
     let mut found = keys(WRONG);

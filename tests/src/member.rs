@@ -13,7 +13,7 @@ use tributary_shared::contract::AdapterContract;
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::SiteName;
-use tributary_shared::refusal::Refusal;
+use tributary_shared::refusal::{Refusal, RefusalClass};
 use tributary_shared::tensors::{Header, Subject, encode};
 
 /// A connected site.
@@ -53,17 +53,35 @@ impl Member {
         let wire = reply.assignment.expect("a round opens within the wait");
         let manifest = RunManifest::from_json(&wire.manifest_json).expect("a manifest");
         let base = Digest::try_from(&wire.base_digest[..]).expect("a digest");
+        let contract = manifest.contract().expect("a checked manifest has a contract");
+        let round = Round { wire, manifest, contract, base };
+        self.accept(&round, cases).await.expect("the terms can be accepted");
+        round
+    }
+
+    /// Agrees to the terms of `round` with `cases`, perhaps once more.
+    pub async fn accept(&mut self, round: &Round, cases: u64) -> Result<(), Refusal> {
         let request = v1::AcceptTermsRequest {
-            run: wire.run.clone(),
-            round: wire.round,
-            manifest_digest: manifest.digest().as_bytes().to_vec().into(),
-            base_digest: wire.base_digest.clone(),
+            run: round.wire.run.clone(),
+            round: round.wire.round,
+            manifest_digest: round.manifest.digest().as_bytes().to_vec().into(),
+            base_digest: round.wire.base_digest.clone(),
             cases,
         };
         let reply = self.calls.accept_terms(request).await.expect("an answer").into_inner();
-        verdict(reply.refusal).expect("the terms can be accepted");
-        let contract = manifest.contract().expect("a checked manifest has a contract");
-        Round { wire, manifest, contract, base }
+        verdict(reply.refusal)
+    }
+
+    /// Says no to `round`, for its rest.
+    pub async fn decline(&mut self, round: &Round) {
+        let reason = Refusal::Policy { reason: "no".to_owned(), class: RefusalClass::Never };
+        let request = v1::DeclineRequest {
+            run: round.wire.run.clone(),
+            round: round.wire.round,
+            reason: Some((&reason).into()),
+        };
+        let reply = self.calls.decline(request).await.expect("an answer").into_inner();
+        verdict(reply.refusal).expect("a site may say no");
     }
 
     /// The header that an honest delta has.

@@ -196,10 +196,13 @@ async fn another_sites_delta_cannot_be_submitted() {
     let round = siege.mallory.join(7).await;
     let theirs = siege.honest[0].join(10).await;
     let digest = siege.honest[0].contribute(&theirs, 10, 0.5).await;
-    // The bytes are there, under this digest; they say whose they are.
+    // They are there, under this digest, and it did not send them.
     let mut subject = siege.mallory.subject(&round, 7, b"");
     subject.digest = digest.as_bytes().to_vec().into();
-    let refused = siege.mallory.submit(&subject).await.unwrap_err();
+    assert_eq!(code(siege.mallory.try_submit(&subject).await), Code::FailedPrecondition);
+    // Sent again as its own, they say whose they are.
+    let bytes = siege.honest[0].delta(&theirs, 10, 0.5);
+    let refused = siege.send(&round, &bytes).await;
     assert_eq!(refused.code(), "wrong");
     let site = siege.honest.remove(1);
     siege.honest = vec![site];
@@ -252,6 +255,64 @@ async fn cases_cannot_be_raised_after_the_terms() {
     siege.mallory.submit(&subject).await.expect("and counts");
     siege.honest_work().await;
     assert_eq!(siege.scratch.finish("siege")["state"], "completed");
+}
+
+/// A1: failed before: the run stood at `aggregating` for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_on_bytes_of_some_cases_is_none_on_others() {
+    let mut siege = Siege::lay().await;
+    let round = siege.mallory.join(7).await;
+    let bytes = siege.mallory.delta(&round, 7, 0.1);
+    let subject = siege.mallory.subject(&round, 7, &bytes);
+    siege.mallory.upload(&subject, &bytes).await.unwrap().expect("an honest delta");
+    let again = siege.mallory.accept(&round, 50).await.unwrap_err();
+    assert_eq!(again.to_string(), "cases: expected 7, found 50");
+    let heavier = siege.mallory.subject(&round, 50, &bytes);
+    let refused = siege.mallory.submit(&heavier).await.unwrap_err();
+    assert_eq!(refused.to_string(), "cases: expected 7, found 50");
+    siege.mallory.submit(&subject).await.expect("as it was declared, it counts");
+    siege.honest_work().await;
+    assert_eq!(siege.scratch.finish("siege")["state"], "completed");
+    assert_eq!(siege.scratch.audit()["verified"], true);
+}
+
+/// A1: failed before: counted in round 2 with round 1's header, and the run stood still.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delta_sent_in_one_round_cannot_be_submitted_in_the_next() {
+    let mut siege = Siege::lay_for(2, 60).await;
+    let first = siege.mallory.join(7).await;
+    let bytes = siege.mallory.delta(&first, 7, 0.1);
+    let subject = siege.mallory.subject(&first, 7, &bytes);
+    siege.mallory.upload(&subject, &bytes).await.unwrap().expect("an honest delta");
+    siege.mallory.decline(&first).await;
+    siege.honest_work().await;
+    let second = siege.mallory.join(7).await;
+    let late = siege.mallory.subject(&second, 7, &bytes);
+    assert_eq!(code(siege.mallory.try_submit(&late).await), Code::FailedPrecondition);
+    siege.send(&second, &bytes).await;
+    siege.completes_without_mallory(2, "round: expected 2, found 1").await;
+}
+
+/// A1: failed before: counted in one run with the other's header, and that run stood still.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delta_sent_in_one_run_cannot_be_submitted_in_another() {
+    let mut siege = Siege::lay().await;
+    let round = siege.mallory.join(7).await;
+    let bytes = siege.mallory.delta(&round, 7, 0.1);
+    let subject = siege.mallory.subject(&round, 7, &bytes);
+    siege.mallory.upload(&subject, &bytes).await.unwrap().expect("an honest delta");
+    siege.mallory.submit(&subject).await.expect("it counts");
+    siege.honest_work().await;
+    assert_eq!(siege.scratch.finish("siege")["state"], "completed");
+    let manifest = MANIFEST.replace("\"siege\"", "\"other\"").replace("ROUNDS", "1");
+    siege.scratch.start_run(&manifest.replace("STALL", "60"));
+    let other = siege.mallory.join(7).await;
+    let stray = siege.mallory.subject(&other, 7, &bytes);
+    assert_eq!(code(siege.mallory.try_submit(&stray).await), Code::FailedPrecondition);
+    siege.mallory.contribute(&other, 7, 0.1).await;
+    siege.honest_work().await;
+    assert_eq!(siege.scratch.finish("other")["state"], "completed");
+    assert_eq!(siege.scratch.audit()["verified"], true);
 }
 
 #[tokio::test(flavor = "multi_thread")]

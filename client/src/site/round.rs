@@ -147,6 +147,11 @@ impl Site {
         };
         let reply = self.coordinator()?.accept_terms(request).await?;
         if let Err(refusal) = verdict(reply.refusal) {
+            if let Some(told) = cases_changed(&refusal) {
+                let refused = Failure::refused(refusal.code(), told.clone());
+                self.decline(id, Some(terms.manifest), reason_failed(told)).await?;
+                return Err(CallError::Rejected(refused).into());
+            }
             self.record(id, Event::Stopped { reason: refusal.to_string() })?;
             return Err(CallError::Rejected(Failure::refused(
                 refusal.code(),
@@ -256,6 +261,13 @@ impl Site {
         }
         Ok(())
     }
+}
+
+/// Words for a round whose cases were declared before and are others now: cases are declared once.
+fn cases_changed(refusal: &Refusal) -> Option<String> {
+    let Refusal::Wrong { field, .. } = refusal else { return None };
+    let told = "the training cases have changed since this site agreed to the round";
+    (field == "cases").then(|| told.to_owned())
 }
 
 impl Halt {

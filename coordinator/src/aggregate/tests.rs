@@ -53,16 +53,18 @@ fn try_fold(
         .enumerate()
         .map(|(i, (cases, values))| encode(&delta(i, *cases, shapes), &shaped(values, shapes)))
         .collect();
-    let inputs = bytes.iter().zip(deltas).enumerate().map(|(i, (bytes, (cases, _)))| Input {
-        header: delta(i, *cases, shapes),
-        bytes: &bytes[..],
-        cases: *cases,
-    });
-    let base = Input { header: base_header, bytes: &base[..], cases: 0 };
+    let inputs = bytes.iter().zip(deltas).enumerate();
+    let inputs =
+        inputs.map(|(i, (bytes, (cases, _)))| input(delta(i, *cases, shapes), bytes, *cases));
+    let base = input(base_header, &base, 0);
     let mut out = Vec::new();
     let digest = fedavg(base, inputs.collect(), &adapter(1, shapes), &mut out, block_values)?;
     assert_eq!(digest, Digest::of(&out));
     Ok(out)
+}
+
+fn input(header: Header, bytes: &[u8], weight: u64) -> Input<&[u8]> {
+    Input { header, digest: Digest::of(bytes), bytes, weight }
 }
 
 fn fold(base: &[f32], deltas: &[(u64, Vec<f32>)]) -> Vec<f32> {
@@ -151,20 +153,49 @@ fn inputs_that_are_not_what_their_header_says_are_refused() {
     let base = encode(&adapter(0, &shapes), &[vec![0.0; 3]]);
     let good = encode(&delta(0, 5, &shapes), &[vec![1.0; 3]]);
     let fold = |bytes: &[u8], header: Header| {
-        let base = Input { header: adapter(0, &shapes), bytes: &base[..], cases: 0 };
-        let deltas = vec![Input { header, bytes, cases: 5 }];
+        let base = input(adapter(0, &shapes), &base, 0);
+        let deltas = vec![input(header, bytes, 5)];
         run(&Strategy::FedAvg, base, deltas, &adapter(1, &shapes), &mut Vec::new()).unwrap_err()
     };
     let header = || delta(0, 5, &shapes);
     let cut = fold(&good[..good.len() - 1], header());
-    assert!(matches!(cut, AggregateError::Read { input: 1, .. }), "{cut:?}");
+    assert!(matches!(cut, AggregateError::Short { input: 1 }), "{cut:?}");
     let longer = fold(&[&good[..], &[0]].concat(), header());
     assert!(matches!(longer, AggregateError::Trailing { input: 1 }), "{longer:?}");
     let foreign = fold(&good, delta(1, 5, &shapes));
     assert!(matches!(foreign, AggregateError::Header { input: 1 }), "{foreign:?}");
     let shape = fold(&good, delta(0, 5, &[2]));
     assert!(matches!(shape, AggregateError::Layout { input: 1 }), "{shape:?}");
-    assert!(matches!(fold(b"", header()), AggregateError::Read { input: 1, .. }));
+    assert!(matches!(fold(b"", header()), AggregateError::Short { input: 1 }));
+}
+
+/// A10: nothing was hashed again, and a flipped bit on the disk became the published adapter.
+/// Failed before: the fold succeeded, or called the outcome not finite and the delta good.
+#[test]
+fn bytes_that_changed_since_they_were_counted_are_named() {
+    let shapes = [3];
+    let base = encode(&adapter(0, &shapes), &[vec![0.0; 3]]);
+    let good = encode(&delta(0, 5, &shapes), &[vec![1.0; 3]]);
+    let flipped = |bytes: &[u8], mask: u8| {
+        let mut bytes = bytes.to_vec();
+        *bytes.last_mut().unwrap() ^= mask;
+        bytes
+    };
+    let fold = |base_now: &[u8], delta_now: &[u8]| {
+        let base = Input { digest: Digest::of(&base), ..input(adapter(0, &shapes), base_now, 0) };
+        let counted = input(delta(0, 5, &shapes), delta_now, 5);
+        let deltas = vec![Input { digest: Digest::of(&good), ..counted }];
+        run(&Strategy::FedAvg, base, deltas, &adapter(1, &shapes), &mut Vec::new())
+    };
+    fold(&base, &good).unwrap();
+    // The second leaves the finite numbers.
+    for mask in [0x01, 0x40] {
+        let damaged = fold(&base, &flipped(&good, mask)).unwrap_err();
+        assert!(matches!(damaged, AggregateError::Digest { input: 1 }), "{damaged:?}");
+        assert_eq!(damaged.damaged(), Some(1));
+    }
+    let damaged = fold(&flipped(&base, 0x01), &good).unwrap_err();
+    assert!(matches!(damaged, AggregateError::Digest { input: 0 }), "{damaged:?}");
 }
 
 /// Counts what is asked for at once.
@@ -180,6 +211,11 @@ impl Read for Metered<'_> {
     }
 }
 
+fn metered<'a>(from: Input<&'a [u8]>, most: &'a Cell<usize>) -> Input<Metered<'a>> {
+    let Input { header, digest, bytes, weight } = from;
+    Input { header, digest, bytes: Metered { bytes, most }, weight }
+}
+
 #[test]
 fn inputs_are_read_block_by_block_however_long_and_many() {
     let shapes = [10 * BLOCK_VALUES + 1];
@@ -187,10 +223,9 @@ fn inputs_are_read_block_by_block_however_long_and_many() {
     let most = Cell::new(0);
     let base = encode(&adapter(0, &shapes), &zeros);
     let bytes: Vec<_> = (0..20).map(|i| encode(&delta(i, 5, &shapes), &zeros)).collect();
-    let input =
-        |header, bytes, cases| Input { header, bytes: Metered { bytes, most: &most }, cases };
-    let deltas = bytes.iter().enumerate().map(|(i, b)| input(delta(i, 5, &shapes), b, 5)).collect();
-    let base = input(adapter(0, &shapes), &base, 0);
+    let deltas = bytes.iter().enumerate();
+    let deltas = deltas.map(|(i, b)| metered(input(delta(i, 5, &shapes), b, 5), &most)).collect();
+    let base = metered(input(adapter(0, &shapes), &base, 0), &most);
     run(&Strategy::FedAvg, base, deltas, &adapter(1, &shapes), &mut io::sink()).unwrap();
     assert_eq!(most.get(), 4 * BLOCK_VALUES);
 }
@@ -244,10 +279,8 @@ fn eight_sites_of_12_6_mb() {
     for _ in 0..5 {
         let begun = Instant::now();
         let deltas = bytes.iter().enumerate();
-        let deltas = deltas
-            .map(|(i, b)| Input { header: delta(i, 5, &shapes), bytes: &b[..], cases: 5 })
-            .collect();
-        let base = Input { header: adapter(0, &shapes), bytes: &base[..], cases: 0 };
+        let deltas = deltas.map(|(i, b)| input(delta(i, 5, &shapes), b, 5)).collect();
+        let base = input(adapter(0, &shapes), &base, 0);
         run(&Strategy::FedAvg, base, deltas, &adapter(1, &shapes), &mut io::sink()).unwrap();
         println!("8 x 12.6 MB: {:.1} ms", begun.elapsed().as_secs_f64() * 1e3);
     }

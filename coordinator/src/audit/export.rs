@@ -150,6 +150,7 @@ pub(super) fn tensor_of_run(event: &RunEvent) -> Option<Digest> {
         | RunEvent::RoundWithdrawn { .. }
         | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }
+        | RunEvent::DeltaExcluded { .. }
         | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => None,
     }

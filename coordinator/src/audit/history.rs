@@ -351,6 +351,7 @@ fn check_before(run: &Run, event: &RunEvent) -> Result<(), String> {
         | RunEvent::RoundWithdrawn { .. }
         | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }
+        | RunEvent::DeltaExcluded { .. }
         | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => {}
     }
@@ -386,6 +387,7 @@ fn names(leaf: u64, run: &Run, event: &RunEvent) -> Option<(Digest, Named)> {
         | RunEvent::RoundWithdrawn { .. }
         | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }
+        | RunEvent::DeltaExcluded { .. }
         | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => {
             (Subject::Adapter { run: name.clone(), version: run.rounds_published() }, None)

@@ -11,8 +11,9 @@ use tributary_shared::name::{RunName, SiteName};
 use super::finding::Finding;
 use super::history::History;
 use crate::aggregate::{self, AggregateError, Input};
-use crate::round::seat::{Accepted, Seat};
-use crate::round::{PastRound, Run};
+use crate::round::Run;
+use crate::round::seat::Accepted;
+use crate::round::weights::weigh;
 
 /// Where an export holds the bytes of a tensor file.
 #[derive(Clone, Copy, Debug)]
@@ -74,23 +75,9 @@ fn rounds(run: &Run) -> impl Iterator<Item = Published<'_>> {
             round: *round,
             version,
             base: past.base,
-            accepted: accepted(past),
+            accepted: past.accepted().collect(),
             adapter,
         })
-}
-
-fn accepted(past: &PastRound) -> Vec<(&SiteName, &Accepted)> {
-    past.seats
-        .iter()
-        .filter_map(|(site, seat)| match seat {
-            Seat::Accepted(accepted) => Some((site, accepted)),
-            Seat::Asked
-            | Seat::Training { .. }
-            | Seat::Refused { .. }
-            | Seat::Declined { .. }
-            | Seat::Lost { .. } => None,
-        })
-        .collect()
 }
 
 /// The inner result says why the round could not be computed again.
@@ -102,17 +89,19 @@ fn replay_round<R: Read + Seek>(
     extents: &HashMap<Digest, Extent>,
 ) -> Result<Result<(), String>, Finding> {
     // The header is the one that the history makes; the file's was compared with it before.
-    let input = |digest, cases| {
+    let input = |digest, weight| {
         let (_, header) = history.named(digest)?;
         let bytes = Section::new(file, *extents.get(&digest)?);
-        Some(Input { header, bytes, cases })
+        Some(Input { header, digest, bytes, weight })
     };
     let Some(base) = input(published.base, 0) else {
         return Ok(Err(format!("the export does not hold its base {}", published.base.short())));
     };
     let mut deltas = Vec::new();
-    for (site, delta) in &published.accepted {
-        let Some(input) = input(delta.digest, delta.cases) else {
+    let accepted = || published.accepted.iter().map(|(site, delta)| (*site, *delta));
+    let weights = weigh(accepted(), run.manifest().limits.share_max);
+    for ((site, delta), weight) in accepted().zip(weights) {
+        let Some(input) = input(delta.digest, weight.used) else {
             return Ok(Err(format!("the export does not hold the delta of {site}")));
         };
         deltas.push(input);

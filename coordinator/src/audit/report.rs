@@ -15,8 +15,8 @@ use super::history::{History, MemberState};
 use super::recoveries::RecoveryReport;
 use super::replay::Replays;
 use crate::round::event::Missing;
-use crate::round::seat::Seat;
-use crate::round::{PastRound, Phase, Run};
+use crate::round::weights::weigh;
+use crate::round::{Counts, PastRound, Phase, Run, Tally};
 
 /// A verified history.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -79,6 +79,8 @@ pub struct RoundReport {
     pub adapter: Option<Digest>,
     /// The sites whose deltas are counted, with their cases.
     pub counted: BTreeMap<SiteName, u64>,
+    /// The sites whose delta weighs less than their cases, with the weight that was used.
+    pub weights_cut: BTreeMap<SiteName, u64>,
     /// Who did not contribute, and why.
     pub missing: Vec<Missing>,
     /// Whether the adapter was computed again; absent where none is owed.
@@ -94,7 +96,7 @@ pub struct SiteReport {
     pub site: SiteName,
     /// Rounds in which its delta was counted.
     pub accepted: u32,
-    /// Rounds in which its delta was refused.
+    /// Rounds in which its delta was refused, or excluded after it was counted.
     pub refused: u32,
     /// Rounds in which it said no.
     pub declined: u32,
@@ -143,10 +145,8 @@ impl RunReport {
             Phase::Aggregating(_) => ("aggregating", ""),
             Phase::Ended { state, detail, .. } => (state.as_str(), &detail[..]),
         };
-        let mut sites = BTreeMap::new();
-        for past in run.past().values() {
-            count_seats(past, &mut sites);
-        }
+        let mut tally = Tally::default();
+        tally.count(run);
         Self {
             run: name.clone(),
             state: state.to_owned(),
@@ -158,55 +158,41 @@ impl RunReport {
             rounds: run
                 .past()
                 .iter()
-                .map(|(round, past)| RoundReport::new(*round, past, replays.of(name, *round)))
+                .map(|(round, past)| {
+                    let share_max = run.manifest().limits.share_max;
+                    RoundReport::new(*round, past, share_max, replays.of(name, *round))
+                })
                 .collect(),
-            sites: sites.into_values().collect(),
+            sites: tally.iter().map(SiteReport::new).collect(),
         }
+    }
+}
+
+impl SiteReport {
+    fn new((site, counts): (&SiteName, &Counts)) -> Self {
+        let Counts { accepted, refused, lost, declined, cases } = *counts;
+        Self { site: site.clone(), accepted, refused, declined, lost, cases }
     }
 }
 
 impl RoundReport {
-    fn new(round: u32, past: &PastRound, replay: Option<&Result<(), String>>) -> Self {
-        let counted = past.seats.iter().filter_map(|(site, seat)| match seat {
-            Seat::Accepted(accepted) => Some((site.clone(), accepted.cases)),
-            Seat::Asked
-            | Seat::Training { .. }
-            | Seat::Refused { .. }
-            | Seat::Declined { .. }
-            | Seat::Lost { .. } => None,
-        });
+    fn new(
+        round: u32,
+        past: &PastRound,
+        share_max: Option<f64>,
+        replay: Option<&Result<(), String>>,
+    ) -> Self {
+        let weights = weigh(past.accepted(), share_max);
+        let counted = weights.iter().map(|w| (w.site.clone(), w.declared)).collect();
+        let cut = weights.into_iter().filter(|w| w.used < w.declared);
         Self {
             round,
             adapter: past.published.map(|(adapter, _)| adapter),
-            counted: counted.collect(),
+            counted,
+            weights_cut: cut.map(|w| (w.site, w.used)).collect(),
             missing: past.missing.clone(),
             recomputed: replay.map(Result::is_ok),
             not_recomputed_because: replay.and_then(|replay| replay.clone().err()),
-        }
-    }
-}
-
-fn count_seats(past: &PastRound, sites: &mut BTreeMap<SiteName, SiteReport>) {
-    for (site, seat) in &past.seats {
-        let report = sites.entry(site.clone()).or_insert_with(|| SiteReport {
-            site: site.clone(),
-            accepted: 0,
-            refused: 0,
-            declined: 0,
-            lost: 0,
-            cases: None,
-        });
-        match seat {
-            Seat::Accepted(accepted) => {
-                report.accepted += 1;
-                report.cases = Some(accepted.cases);
-            }
-            Seat::Refused { .. } => report.refused += 1,
-            Seat::Declined { .. } => report.declined += 1,
-            // A round that the operator cut short counts as lost for no site.
-            Seat::Asked | Seat::Training { .. } | Seat::Lost { .. } => {
-                report.lost += u32::from(past.missing.iter().any(|m| m.site == *site));
-            }
         }
     }
 }
@@ -316,14 +302,18 @@ impl RunReport {
                 (_, Some(reason)) => format!("not recomputed: {reason}"),
                 (_, None) => "nothing published".to_owned(),
             };
+            let mut in_it = format!(
+                "{}, {}",
+                counted(round.counted.len() as u64, "site", "sites"),
+                counted(cases, "case", "cases")
+            );
+            for (site, used) in &round.weights_cut {
+                in_it.push_str(&format!(", {site} used as {used}"));
+            }
             table.add_row([
                 round.round.to_string(),
                 round.adapter.map_or_else(|| "-".to_owned(), Digest::short),
-                format!(
-                    "{}, {}",
-                    counted(round.counted.len() as u64, "site", "sites"),
-                    counted(cases, "case", "cases")
-                ),
+                in_it,
                 if missing.is_empty() { "-".to_owned() } else { missing.join(", ") },
                 checked,
             ]);

@@ -84,14 +84,18 @@ async fn a_part_goes_on_where_it_was_left_and_becomes_a_blob() {
         assert_eq!(spool.received(), (held.len() + piece.len()) as u64);
     }
     let blobs = Blobs::at(root.path()).unwrap();
-    blobs.spool(&key).unwrap().finish(key.digest).unwrap();
-    assert_eq!(fs::read(blobs.path(key.digest)).unwrap(), content);
-    assert_eq!(spool_files(root.path()), 0);
-    assert_eq!(blobs.spooled(&key).await.unwrap(), 0);
+    blobs.spool(&key).unwrap().sync().unwrap();
+    assert!(!blobs.exists(key.digest), "a delta that is not counted is no blob");
+    for _ in ["once", "and again, as after a restart"] {
+        blobs.promote(&key).unwrap();
+        assert_eq!(fs::read(blobs.path(key.digest)).unwrap(), content);
+        assert_eq!(spool_files(root.path()), 0);
+        assert_eq!(blobs.spooled(&key).await.unwrap(), 0);
+    }
 }
 
 #[tokio::test]
-async fn a_site_has_one_part_a_run_and_a_run_that_ends_none() {
+async fn a_site_has_one_part_a_run() {
     let root = tempfile::tempdir().unwrap();
     let blobs = Blobs::at(root.path()).unwrap();
     let write = |key: &SpoolKey| blobs.spool(key).unwrap().append(b"part").unwrap();
@@ -103,8 +107,12 @@ async fn a_site_has_one_part_a_run_and_a_run_that_ends_none() {
     write(&other);
     assert_eq!(spool_files(root.path()), 3, "a's newest, b's, and a's of another run");
     assert_eq!(blobs.spooled(&key("a", 2, b"x")).await.unwrap(), 4);
-    blobs.clear_spool(&"run-1".parse().unwrap()).await.unwrap();
-    assert_eq!(spool_files(root.path()), 1);
+    let mut parts = blobs.parts().unwrap();
+    parts.sort();
+    assert_eq!(parts, [key("b", 1, b"x"), key("a", 2, b"x"), other.clone()]);
+    blobs.remove_part(&key("a", 2, b"x")).unwrap();
+    blobs.remove_part(&key("a", 2, b"x")).unwrap();
+    assert_eq!(spool_files(root.path()), 2);
     assert_eq!(blobs.spooled(&other).await.unwrap(), 4);
 }
 
@@ -130,12 +138,9 @@ async fn what_could_not_be_made_durable_is_not_in_the_part() {
     assert!(spool.sync().is_err());
     assert_eq!(blobs.spooled(&key).await.unwrap(), 7);
     let mut spool = blobs.spool(&key).unwrap();
-    spool.file = unsyncable(&root.path().join("another"));
-    assert!(spool.finish(key.digest).is_err());
-    assert!(!blobs.exists(key.digest));
-    let mut spool = blobs.spool(&key).unwrap();
     spool.replay(|_| Ok::<_, io::Error>(())).unwrap();
     spool.append(b" and lost").unwrap();
-    spool.finish(key.digest).unwrap();
+    spool.sync().unwrap();
+    blobs.promote(&key).unwrap();
     assert_eq!(fs::read(blobs.path(key.digest)).unwrap(), b"durable and lost");
 }

@@ -60,7 +60,11 @@ fn run(event: &RunEvent) -> String {
                 false => format!("round {round} {verdict}; without {}", in_words(missing)),
             }
         }
-        RunEvent::AdapterPublished { round, version, adapter, strategy, cases } => format!(
+        RunEvent::DeltaExcluded { round, site, digest, reason, quorum_met } => {
+            let end = if *quorum_met { "the round goes on" } else { "the round is void" };
+            format!("round {round}: delta {digest} of {site} excluded: {reason}; {end}")
+        }
+        RunEvent::AdapterPublished { round, version, adapter, strategy, cases, .. } => format!(
             "round {round}: adapter version {version} published by {strategy} over {cases} cases: \
              {adapter}"
         ),

@@ -30,7 +30,7 @@ pub struct LiveRun {
     name: RunName,
     /// Held by the one command that decides, commits and folds: the next event's place in the run's
     /// stream.
-    turn: tokio::sync::Mutex<u64>,
+    pub(super) turn: tokio::sync::Mutex<u64>,
     /// The fold; taken out only while an event is folded in. Locked for a moment only, and never
     /// while anything is written: whoever reads waits for no commit.
     run: RwLock<Option<Run>>,
@@ -242,6 +242,7 @@ impl LiveRun {
     /// command; owing nothing, it does nothing.
     pub async fn act(&self, driver: &Driver) -> Result<(), DriverError> {
         loop {
+            self.tidy(driver).await?;
             let phase = self.read(|run| run.phase().clone());
             match phase {
                 // The ticker looks again.
@@ -272,12 +273,7 @@ impl LiveRun {
                     }
                     return Ok(());
                 }
-                Phase::Collecting(_) => return Ok(()),
-                Phase::Ended { .. } => {
-                    let blobs = driver.0.blobs.clone();
-                    let cleared = blobs.clear_spool(&self.name).await;
-                    return cleared.map_err(DriverError::io("clearing the spool"));
-                }
+                Phase::Collecting(_) | Phase::Ended { .. } => return Ok(()),
             }
         }
     }
@@ -285,6 +281,11 @@ impl LiveRun {
     /// Lets the next [`Self::act`] try the aggregation again, and keeps why it failed.
     pub(super) fn aggregation_failed(&self, reason: &str) {
         self.set_trouble(reason);
+        self.aggregation_ended();
+    }
+
+    /// Lets the next [`Self::act`] begin an aggregation of the same round.
+    pub(super) fn aggregation_ended(&self) {
         self.aggregating.store(0, Ordering::SeqCst);
     }
 
@@ -416,6 +417,9 @@ fn describe(event: &RunEvent) -> String {
         RunEvent::RoundClosed { round, quorum_met, missing } => {
             let word = if *quorum_met { "closed" } else { "closed below quorum" };
             format!("round {round} {word}, {} sites missing", missing.len())
+        }
+        RunEvent::DeltaExcluded { round, site, digest, reason, .. } => {
+            format!("round {round}: delta {} of {site} excluded: {reason}", digest.short())
         }
         RunEvent::AdapterPublished { round, version, adapter, .. } => {
             format!("round {round}: adapter version {version} is {}", adapter.short())

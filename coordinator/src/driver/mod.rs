@@ -15,8 +15,8 @@ mod tests;
 mod ticker;
 mod uploads;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{RwLock, watch};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +36,7 @@ pub use recall::{KnownRound, recoveries};
 pub use uploads::{NO_UPLOAD, Upload};
 
 use self::recall::Recalled;
-use crate::blobs::Blobs;
+use crate::blobs::{Blobs, SpoolKey};
 use crate::clock;
 use crate::ingest::Admitted;
 use crate::round::event::{LossCause, RegistryEvent};
@@ -177,6 +177,8 @@ struct Inner {
     space: Space,
     started: Timestamp,
     runs: RwLock<BTreeMap<RunName, Arc<LiveRun>>>,
+    /// Names of runs whose initial adapter is being written.
+    starting: Mutex<BTreeSet<RunName>>,
     uploads: uploads::Uploads,
     presence: presence::Presence,
     inquiries: Inquiries,
@@ -210,6 +212,7 @@ impl Driver {
             pace,
             started: clock::now(),
             runs: RwLock::default(),
+            starting: Mutex::default(),
             uploads: uploads::Uploads::default(),
             presence: presence::Presence::default(),
             inquiries: Inquiries::new(format!("{:x}", clock::now().as_millis())),
@@ -221,6 +224,7 @@ impl Driver {
             let run = LiveRun::load(&driver.0.store, &name).await?;
             driver.0.runs.write().await.insert(name, Arc::new(run));
         }
+        driver.remove_strange_parts().await?;
         for run in driver.runs().await {
             run.act(&driver).await?;
         }
@@ -304,10 +308,7 @@ impl Driver {
     async fn begin_run(&self, manifest: RunManifest, by: &str) -> Result<(), DriverError> {
         let name = manifest.name.clone();
         self.check_room_for(&manifest).await?;
-        let mut runs = self.0.runs.write().await;
-        if runs.contains_key(&name) {
-            return Err(DriverError::RunExists(name));
-        }
+        let _reserved = self.reserve(&name).await?;
         let (blobs, terms) = (self.0.blobs.clone(), manifest.clone());
         let adapter = tokio::task::spawn_blocking(move || publish::initial(&blobs, &terms))
             .await
@@ -318,9 +319,23 @@ impl Driver {
         let run = Run::open(at, &event)?;
         self.0.store.start_run(at, &name, &[Event::Run(event)]).await?;
         let run = Arc::new(LiveRun::new(run, 1, at));
-        runs.insert(name, run.clone());
-        drop(runs);
+        self.0.runs.write().await.insert(name, run.clone());
         run.act(self).await
+    }
+
+    /// Keeps the name of a run that is being started: an initial adapter may take long to write, and
+    /// no other run waits for it.
+    async fn reserve(&self, name: &RunName) -> Result<Reserved, DriverError> {
+        let runs = self.0.runs.read().await;
+        if runs.contains_key(name) || !self.starting().insert(name.clone()) {
+            return Err(DriverError::RunExists(name.clone()));
+        }
+        Ok(Reserved { driver: self.clone(), name: name.clone() })
+    }
+
+    fn starting(&self) -> MutexGuard<'_, BTreeSet<RunName>> {
+        // The set is valid after every single operation, also after a panic elsewhere.
+        self.0.starting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What `site` should work on now; `busy` names a round it already works on.
@@ -392,12 +407,18 @@ impl Driver {
         cases: u64,
         metrics: SiteMetrics,
     ) -> Result<(), DriverError> {
-        let header = match self.expected_delta(site, run, round, digest, cases).await? {
+        let expected = || self.expected_delta(site, run, round, digest, cases);
+        if let Expected::Verdict(verdict) = expected().await? {
+            return Ok(verdict?);
+        }
+        let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
+        let held = self.0.uploads.hold(key).await;
+        // Another call may have had it counted meanwhile.
+        let header = match expected().await? {
             Expected::Verdict(verdict) => return Ok(verdict?),
             Expected::Header(header) => header,
         };
-        let live = self.run(run).await?;
-        let admitted = match self.admitted(site, digest, header).await {
+        let Admitted { norm, bytes, .. } = match self.checked(&held, header).await {
             Ok(admitted) => admitted,
             Err(DriverError::Refused(reason)) => {
                 self.refuse(site, run, round, digest, reason.clone()).await?;
@@ -405,12 +426,18 @@ impl Driver {
             }
             Err(error) => return Err(error),
         };
-        let Admitted { digest, norm, bytes } = admitted;
+        let live = self.run(run).await?;
         let delta = Accepted { digest, cases, norm, bytes, metrics };
         let command = Command::Admit { site: site.clone(), round, delta };
-        live.command(self, command).await?;
+        let driver = self.clone();
+        to_the_end(async move {
+            let counted = live.command(&driver, command).await;
+            drop(held);
+            counted
+        })
+        .await??;
         // Admission may itself have refused (cases, norm): the verdict is what was committed.
-        match live.read(|run| run.verdict(site, round, digest)) {
+        match self.run(run).await?.read(|run| run.verdict(site, round, digest)) {
             Some(verdict) => Ok(verdict?),
             None => Err(DriverError::NotUploaded(digest)),
         }
@@ -488,21 +515,17 @@ impl Driver {
         }
         Ok(())
     }
+}
 
-    /// What admission learned of an uploaded blob: remembered, or read again after a restart.
-    async fn admitted(
-        &self,
-        site: &SiteName,
-        digest: Digest,
-        header: Header,
-    ) -> Result<Admitted, DriverError> {
-        if let Some(admitted) = self.0.uploads.take_admitted(site, digest) {
-            return Ok(admitted);
-        }
-        let blobs = self.0.blobs.clone();
-        tokio::task::spawn_blocking(move || uploads::verify_blob(&blobs, digest, header))
-            .await
-            .map_err(|e| DriverError::io("checking a delta")(std::io::Error::other(e)))?
+/// The name of a run that is being started, until it is there or has failed.
+struct Reserved {
+    driver: Driver,
+    name: RunName,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.driver.starting().remove(&self.name);
     }
 }
 

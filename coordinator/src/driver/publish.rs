@@ -1,21 +1,23 @@
 //! Making the next adapter: deltas and base from the blob store, folded in site order into a new
-//! blob, then one command. A failure (a full disk) leaves the aggregate owed; the ticker tries
-//! again.
+//! blob, then one command. A failure that may end (a full disk) leaves the aggregate owed; the
+//! ticker tries again. A delta that no further try can fold is excluded by an event.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::pin::Pin;
 
 use tributary_shared::digest::{Digest, Hasher};
 use tributary_shared::initial::{adapter_header, write_initial_adapter};
 use tributary_shared::manifest::RunManifest;
-use tributary_shared::name::RunName;
+use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::outcome::chain;
 use tributary_shared::tensors::{Header, Subject};
 
 use super::{Driver, DriverError};
-use crate::aggregate;
+use crate::aggregate::{self, AggregateError};
 use crate::blobs::Blobs;
+use crate::round::event::Unusable;
+use crate::round::seat::Accepted;
 use crate::round::{Aggregating, Command, Run};
 
 /// Aggregates a closed round and publishes the outcome. Boxed: publishing opens the next round,
@@ -46,10 +48,19 @@ async fn try_publish(
     let round = aggregating.round;
     let plan = live.read(|run| Plan::new(run, aggregating));
     let blobs = driver.0.blobs.clone();
-    let adapter = tokio::task::spawn_blocking(move || plan.carry_out(&blobs))
+    let outcome = tokio::task::spawn_blocking(move || plan.carry_out(&blobs))
         .await
         .map_err(|e| DriverError::io("aggregating")(std::io::Error::other(e)))??;
-    live.command(driver, Command::Publish { round, adapter }).await
+    match outcome {
+        Outcome::Adapter(adapter) => {
+            live.command(driver, Command::Publish { round, adapter }).await
+        }
+        Outcome::Unusable { site, digest, reason } => {
+            tracing::error!(run = %name, round, %site, "delta {digest} is excluded: {reason}");
+            live.aggregation_ended();
+            live.command(driver, Command::Exclude { round, site, digest, reason }).await
+        }
+    }
 }
 
 /// Stores a run's initial adapter, block by block. Blocks.
@@ -79,55 +90,122 @@ fn leave_page_cache(delta: &File) {
 struct Plan {
     strategy: tributary_shared::manifest::Strategy,
     base: (Digest, Header),
-    deltas: Vec<(Digest, Header, u64)>,
+    deltas: Vec<Delta>,
     next: Header,
+}
+
+struct Delta {
+    site: SiteName,
+    digest: Digest,
+    header: Header,
+    weight: u64,
+}
+
+/// The end of one aggregation.
+enum Outcome {
+    Adapter(Digest),
+    /// One delta stands in its way, and always will.
+    Unusable {
+        site: SiteName,
+        digest: Digest,
+        reason: Unusable,
+    },
 }
 
 impl Plan {
     fn new(run: &Run, aggregating: Aggregating) -> Self {
         let name = &run.manifest().name;
         let contract = run.contract();
-        let delta = |(site, accepted): &(_, crate::round::seat::Accepted)| {
+        let delta = |((site, accepted), weight): (&(SiteName, Accepted), _)| {
             let subject = Subject::Delta {
                 run: name.clone(),
                 round: aggregating.round,
-                site: Clone::clone(site),
+                site: site.clone(),
                 base: aggregating.base,
                 cases: accepted.cases,
             };
             let header = Header::new(subject, contract.digest(), &contract.layout);
-            (accepted.digest, header, accepted.cases)
+            Delta { site: site.clone(), digest: accepted.digest, header, weight }
         };
+        let weights = run.weights(&aggregating).into_iter().map(|weight| weight.used);
         let version = run.rounds_published();
         Self {
             strategy: run.manifest().strategy.clone(),
             base: (aggregating.base, adapter_header(name, version, contract)),
-            deltas: aggregating.accepted.iter().map(delta).collect(),
+            deltas: aggregating.accepted.iter().zip(weights).map(delta).collect(),
             next: adapter_header(name, version + 1, contract),
         }
     }
 
-    fn carry_out(self, blobs: &Blobs) -> Result<Digest, DriverError> {
-        let open = |digest: Digest| {
-            blobs
-                .open_blocking(digest)
-                .map_err(DriverError::io(format!("opening {}", digest.short())))
+    fn carry_out(self, blobs: &Blobs) -> Result<Outcome, DriverError> {
+        let input = |digest, header: &Header, weight| {
+            let bytes = open(blobs, digest)?;
+            Ok::<_, DriverError>(aggregate::Input { header: header.clone(), digest, bytes, weight })
         };
-        let (base, base_header) = self.base;
-        let base = aggregate::Input { header: base_header, bytes: open(base)?, cases: 0 };
+        let (base_digest, base_header) = &self.base;
+        let base = input(*base_digest, base_header, 0)?;
         let (mut deltas, mut files) = (Vec::new(), Vec::new());
-        for (digest, header, cases) in self.deltas {
-            let file = open(digest)?;
-            files.push(file.try_clone().map_err(DriverError::io("aggregating"))?);
-            deltas.push(aggregate::Input { header, bytes: file, cases });
+        for Delta { digest, header, weight, .. } in &self.deltas {
+            let input = input(*digest, header, *weight)?;
+            files.push(input.bytes.try_clone().map_err(DriverError::io("aggregating"))?);
+            deltas.push(input);
         }
-        let adapter = blobs
-            .put_with(|out| {
-                aggregate::run(&self.strategy, base, deltas, &self.next, out)
-                    .map_err(std::io::Error::other)
-            })
-            .map_err(DriverError::io("aggregating"))?;
+        let stored = blobs.put_with(|out| {
+            aggregate::run(&self.strategy, base, deltas, &self.next, out).map_err(io::Error::other)
+        });
         files.iter().for_each(leave_page_cache);
-        Ok(adapter)
+        let error = match stored {
+            Ok(adapter) => return Ok(Outcome::Adapter(adapter)),
+            Err(error) => error.downcast::<AggregateError>(),
+        };
+        match error {
+            Ok(error) => self.judge(error, blobs),
+            Err(error) => Err(DriverError::io("aggregating")(error)),
+        }
     }
+
+    /// Finds the delta that an error comes of, if it comes of one.
+    fn judge(&self, error: AggregateError, blobs: &Blobs) -> Result<Outcome, DriverError> {
+        let unusable = |delta: &Delta, reason| {
+            let Delta { site, digest, .. } = delta;
+            Ok(Outcome::Unusable { site: site.clone(), digest: *digest, reason })
+        };
+        if let AggregateError::NotFinite { index, value } = error {
+            let delta = self.largest_at(index, blobs)?;
+            return unusable(delta, Unusable::NotFinite { index, value: value.to_string() });
+        }
+        let damaged = error.damaged();
+        match damaged.and_then(|input| self.deltas.get(input.checked_sub(1)?)) {
+            Some(delta) => unusable(delta, Unusable::Damaged),
+            None if damaged == Some(0) => {
+                let base = self.base.0.short();
+                let what = format!("aggregating over {base}, whose file in blobs/ is damaged,");
+                Err(DriverError::io(what)(io::Error::other(error)))
+            }
+            None => Err(DriverError::io("aggregating")(io::Error::other(error))),
+        }
+    }
+
+    /// The delta whose value at `index` is furthest from zero; of several the first.
+    fn largest_at(&self, index: u64, blobs: &Blobs) -> Result<&Delta, DriverError> {
+        let mut largest: Option<(f32, &Delta)> = None;
+        for delta in &self.deltas {
+            let offset = delta.header.to_bytes().len() as u64 + 4 * index;
+            let mut value = [0; 4];
+            let mut file = open(blobs, delta.digest)?;
+            file.seek(SeekFrom::Start(offset))
+                .and_then(|_| file.read_exact(&mut value))
+                .map_err(DriverError::io(format!("reading {}", delta.digest.short())))?;
+            let size = f32::from_le_bytes(value).abs();
+            if largest.is_none_or(|(most, _)| size > most) {
+                largest = Some((size, delta));
+            }
+        }
+        let none = || DriverError::io("aggregating")(io::Error::other("no delta"));
+        largest.map(|(_, delta)| delta).ok_or_else(none)
+    }
+}
+
+fn open(blobs: &Blobs, digest: Digest) -> Result<File, DriverError> {
+    blobs.open_blocking(digest).map_err(DriverError::io(format!("opening {}", digest.short())))
 }

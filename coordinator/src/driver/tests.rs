@@ -1,5 +1,7 @@
 //! Calls whose caller is gone: a site that is killed takes the future of its call with it.
 
+mod deltas;
+
 use std::path::Path;
 
 use tributary_proto::channel::Role;
@@ -62,7 +64,14 @@ async fn a_run_whose_operator_is_gone_is_started_whole() {
     hang_up(driver.start_run(rehearsal("run"), &operator())).await;
     let again = driver.start_run(rehearsal("run"), &operator()).await.unwrap_err();
     assert!(matches!(again, DriverError::RunExists(_)), "{again:?}");
-    driver.run(&"run".parse().unwrap()).await.expect("the run lives in this process too");
+    // The run lives in this process too, as soon as its first event is written.
+    let there = async {
+        while driver.run(&"run".parse().unwrap()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let hang = std::time::Duration::from_secs(60);
+    tokio::time::timeout(hang, there).await.expect("it is started whole");
 }
 
 /// A site that may take part.
@@ -257,4 +266,24 @@ async fn what_changes_nothing_waits_for_no_commit() {
     tokio::time::timeout(hang, answered).await.expect("all of it is answered");
     drop(turn);
     assert_eq!(kinds(&driver, "run").await, ["run_started", "round_opened", "terms_accepted"]);
+}
+
+/// A15: failed before: every call of every site waited while an initial adapter was written.
+#[tokio::test]
+async fn starting_a_run_stops_no_other_runs_calls() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = driver(directory.path()).await;
+    driver.start_run(rehearsal("run"), &operator()).await.unwrap();
+    let reserved = driver.reserve(&"large".parse().unwrap()).await.unwrap();
+    // As long as the other run's adapter is being written.
+    let answered = async {
+        driver.run(&"run".parse().unwrap()).await.unwrap();
+        let again = driver.start_run(rehearsal("large"), &operator()).await.unwrap_err();
+        assert!(matches!(again, DriverError::RunExists(_)), "{again:?}");
+        driver.start_run(rehearsal("third"), &operator()).await.unwrap();
+    };
+    let hang = std::time::Duration::from_secs(60);
+    tokio::time::timeout(hang, answered).await.expect("all of it is answered");
+    drop(reserved);
+    driver.start_run(rehearsal("large"), &operator()).await.expect("the name is free again");
 }

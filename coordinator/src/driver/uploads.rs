@@ -1,5 +1,6 @@
-//! Deltas on their way in: one stream a site, and what admission learned of those that are
-//! whole. All of it can be learned again from the disk after a restart.
+//! Deltas on their way in: one stream a site and run, what was learned of a delta that arrived
+//! whole, and its end: a blob once it is counted, else removed. All of it can be learned again from
+//! the disk after a restart.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,12 +11,16 @@ use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 use tributary_shared::digest::Digest;
 use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::refusal::Refusal;
 use tributary_shared::tensors::Header;
 
-use super::{Driver, DriverError};
+use super::{Driver, DriverError, LiveRun};
 use crate::blobs::{Blobs, SpoolKey};
 use crate::clock;
 use crate::ingest::{self, Admitted, Ingest, IngestError};
+use crate::round::event::Unusable;
+use crate::round::seat::Seat;
+use crate::round::{Phase, Run};
 use crate::space::Arriving;
 
 /// Words for a site that is not allowed to upload yet.
@@ -28,8 +33,21 @@ pub struct Uploads(Mutex<Table>);
 #[derive(Default)]
 struct Table {
     lanes: BTreeMap<(SiteName, RunName), Lane>,
-    /// Deltas that arrived whole and are not counted yet.
-    admitted: BTreeMap<(SiteName, Digest), Admitted>,
+    /// The delta of each lane that arrived whole and is not counted yet.
+    whole: BTreeMap<(SiteName, RunName), Whole>,
+}
+
+/// A delta that arrived whole: all that it was checked against, and what was learned.
+struct Whole {
+    key: SpoolKey,
+    header: Header,
+    admitted: Admitted,
+}
+
+/// The delta that a site wants counted, held still: no stream writes to it meanwhile.
+pub(super) struct Held {
+    pub(super) key: SpoolKey,
+    _turn: OwnedMutexGuard<()>,
 }
 
 /// One site's way in for one run: the holder of `turn` writes; a newer stream cancels an older
@@ -61,16 +79,32 @@ impl Uploads {
         round: u32,
         digest: Digest,
     ) -> std::io::Result<u64> {
-        if blobs.exists(digest) {
-            return blobs.size(digest).await;
-        }
         let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
         blobs.spooled(&key).await
     }
 
-    /// What admission learned of a delta that arrived whole; told once, to the caller that counts it.
-    pub(super) fn take_admitted(&self, site: &SiteName, digest: Digest) -> Option<Admitted> {
-        self.lock().admitted.remove(&(site.clone(), digest))
+    /// Takes the turn of a delta that is to be counted; a stream of the same site and run is cut off.
+    pub(super) async fn hold(&self, key: SpoolKey) -> Held {
+        let lane = self.enter(&key.site, &key.run, key.round);
+        Held { key, _turn: lane.turn.lock_owned().await }
+    }
+
+    /// What was learned of the delta, if it was checked against `header` and no other; told once.
+    fn take_whole(&self, held: &Held, header: &Header) -> Option<Admitted> {
+        let Held { key, .. } = held;
+        let whole = self.lock().whole.remove(&(key.site.clone(), key.run.clone()))?;
+        (whole.key == *key && whole.header == *header).then_some(whole.admitted)
+    }
+
+    /// Forgets and cuts off what `run` has no use for any more.
+    pub(super) fn forget(&self, run: &RunName, is_wanted: impl Fn(&SiteName, u32) -> bool) {
+        let mut table = self.lock();
+        table.whole.retain(|(site, of), whole| of != run || is_wanted(site, whole.key.round));
+        for ((site, of), lane) in &table.lanes {
+            if of == run && !is_wanted(site, lane.round) {
+                lane.superseded.cancel();
+            }
+        }
     }
 
     /// Cuts an older stream of the same site and run off and takes its place.
@@ -94,8 +128,8 @@ impl Uploads {
 
 /// One stream of chunks into the spool.
 pub struct Upload {
-    site: SiteName,
-    digest: Digest,
+    key: SpoolKey,
+    header: Header,
     /// Absent while a thread works on it, and once the delta is whole.
     writing: Option<Writing>,
     lane: Lane,
@@ -123,20 +157,22 @@ impl Upload {
     ) -> Result<Self, DriverError> {
         let lane = driver.uploads().enter(site, run, round);
         let turn = lane.turn.clone().lock_owned().await;
+        // This stream may change what was checked.
+        driver.uploads().lock().whole.remove(&(site.clone(), run.clone()));
         let here = driver.uploads().durable_offset(driver.blobs(), site, run, round, digest).await;
         let missing = bytes.saturating_sub(here.map_err(DriverError::io("reading the spool"))?);
         let accepted = driver.space().accept(clock::now(), site, run, missing);
         let arriving =
             accepted.map_err(|shortage| DriverError::Short { shortage, mend: NO_UPLOAD })?;
         let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
-        let blobs = driver.blobs().clone();
+        let (blobs, part, expected) = (driver.blobs().clone(), key.clone(), header.clone());
         let writing = blocking("opening the spool", move || {
-            let ingest = Ingest::begin(&blobs, key, header, bytes)?;
+            let ingest = Ingest::begin(&blobs, part, expected, bytes)?;
             Ok::<_, IngestError>(Writing { ingest, _turn: turn })
         })
         .await??;
         lane.received.store(writing.ingest.received(), Ordering::Relaxed);
-        Ok(Self { site: site.clone(), digest, writing: Some(writing), lane, arriving })
+        Ok(Self { key, header, writing: Some(writing), lane, arriving })
     }
 
     /// Bytes taken so far, those of earlier streams included.
@@ -144,7 +180,7 @@ impl Upload {
         self.lane.received.load(Ordering::Relaxed)
     }
 
-    /// Resolves when a newer stream takes this one's place.
+    /// Resolves when a newer stream takes this one's place, or the round needs it no more.
     pub async fn superseded(&self) {
         self.lane.superseded.cancelled().await;
     }
@@ -164,11 +200,10 @@ impl Upload {
         Ok(pushed?)
     }
 
-    /// Makes the bytes durable and gives their number; with the last one, the delta is admitted
-    /// as a blob.
+    /// Makes the bytes durable and gives their number; with the last one, the delta can be counted.
     pub async fn finish(mut self, driver: &Driver) -> Result<u64, DriverError> {
         let Writing { ingest, _turn } = self.writing.take().expect("an upload ends once");
-        let digest = self.digest;
+        let digest = self.key.digest;
         let ended = blocking("finishing the spool", move || (ingest.finish(digest), _turn));
         let (ended, _turn) = ended.await?;
         let admitted = match ended {
@@ -176,7 +211,9 @@ impl Upload {
             Err(IngestError::Incomplete { received, .. }) => return Ok(received),
             Err(error) => return Err(error.into()),
         };
-        driver.uploads().lock().admitted.insert((self.site, digest), admitted);
+        let Self { key, header, .. } = self;
+        let lane = (key.site.clone(), key.run.clone());
+        driver.uploads().lock().whole.insert(lane, Whole { key, header, admitted });
         Ok(admitted.bytes)
     }
 }
@@ -203,17 +240,118 @@ impl From<IngestError> for DriverError {
     }
 }
 
-/// Reads a whole blob again, as after a restart.
-pub(super) fn verify_blob(
-    blobs: &Blobs,
-    digest: Digest,
-    header: Header,
-) -> Result<Admitted, DriverError> {
-    if !blobs.exists(digest) {
-        return Err(DriverError::NotUploaded(digest));
+impl Driver {
+    /// Removes what the spool holds of runs that the history does not have.
+    pub(super) async fn remove_strange_parts(&self) -> Result<(), DriverError> {
+        let runs = self.runs().await;
+        let blobs = self.blobs().clone();
+        let removed = blocking("tidying the spool", move || {
+            let mut parts = blobs.parts()?.into_iter();
+            parts.try_for_each(|key| match runs.iter().any(|run| *run.name() == key.run) {
+                true => Ok(()),
+                false => blobs.remove_part(&key),
+            })
+        });
+        removed.await?.map_err(DriverError::io("tidying the spool"))
     }
-    let file = blobs
-        .open_blocking(digest)
-        .map_err(DriverError::io(format!("opening {}", digest.short())))?;
-    Ok(ingest::verify(file, digest, header)?)
+
+    /// What is known of a delta that arrived whole and has the header that it must have now:
+    /// remembered, or read again. One that lost bytes on the disk has not arrived.
+    pub(super) async fn checked(
+        &self,
+        held: &Held,
+        header: Header,
+    ) -> Result<Admitted, DriverError> {
+        if let Some(admitted) = self.uploads().take_whole(held, &header) {
+            return Ok(admitted);
+        }
+        let (blobs, key) = (self.blobs().clone(), held.key.clone());
+        let digest = key.digest;
+        let not_uploaded = DriverError::NotUploaded(digest);
+        let verified = blocking("checking a delta", move || {
+            let Some(part) = blobs.open_part(&key)? else { return Ok(None) };
+            if part.metadata()?.len() < header.total_bytes() {
+                return Ok(None);
+            }
+            match ingest::verify(part, digest, header) {
+                Err(IngestError::Refused(Refusal::Digest { .. })) => {
+                    blobs.remove_part(&key)?;
+                    Ok(None)
+                }
+                verified => verified.map(Some),
+            }
+        });
+        verified.await??.ok_or(not_uploaded)
+    }
+}
+
+impl LiveRun {
+    /// Brings the files in line with the fold: a delta that is counted becomes a blob, one that may
+    /// still be counted stays in the spool, any other goes, and so does a blob that is damaged.
+    pub(super) async fn tidy(&self, driver: &Driver) -> Result<(), DriverError> {
+        let blobs = driver.blobs().clone();
+        // Listed before the fold is read: what is there now was begun under this fold or an older.
+        let listed = blocking("reading the spool", move || blobs.parts()).await?;
+        let parts = listed.map_err(DriverError::io("reading the spool"))?;
+        let ours = parts.into_iter().filter(|key| key.run == *self.name());
+        let (fates, damaged) = self.read(|run| {
+            driver.uploads().forget(self.name(), |site, round| is_wanted(run, site, round));
+            let fate = |key: SpoolKey| (Fate::of(run, &key), key);
+            (ours.map(fate).collect::<Vec<_>>(), damaged(run))
+        });
+        let blobs = driver.blobs().clone();
+        let done = blocking("tidying the spool", move || {
+            for (fate, key) in fates {
+                match fate {
+                    Fate::Blob => blobs.promote(&key)?,
+                    Fate::Stays => {}
+                    Fate::Goes => blobs.remove_part(&key)?,
+                }
+            }
+            damaged.into_iter().try_for_each(|digest| blobs.remove(digest))
+        });
+        done.await?.map_err(DriverError::io("tidying the spool"))
+    }
+}
+
+/// The end of a part in the spool.
+enum Fate {
+    Blob,
+    Stays,
+    Goes,
+}
+
+impl Fate {
+    fn of(run: &Run, key: &SpoolKey) -> Self {
+        match run.seat(&key.site, key.round) {
+            Some(Seat::Accepted(accepted)) if accepted.digest == key.digest => Self::Blob,
+            Some(_) | None if is_wanted(run, &key.site, key.round) => Self::Stays,
+            Some(_) | None => Self::Goes,
+        }
+    }
+}
+
+/// The deltas of the newest closed round whose bytes are not those that were counted.
+fn damaged(run: &Run) -> Vec<Digest> {
+    let newest = run.past().last_key_value();
+    let seats = newest.into_iter().flat_map(|(_, past)| past.seats.values());
+    seats
+        .filter_map(|seat| match seat {
+            Seat::Excluded { accepted, reason: Unusable::Damaged } => Some(accepted.digest),
+            Seat::Excluded { .. }
+            | Seat::Asked
+            | Seat::Training { .. }
+            | Seat::Accepted(_)
+            | Seat::Refused { .. }
+            | Seat::Declined { .. }
+            | Seat::Lost { .. } => None,
+        })
+        .collect()
+}
+
+/// Says whether a delta of `site` for `round` may still be counted.
+fn is_wanted(run: &Run, site: &SiteName, round: u32) -> bool {
+    let Phase::Collecting(collecting) = run.phase() else { return false };
+    let seat = collecting.seats.get(site).filter(|_| collecting.round == round);
+    seat.is_some_and(|seat| !seat.is_final() && !seat.is_withdrawn())
 }

@@ -1,6 +1,7 @@
 //! A delta whole, in pieces, cut, damaged, foreign, too large.
 
 use std::fs;
+use std::io::Cursor;
 use std::time::Instant;
 
 use tributary_shared::layout::{Layout, TensorSpec};
@@ -72,7 +73,7 @@ fn a_delta_resumes_after_any_cut_and_is_admitted_once_whole() {
         let admitted = ingest.finish(digest).unwrap();
         let expected = Admitted { digest, norm: 48f64.sqrt(), bytes: bytes.len() as u64 };
         assert_eq!(admitted, expected);
-        let file = room.blobs.open_blocking(digest).unwrap();
+        let file = room.blobs.open_part(&key(digest)).unwrap().unwrap();
         assert_eq!(verify(file, digest, header(&[3, 4])).unwrap(), expected);
     }
 }
@@ -166,15 +167,18 @@ fn not_finite_short_and_long_deltas_are_refused() {
 }
 
 #[test]
-fn a_blob_that_was_changed_on_disk_is_found() {
+fn a_part_that_was_changed_on_disk_is_damaged_and_its_site_is_not_blamed() {
     let bytes = delta(&[3, 4], 2.0);
     let digest = Digest::of(&bytes);
     let mut flipped = bytes.clone();
     *flipped.last_mut().unwrap() ^= 1;
-    let found = refusal(verify(&flipped[..], digest, header(&[3, 4])));
-    assert_eq!(found.code(), "digest");
-    let cut = refusal(verify(&bytes[..40], digest, header(&[3, 4])));
-    assert_eq!(cut.code(), "size");
+    for damaged in [&flipped[..], &bytes[..40], &[0; 60], b""] {
+        let found = refusal(verify(Cursor::new(damaged), digest, header(&[3, 4])));
+        let found_digest = Digest::of(damaged).to_string();
+        assert_eq!(found, Refusal::Digest { expected: digest.to_string(), found: found_digest });
+    }
+    let other = refusal(verify(Cursor::new(&bytes[..]), digest, header(&[1, 4])));
+    assert_eq!(other.code(), "contract", "whole bytes are judged");
 }
 
 #[test]

@@ -43,6 +43,9 @@ impl Run {
             Command::StillRefuses { site, reason } => Ok(self.still_refuses(site, reason)),
             Command::Resume { by, reason } => self.resume(by, &reason),
             Command::Tick => Ok(self.close_if_due(now, &[])),
+            Command::Exclude { round, site, digest, reason } => {
+                Ok(self.exclude(round, site, digest, reason))
+            }
             Command::Publish { round, adapter } => Ok(self.publish(round, adapter)),
             Command::Skip(skip) => Ok(self.skip(skip)),
             Command::Stop { reason } => self.stop(reason),
@@ -64,20 +67,26 @@ impl Run {
         if cases == 0 || cases > cases_max {
             return Err(wrong("cases", format!("1 to {cases_max}"), cases));
         }
+        let accepted = |site| Ok(vec![RunEvent::TermsAccepted { round, site, cases }]);
         match seat {
-            Seat::Training { cases: declared } if *declared == cases => Ok(Vec::new()),
-            Seat::Asked | Seat::Training { .. } => {
-                Ok(vec![RunEvent::TermsAccepted { round, site, cases }])
-            }
-            seat if seat.is_withdrawn() => Err(Refusal::Suspended),
-            Seat::Lost { .. } => Ok(vec![RunEvent::TermsAccepted { round, site, cases }]),
             // Settled already; the site lost our answer and hears of it when it submits.
-            Seat::Accepted(_) => Ok(Vec::new()),
-            // It changed its mind before it was asked again.
-            Seat::Declined { .. } if !seat.is_final() => {
-                Ok(vec![RunEvent::TermsAccepted { round, site, cases }])
+            Seat::Accepted(_) | Seat::Excluded { .. } => Ok(Vec::new()),
+            Seat::Refused { reason, .. } => Err(reason.clone()),
+            Seat::Declined { reason, .. } if seat.is_final() => Err(reason.clone()),
+            seat if seat.is_withdrawn() => Err(Refusal::Suspended),
+            // Declared once a round: else a site could choose its weight after it has trained.
+            Seat::Training { cases: declared } | Seat::Lost { cases: Some(declared), .. }
+                if *declared != cases =>
+            {
+                Err(wrong("cases", declared, cases))
             }
-            Seat::Refused { reason, .. } | Seat::Declined { reason, .. } => Err(reason.clone()),
+            Seat::Training { .. } => Ok(Vec::new()),
+            Seat::Asked => accepted(site),
+            // Lost, or it changed its mind before it was asked again.
+            Seat::Lost { .. } | Seat::Declined { .. } if self.may_return(&site) => accepted(site),
+            Seat::Lost { .. } | Seat::Declined { .. } => {
+                Err(Refusal::TooOften { round, times: RETURNS_MAX })
+            }
         }
     }
 
@@ -107,7 +116,7 @@ impl Run {
             Seat::Asked | Seat::Training { .. } => true,
             Seat::Lost { cause: earlier, .. } => supersedes(&cause, earlier),
             Seat::Declined { .. } => cause.is_withdrawal() && !seat.is_final(),
-            Seat::Accepted(_) | Seat::Refused { .. } => false,
+            Seat::Accepted(_) | Seat::Excluded { .. } | Seat::Refused { .. } => false,
         };
         if !lost {
             return Vec::new();
@@ -126,7 +135,7 @@ impl Run {
             // Its heartbeats never ceased; only work brings it back.
             Some(Seat::Lost { cause: LossCause::Stalled { .. }, .. }) if !moving => Vec::new(),
             // Without declared cases it has not agreed yet: it returns by accepting the terms.
-            Some(Seat::Lost { cases: Some(_), .. }) => {
+            Some(Seat::Lost { cases: Some(_), .. }) if self.may_return(&site) => {
                 vec![RunEvent::SiteReturned { round: collecting.round, site }]
             }
             Some(_) | None => Vec::new(),
@@ -148,6 +157,9 @@ impl Run {
             return Err(Refusal::Suspended);
         }
         if let Some(reason) = cases_differ(seat, delta.cases, self.manifest.limits.cases_max) {
+            return self.refuse(now, site, round, delta.digest, reason);
+        }
+        if let Err(reason) = delta.metrics.check(self.manifest.limits.cases_max) {
             return self.refuse(now, site, round, delta.digest, reason);
         }
         let norm_max = self.manifest.limits.delta_norm_max;
@@ -201,12 +213,67 @@ impl Run {
             adapter,
             strategy: self.manifest.strategy.as_str().to_owned(),
             cases: aggregating.accepted.iter().map(|(_, a)| a.cases).sum(),
+            weights: self.weights(aggregating),
         }];
         if version == self.manifest.rounds.count {
             let (state, detail) = self.completion();
             events.push(RunEvent::RunEnded { state, detail });
         }
         events
+    }
+
+    /// Takes a counted delta out of a closed round whose aggregate is owed.
+    fn exclude(
+        &self,
+        round: u32,
+        site: SiteName,
+        digest: Digest,
+        reason: Unusable,
+    ) -> Vec<RunEvent> {
+        let Some((seats, missing)) = self.without(round, &site, digest, &reason) else {
+            return Vec::new();
+        };
+        let quorum_met = self.quorum_met(&seats);
+        let mut events = vec![RunEvent::DeltaExcluded { round, site, digest, reason, quorum_met }];
+        if !quorum_met {
+            events.extend(self.failure(&missing));
+        }
+        events
+    }
+
+    /// The seats and the missing sites of the round that is aggregated, once a delta is excluded.
+    pub(super) fn without(
+        &self,
+        round: u32,
+        site: &SiteName,
+        digest: Digest,
+        reason: &Unusable,
+    ) -> Option<(Seats, Vec<Missing>)> {
+        let Phase::Aggregating(aggregating) = &self.phase else { return None };
+        let past = self.past.get(&round).filter(|_| aggregating.round == round)?;
+        let (mut seats, mut missing) = (past.seats.clone(), past.missing.clone());
+        let seat = seats.get_mut(site)?;
+        let Seat::Accepted(accepted) = seat else { return None };
+        if accepted.digest != digest {
+            return None;
+        }
+        *seat = Seat::Excluded { accepted: accepted.clone(), reason: reason.clone() };
+        missing.push(Missing { site: site.clone(), reason: reason.to_string() });
+        missing.sort_by(|a, b| a.site.cmp(&b.site));
+        Some((seats, missing))
+    }
+
+    /// The end of a run in which one more round is void, if it is one too many.
+    fn failure(&self, missing: &[Missing]) -> Option<RunEvent> {
+        let void = self.void_in_a_row + 1;
+        if void <= self.manifest.rounds.void_max {
+            return None;
+        }
+        let why: Vec<String> =
+            missing.iter().map(|m| format!("{}: {}", m.site, m.reason)).collect();
+        let detail = format!("no quorum in {void} rounds in a row; {}", why.join("; "));
+        let detail = shorten(&detail, DETAIL_CHARS);
+        Some(RunEvent::RunEnded { state: EndState::Failed, detail })
     }
 
     /// Goes on above the round that a site will not train again, as far as the leaves that were
@@ -219,9 +286,13 @@ impl Run {
                 // It was never asked here, and so its delta is of the other branch.
                 Some(Seat::Asked | Seat::Lost { cases: None, .. }) => true,
                 Some(Seat::Training { .. } | Seat::Lost { .. }) => answered,
-                Some(Seat::Accepted(_) | Seat::Refused { .. } | Seat::Declined { .. }) | None => {
-                    false
-                }
+                Some(
+                    Seat::Accepted(_)
+                    | Seat::Excluded { .. }
+                    | Seat::Refused { .. }
+                    | Seat::Declined { .. },
+                )
+                | None => false,
             },
             Phase::Collecting(open) => round > open.round,
             Phase::Aggregating(_) | Phase::Ended { .. } => false,
@@ -258,18 +329,9 @@ impl Run {
         }
         let quorum_met = self.quorum_met(&seats);
         let missing = missing(&seats, &collecting.passed_over);
-        let void = self.void_in_a_row + 1;
-        let mut events =
-            vec![RunEvent::RoundClosed { round, quorum_met, missing: missing.clone() }];
-        if !quorum_met && void > self.manifest.rounds.void_max {
-            let why: Vec<String> =
-                missing.iter().map(|m| format!("{}: {}", m.site, m.reason)).collect();
-            let detail = format!("no quorum in {void} rounds in a row; {}", why.join("; "));
-            events.push(RunEvent::RunEnded {
-                state: EndState::Failed,
-                detail: shorten(&detail, DETAIL_CHARS),
-            });
-        }
+        let failure = self.failure(&missing).filter(|_| !quorum_met);
+        let mut events = vec![RunEvent::RoundClosed { round, quorum_met, missing }];
+        events.extend(failure);
         events
     }
 
@@ -284,7 +346,7 @@ impl Run {
             // One that the operator withdrew is not back in this round, even if it is reinstated.
             Seat::Lost { cause, .. } => !cause.is_withdrawal() && may_return(site),
             Seat::Declined { .. } => !seat.is_final() && may_return(site),
-            Seat::Accepted(_) | Seat::Refused { .. } => false,
+            Seat::Accepted(_) | Seat::Excluded { .. } | Seat::Refused { .. } => false,
         })
     }
 
@@ -294,9 +356,14 @@ impl Run {
             return false;
         }
         let Some(share) = self.manifest.quorum.share_of_cases else { return true };
-        let declared: u64 = seats.values().filter_map(Seat::cases).sum();
-        let held: u64 = accepted().filter_map(Seat::cases).sum();
-        held as f64 >= share * declared as f64
+        // A claim weighs here what it would weigh in the aggregate.
+        let awaited = || seats.values().filter(|seat| seat.awaited_cases().is_some());
+        let declared: Vec<u64> = awaited().filter_map(Seat::awaited_cases).collect();
+        let used = weights::used(&declared, self.manifest.limits.share_max);
+        let whole: u64 = used.iter().sum();
+        let counted = awaited().zip(used).filter(|(seat, _)| matches!(seat, Seat::Accepted(_)));
+        let held: u64 = counted.map(|(_, used)| used).sum();
+        held as f64 >= share * whole as f64
     }
 
     /// How a run ends after its last round, and in words who was missing where.
@@ -349,9 +416,10 @@ fn missing(seats: &Seats, passed_over: &BTreeMap<SiteName, String>) -> Vec<Missi
         Seat::Asked => Some("did not answer before the round closed".to_owned()),
         Seat::Training { .. } => Some("still training when the round closed".to_owned()),
         Seat::Accepted(_) => None,
-        Seat::Refused { .. } | Seat::Declined { .. } | Seat::Lost { .. } => {
-            Some(shorten(&seat.detail(), chars_max))
-        }
+        Seat::Excluded { .. }
+        | Seat::Refused { .. }
+        | Seat::Declined { .. }
+        | Seat::Lost { .. } => Some(shorten(&seat.detail(), chars_max)),
     };
     seats
         .iter()
@@ -394,6 +462,7 @@ pub(super) fn bounded(reason: Refusal) -> Refusal {
         | Refusal::RunUnknown { .. }
         | Refusal::NotResumable { .. }
         | Refusal::Cohort { .. }
+        | Refusal::TooOften { .. }
         | Refusal::Suspended) => reason,
     }
 }

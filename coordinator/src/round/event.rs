@@ -11,6 +11,8 @@ use tributary_shared::terms::SiteMetrics;
 use tributary_shared::timestamp::Timestamp;
 use tributary_shared::tlog::recovery::Recovery;
 
+use super::weights::Weight;
+
 /// An event of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
@@ -124,7 +126,7 @@ pub enum RunEvent {
         site: SiteName,
         /// Digest of the delta's canonical bytes.
         digest: Digest,
-        /// Its weight: training cases.
+        /// Its training cases, as declared.
         cases: u64,
         /// Its L2 norm.
         norm: f64,
@@ -142,6 +144,19 @@ pub enum RunEvent {
         /// Who did not contribute, and why, in words.
         missing: Vec<Missing>,
     },
+    /// A counted delta that cannot be folded. The closed round goes on without it, or is void.
+    DeltaExcluded {
+        /// The round.
+        round: u32,
+        /// The site.
+        site: SiteName,
+        /// Digest of the delta.
+        digest: Digest,
+        /// Why it cannot.
+        reason: Unusable,
+        /// Whether the others make the quorum; else the round is void after all.
+        quorum_met: bool,
+    },
     /// The next global adapter.
     AdapterPublished {
         /// The round it came out of.
@@ -152,8 +167,10 @@ pub enum RunEvent {
         adapter: Digest,
         /// The strategy that made it.
         strategy: String,
-        /// Cases behind it.
+        /// Declared cases behind it.
         cases: u64,
+        /// The weight of every delta in it.
+        weights: Vec<Weight>,
     },
     /// Rounds that a lost branch of the history knows of: a site has released a delta for them and
     /// will never train them again. The run goes on above them; an open round ends here, and
@@ -172,6 +189,24 @@ pub enum RunEvent {
         state: EndState,
         /// Who and why, in words.
         detail: String,
+    },
+}
+
+/// Why a counted delta cannot be folded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "problem", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Unusable {
+    /// What the coordinator has stored is not what it counted.
+    #[error("its delta was counted, and its stored bytes are damaged")]
+    Damaged,
+    /// With it a value of the adapter leaves the range of f32, and no delta is further from zero
+    /// there.
+    #[error("its delta was counted, and with it value {index} of the adapter would be {value}")]
+    NotFinite {
+        /// The flat index over all tensors.
+        index: u64,
+        /// `NaN`, `inf` or `-inf`.
+        value: String,
     },
 }
 

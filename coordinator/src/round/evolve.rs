@@ -49,12 +49,7 @@ impl Run {
                 self.round_opened(at, *round, *base, *deadline, seats, passed_over)?;
             }
             RunEvent::TermsAccepted { round, site, cases } => {
-                let seat = self.seat_mut(*round, site)?;
-                require(!seat.is_final() && !seat.is_withdrawn(), || {
-                    format!("{site} accepted terms after it was settled or suspended")
-                })?;
-                *seat = Seat::Training { cases: *cases };
-                self.came_back(site);
+                self.terms_accepted(*round, site, *cases)?;
             }
             RunEvent::SiteAvailable { site } => self.site_available(site)?,
             RunEvent::RefusalChanged { site, reason } => self.refusal_changed(site, reason)?,
@@ -94,8 +89,11 @@ impl Run {
             RunEvent::RoundClosed { round, quorum_met, missing } => {
                 self.round_closed(at, *round, *quorum_met, missing)?;
             }
-            RunEvent::AdapterPublished { round, version, adapter, cases, .. } => {
-                self.adapter_published(at, *round, *version, *adapter, *cases)?;
+            RunEvent::DeltaExcluded { round, site, digest, reason, quorum_met } => {
+                self.delta_excluded(at, *round, site, *digest, reason, *quorum_met)?;
+            }
+            RunEvent::AdapterPublished { round, version, adapter, cases, weights, .. } => {
+                self.adapter_published(at, *round, *version, *adapter, *cases, weights)?;
             }
             RunEvent::RoundsSkipped { to, recovery, .. } => self.rounds_skipped(*to, *recovery)?,
             RunEvent::RunEnded { state, detail } => self.run_ended(at, *state, detail)?,
@@ -154,10 +152,44 @@ impl Run {
             format!("round {round} has deadline {deadline}")
         })?;
         let passed_over = passed_over.iter().map(|m| (m.site.clone(), m.reason.clone())).collect();
-        let collecting = Collecting { round, base, opened: at, deadline, seats, passed_over };
+        let returns = BTreeMap::new();
+        let collecting =
+            Collecting { round, base, opened: at, deadline, seats, passed_over, returns };
         self.paused_until = None;
         self.phase = Phase::Collecting(collecting);
         Ok(())
+    }
+
+    fn terms_accepted(
+        &mut self,
+        round: u32,
+        site: &SiteName,
+        cases: u64,
+    ) -> Result<(), CorruptHistory> {
+        let seat = self.seat_mut(round, site)?;
+        require(!seat.is_final() && !seat.is_withdrawn(), || {
+            format!("{site} accepted terms after it was settled or suspended")
+        })?;
+        require(seat.cases().is_none_or(|declared| declared == cases), || {
+            format!("{site} declared cases twice in round {round}")
+        })?;
+        let returned = !matches!(seat, Seat::Asked);
+        *seat = Seat::Training { cases };
+        if returned {
+            self.returned(site)?;
+        }
+        self.came_back(site);
+        Ok(())
+    }
+
+    /// Counts that a site came back to the open round.
+    fn returned(&mut self, site: &SiteName) -> Result<(), CorruptHistory> {
+        let Phase::Collecting(collecting) = &mut self.phase else { return Ok(()) };
+        let returns = collecting.returns.entry(site.clone()).or_default();
+        *returns += 1;
+        require(*returns <= RETURNS_MAX, || {
+            format!("{site} came back more than {RETURNS_MAX} times in a round")
+        })
     }
 
     /// Forgets that a site was away; it is one of those asked.
@@ -179,6 +211,7 @@ impl Run {
             && !seat.is_withdrawn()
         {
             *seat = Seat::Asked;
+            self.returned(site)?;
         }
         self.came_back(site);
         Ok(())
@@ -236,7 +269,7 @@ impl Run {
         };
         require(!cause.is_withdrawal(), || format!("{site} returned: {cause}"))?;
         *seat = Seat::Training { cases: *cases };
-        Ok(())
+        self.returned(site)
     }
 
     fn delta_accepted(
@@ -249,6 +282,8 @@ impl Run {
         require(delta.norm <= norm_max, || {
             format!("{site}: norm {} above {norm_max}", delta.norm)
         })?;
+        let sane = delta.metrics.check(self.manifest.limits.cases_max);
+        sane.map_err(|refusal| CorruptHistory(format!("{site}: {refusal}")))?;
         let seat = self.seat_mut(round, site)?;
         require(!seat.is_withdrawn(), || format!("{site} was counted while suspended"))?;
         let declared = seat.cases();
@@ -267,20 +302,9 @@ impl Run {
         missing: &[Missing],
     ) -> Result<(), CorruptHistory> {
         let collecting = self.close(round)?;
-        let accepted: Vec<(SiteName, Accepted)> = collecting
-            .seats
-            .iter()
-            .filter_map(|(site, seat)| match seat {
-                Seat::Accepted(accepted) => Some((site.clone(), accepted.clone())),
-                Seat::Asked
-                | Seat::Training { .. }
-                | Seat::Refused { .. }
-                | Seat::Declined { .. }
-                | Seat::Lost { .. } => None,
-            })
-            .collect();
         require(quorum_met == self.quorum_met(&collecting.seats), || {
-            format!("round {round} with {} deltas has quorum_met {quorum_met}", accepted.len())
+            let deltas = collecting.seats.values().filter(|s| matches!(s, Seat::Accepted(_)));
+            format!("round {round} with {} deltas has quorum_met {quorum_met}", deltas.count())
         })?;
         require(
             at >= collecting.deadline || !self.is_awaited(&collecting, &collecting.seats),
@@ -299,13 +323,46 @@ impl Run {
             missing: missing.to_vec(),
             published: None,
         };
-        self.past.insert(round, past);
         if quorum_met {
-            self.void_in_a_row = 0;
+            let accepted = past.accepted().map(|(site, a)| (site.clone(), a.clone())).collect();
             self.phase = Phase::Aggregating(Aggregating { round, base, accepted });
         } else {
-            self.void_in_a_row += 1;
-            self.paused_until = Some(at.plus(self.manifest.rounds.void_pause(self.void_in_a_row)));
+            self.round_void(at);
+        }
+        self.past.insert(round, past);
+        Ok(())
+    }
+
+    fn round_void(&mut self, at: Timestamp) {
+        self.phase = Phase::Waiting;
+        self.void_in_a_row += 1;
+        self.paused_until = Some(at.plus(self.manifest.rounds.void_pause(self.void_in_a_row)));
+    }
+
+    fn delta_excluded(
+        &mut self,
+        at: Timestamp,
+        round: u32,
+        site: &SiteName,
+        digest: Digest,
+        reason: &Unusable,
+        quorum_met: bool,
+    ) -> Result<(), CorruptHistory> {
+        let (seats, missing) = self.without(round, site, digest, reason).ok_or_else(|| {
+            CorruptHistory(format!(
+                "{digest} of {site} excluded, which round {round} does not fold"
+            ))
+        })?;
+        require(quorum_met == self.quorum_met(&seats), || {
+            format!("round {round} without {site} has quorum_met {quorum_met}")
+        })?;
+        if let Some(past) = self.past.get_mut(&round) {
+            (past.seats, past.missing) = (seats, missing);
+        }
+        if !quorum_met {
+            self.round_void(at);
+        } else if let Phase::Aggregating(aggregating) = &mut self.phase {
+            aggregating.accepted.retain(|(counted, _)| counted != site);
         }
         Ok(())
     }
@@ -317,6 +374,7 @@ impl Run {
         version: u32,
         adapter: Digest,
         cases: u64,
+        weights: &[Weight],
     ) -> Result<(), CorruptHistory> {
         let Phase::Aggregating(aggregating) = &self.phase else {
             return Err(CorruptHistory(format!("round {round} published and was not closed")));
@@ -324,6 +382,9 @@ impl Run {
         require(aggregating.round == round, || format!("round {round} published out of turn"))?;
         let counted: u64 = aggregating.accepted.iter().map(|(_, a)| a.cases).sum();
         require(counted == cases, || format!("{cases} cases published, {counted} accepted"))?;
+        require(self.weights(aggregating) == weights, || {
+            format!("round {round} published with other weights than limits.share_max leads to")
+        })?;
         require(version == self.rounds_published() + 1, || {
             format!("version {version} out of turn")
         })?;
@@ -331,6 +392,7 @@ impl Run {
             past.published = Some((adapter, at));
         }
         self.adapters.push(adapter);
+        self.void_in_a_row = 0;
         self.phase = Phase::Waiting;
         Ok(())
     }

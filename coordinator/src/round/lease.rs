@@ -131,6 +131,7 @@ impl Leases {
             Seat::Asked => Some(self.training_limit(site, rounds)),
             Seat::Training { .. } => Some(self.training_limit(site, rounds)),
             Seat::Accepted(_)
+            | Seat::Excluded { .. }
             | Seat::Refused { .. }
             | Seat::Declined { .. }
             | Seat::Lost { .. } => None,

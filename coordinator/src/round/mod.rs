@@ -10,7 +10,9 @@ mod evolve;
 pub mod lease;
 pub mod record;
 pub mod seat;
+mod tally;
 mod waiting;
+pub mod weights;
 
 #[cfg(test)]
 mod tests;
@@ -26,9 +28,14 @@ use tributary_shared::tensors::{Header, Subject};
 use tributary_shared::terms::Terms;
 use tributary_shared::timestamp::Timestamp;
 
-use event::{EndState, LossCause, Missing};
+use event::{EndState, LossCause, Missing, Unusable};
 use seat::{Accepted, Seat, Seats};
+pub use tally::{Counts, Tally};
 pub use waiting::{Absence, Away};
+use weights::Weight;
+
+/// Times that a site may come back to one round: each is an event, and so is each time that it goes.
+pub const RETURNS_MAX: u32 = 32;
 
 /// One run: its manifest, the phase it is in, and every closed round.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +96,8 @@ pub struct Collecting {
     pub seats: Seats,
     /// Sites that were not asked, and why, in words; a site that becomes available is asked.
     pub passed_over: BTreeMap<SiteName, String>,
+    /// Times that a site came back after it was lost or refused.
+    pub returns: BTreeMap<SiteName, u32>,
 }
 
 /// A closed round whose aggregate is owed.
@@ -115,6 +124,21 @@ pub struct PastRound {
     pub missing: Vec<Missing>,
     /// The adapter that came out, and when; `None` for a void round or while it is owed.
     pub published: Option<(Digest, Timestamp)>,
+}
+
+impl PastRound {
+    /// The deltas that were counted and are folded, in the order of their sites.
+    pub fn accepted(&self) -> impl Iterator<Item = (&SiteName, &Accepted)> {
+        self.seats.iter().filter_map(|(site, seat)| match seat {
+            Seat::Accepted(accepted) => Some((site, accepted)),
+            Seat::Asked
+            | Seat::Training { .. }
+            | Seat::Excluded { .. }
+            | Seat::Refused { .. }
+            | Seat::Declined { .. }
+            | Seat::Lost { .. } => None,
+        })
+    }
 }
 
 /// What may be asked of a run.
@@ -208,6 +232,17 @@ pub enum Command {
     },
     /// Time has passed.
     Tick,
+    /// A counted delta turned out to be of no use to the aggregate.
+    Exclude {
+        /// The round.
+        round: u32,
+        /// The site.
+        site: SiteName,
+        /// Digest of the delta.
+        digest: Digest,
+        /// Why.
+        reason: Unusable,
+    },
     /// The aggregate is computed and durable.
     Publish {
         /// The round.
@@ -373,6 +408,20 @@ impl Run {
             cases,
         };
         Ok(Header::new(subject, self.contract.digest(), &self.contract.layout))
+    }
+
+    /// The weights of the deltas that are aggregated.
+    pub fn weights(&self, aggregating: &Aggregating) -> Vec<Weight> {
+        let accepted = aggregating.accepted.iter().map(|(site, accepted)| (site, accepted));
+        weights::weigh(accepted, self.manifest.limits.share_max)
+    }
+
+    /// Says whether `site` may come back to the open round once more.
+    fn may_return(&self, site: &SiteName) -> bool {
+        match &self.phase {
+            Phase::Collecting(open) => open.returns.get(site).is_none_or(|n| *n < RETURNS_MAX),
+            Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => true,
+        }
     }
 
     /// A site's seat in an open or closed round.

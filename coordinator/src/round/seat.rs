@@ -5,7 +5,7 @@ use tributary_shared::name::SiteName;
 use tributary_shared::refusal::Refusal;
 use tributary_shared::terms::SiteMetrics;
 
-use super::event::LossCause;
+use super::event::{LossCause, Unusable};
 
 /// Where a site of the cohort stands in a round.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +19,13 @@ pub enum Seat {
     },
     /// Its delta is counted. Final.
     Accepted(Accepted),
+    /// Its delta was counted and could not be folded. Final.
+    Excluded {
+        /// The delta, as it was counted.
+        accepted: Accepted,
+        /// Why it could not.
+        reason: Unusable,
+    },
     /// Its delta did not pass admission. Final.
     Refused {
         /// The digest the delta came under.
@@ -66,6 +73,7 @@ impl Seat {
             Self::Asked => "asked",
             Self::Training { .. } => "training",
             Self::Accepted(_) => "accepted",
+            Self::Excluded { .. } => "excluded",
             Self::Refused { .. } => "refused",
             Self::Declined { .. } => "declined",
             Self::Lost { .. } => "lost",
@@ -77,6 +85,7 @@ impl Seat {
         match self {
             Self::Asked | Self::Training { .. } | Self::Accepted(_) => String::new(),
             Self::Refused { reason, .. } | Self::Declined { reason, .. } => reason.to_string(),
+            Self::Excluded { reason, .. } => reason.to_string(),
             Self::Lost { cause, .. } => cause.to_string(),
         }
     }
@@ -84,7 +93,7 @@ impl Seat {
     /// Whether nothing more can come from it.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Accepted(_) | Self::Refused { .. } => true,
+            Self::Accepted(_) | Self::Excluded { .. } | Self::Refused { .. } => true,
             Self::Declined { reason, cases } => cases.is_some() || !reason.may_end(),
             Self::Asked | Self::Training { .. } | Self::Lost { .. } => false,
         }
@@ -100,6 +109,7 @@ impl Seat {
             | Self::Asked
             | Self::Training { .. }
             | Self::Accepted(_)
+            | Self::Excluded { .. }
             | Self::Refused { .. } => false,
         }
     }
@@ -108,11 +118,22 @@ impl Seat {
     pub fn cases(&self) -> Option<u64> {
         match self {
             Self::Training { cases } => Some(*cases),
-            Self::Accepted(accepted) => Some(accepted.cases),
+            Self::Accepted(accepted) | Self::Excluded { accepted, .. } => Some(accepted.cases),
             Self::Lost { cases, .. }
             | Self::Refused { cases, .. }
             | Self::Declined { cases, .. } => *cases,
             Self::Asked => None,
+        }
+    }
+
+    /// Declared cases that a round's share of cases is reckoned over: what a site takes back by its
+    /// own act, or sends in a form that is refused, is not held against the others.
+    pub fn awaited_cases(&self) -> Option<u64> {
+        match self {
+            Self::Training { .. } | Self::Accepted(_) | Self::Lost { .. } => self.cases(),
+            Self::Asked | Self::Excluded { .. } | Self::Refused { .. } | Self::Declined { .. } => {
+                None
+            }
         }
     }
 
@@ -121,11 +142,15 @@ impl Seat {
         matches!(self, Self::Lost { cause, .. } if cause.is_withdrawal())
     }
 
-    /// The verdict on submission `digest`, once there is one.
+    /// The verdict on submission `digest`, once there is one; an exclusion later changes none.
     pub fn verdict(&self, digest: Digest) -> Option<Result<(), Refusal>> {
         match self {
-            Self::Accepted(accepted) if accepted.digest == digest => Some(Ok(())),
-            Self::Accepted(accepted) => {
+            Self::Accepted(accepted) | Self::Excluded { accepted, .. }
+                if accepted.digest == digest =>
+            {
+                Some(Ok(()))
+            }
+            Self::Accepted(accepted) | Self::Excluded { accepted, .. } => {
                 let accepted = accepted.digest.to_string();
                 Some(Err(Refusal::AlreadySubmitted { accepted }))
             }

@@ -186,7 +186,7 @@ impl Run {
     /// A site was heard, by a call of any kind.
     pub(super) fn present(&self, site: SiteName) -> Vec<RunEvent> {
         let ended = matches!(self.phase, Phase::Ended { .. });
-        if ended || !self.away.is_absent(&site) {
+        if ended || !self.away.is_absent(&site) || !self.may_return(&site) {
             return Vec::new();
         }
         vec![RunEvent::SiteAvailable { site }]
@@ -195,7 +195,7 @@ impl Run {
     /// A site whose refusal stood would take part now.
     pub(super) fn ready(&self, site: SiteName) -> Vec<RunEvent> {
         let ended = matches!(self.phase, Phase::Ended { .. });
-        if ended || !self.away.refusing.contains_key(&site) {
+        if ended || !self.away.refusing.contains_key(&site) || !self.may_return(&site) {
             return Vec::new();
         }
         vec![RunEvent::SiteAvailable { site }]

@@ -1,6 +1,7 @@
 //! The services: decode, one call, encode. Nothing here changes anything except through
 //! `driver`.
 
+mod budget;
 mod calls;
 mod checks;
 mod enrolment;

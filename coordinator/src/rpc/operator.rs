@@ -12,8 +12,8 @@ use tributary_shared::name::{RunName, SiteName};
 use super::{Services, checks, export, history, parse, rows, status};
 use crate::clock;
 use crate::driver::DriverError;
-use crate::round::Command;
 use crate::round::event::RegistryEvent;
+use crate::round::{Command, Tally};
 use crate::store::MemberState;
 
 /// Longest reason taken from an operator, characters.
@@ -111,7 +111,7 @@ impl Operator for OperatorService {
         let fault = |e| status(DriverError::Store(e));
         let members = driver.store().members().await.map_err(fault)?;
         let invited = driver.store().open_invitations(clock::now()).await.map_err(fault)?;
-        let mut tally = rows::Tally::default();
+        let mut tally = Tally::default();
         for run in driver.runs().await {
             run.read(|run| tally.count(run));
         }

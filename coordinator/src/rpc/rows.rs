@@ -1,7 +1,5 @@
 //! Runs and members as rows of the wire.
 
-use std::collections::BTreeMap;
-
 use tributary_proto::channel::{Member, Role};
 use tributary_proto::v1;
 use tributary_shared::name::SiteName;
@@ -12,38 +10,10 @@ use crate::driver::Snapshot;
 use crate::driver::presence::Word;
 use crate::round::divergence::{self, base_versions};
 use crate::round::seat::Seat;
-use crate::round::{PastRound, Phase, Run};
+use crate::round::weights::{Weight, weigh};
+use crate::round::{PastRound, Phase, Run, Tally};
 use crate::space::Room;
 use crate::store::{Invitation, MemberRow};
-
-/// Counts of each site over all runs: deltas accepted, deltas refused, times lost, times it said
-/// no.
-#[derive(Default)]
-pub(super) struct Tally(BTreeMap<SiteName, Counts>);
-
-#[derive(Clone, Copy, Default)]
-struct Counts {
-    accepted: u32,
-    refused: u32,
-    lost: u32,
-    declined: u32,
-}
-
-impl Tally {
-    /// Adds a run's closed rounds.
-    pub(super) fn count(&mut self, run: &Run) {
-        for (site, seat) in run.past().values().flat_map(|past| &past.seats) {
-            let counts = self.0.entry(site.clone()).or_default();
-            let counted = match seat {
-                Seat::Accepted(_) => &mut counts.accepted,
-                Seat::Refused { .. } => &mut counts.refused,
-                Seat::Declined { .. } => &mut counts.declined,
-                Seat::Asked | Seat::Training { .. } | Seat::Lost { .. } => &mut counts.lost,
-            };
-            *counted += 1;
-        }
-    }
-}
 
 /// Enrolled sites, then those invited and not enrolled yet.
 pub(super) fn sites(
@@ -56,7 +26,7 @@ pub(super) fn sites(
         .iter()
         .filter(|row| row.member.role == Role::Site)
         .map(|row| {
-            let counts = tally.0.get(&row.member.name).copied().unwrap_or_default();
+            let counts = tally.of(&row.member.name);
             let Word { version, trouble, .. } = word(&row.member.name);
             v1::SiteRow {
                 name: row.member.name.to_string(),
@@ -175,7 +145,9 @@ pub(super) fn show(
         deadline_ms: 0,
         seats: Vec::new(),
         rounds: base_versions(run)
-            .map(|(round, base, past)| past_round(round, base, past))
+            .map(|(round, base, past)| {
+                past_round(round, base, past, run.manifest().limits.share_max)
+            })
             .collect(),
     };
     if let Phase::Collecting(collecting) = run.phase() {
@@ -223,7 +195,7 @@ pub(super) fn troubles(troubles: Vec<(SiteName, Word)>) -> Vec<v1::SiteTrouble> 
 /// Bytes of a site's counted delta.
 fn sent(seat: &Seat) -> Option<u64> {
     match seat {
-        Seat::Accepted(accepted) => Some(accepted.bytes),
+        Seat::Accepted(accepted) | Seat::Excluded { accepted, .. } => Some(accepted.bytes),
         Seat::Asked
         | Seat::Training { .. }
         | Seat::Refused { .. }
@@ -232,9 +204,15 @@ fn sent(seat: &Seat) -> Option<u64> {
     }
 }
 
-fn past_round(round: u32, base_version: u32, past: &PastRound) -> v1::RoundRow {
+fn past_round(
+    round: u32,
+    base_version: u32,
+    past: &PastRound,
+    share_max: Option<f64>,
+) -> v1::RoundRow {
+    let weights = weigh(past.accepted(), share_max);
     let contributions: Vec<_> =
-        past.seats.iter().map(|(site, seat)| contribution(past, site, seat)).collect();
+        past.seats.iter().map(|(site, seat)| contribution(past, site, seat, &weights)).collect();
     v1::RoundRow {
         round,
         adapter_digest: past
@@ -250,12 +228,20 @@ fn past_round(round: u32, base_version: u32, past: &PastRound) -> v1::RoundRow {
     }
 }
 
-fn contribution(past: &PastRound, site: &SiteName, seat: &Seat) -> v1::ContributionRow {
+fn contribution(
+    past: &PastRound,
+    site: &SiteName,
+    seat: &Seat,
+    weights: &[Weight],
+) -> v1::ContributionRow {
     let missing = past.missing.iter().find(|m| m.site == *site);
+    let cut = weights.iter().find(|w| w.site == *site && w.used < w.declared);
+    let cut = cut.map(|w| format!("weighs as {} cases, by limits.share_max", w.used));
+    let detail = missing.map(|m| m.reason.clone()).or(cut);
     let mut row = v1::ContributionRow {
         site: site.to_string(),
         state: seat.as_str().to_owned(),
-        detail: missing.map_or_else(|| seat.detail(), |m| m.reason.clone()),
+        detail: detail.unwrap_or_else(|| seat.detail()),
         cases: seat.cases().unwrap_or(0),
         ..v1::ContributionRow::default()
     };

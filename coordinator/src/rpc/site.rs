@@ -12,6 +12,7 @@ use tributary_shared::refusal::Refusal;
 use tributary_shared::terms::SiteMetrics;
 use tributary_shared::text::printable;
 
+use super::budget::Budget;
 use super::{Services, answer, digest, evidence, history, parse, refusal, status, unknown, upload};
 use crate::clock;
 use crate::driver::inquiries::{Answer, Delivery};
@@ -33,17 +34,17 @@ const WARNINGS_MAX: usize = 16;
 const WARNING_CHARS_MAX: usize = 40;
 
 /// The service behind a site's certificate.
-pub struct SiteService(Services);
+pub struct SiteService(Services, Budget);
 
 impl SiteService {
     /// The service over `services`.
     pub fn new(services: Services) -> Self {
-        Self(services)
+        Self(services, Budget::default())
     }
 
     /// The site behind a request, when it may take part.
     async fn site<T: Sync>(&self, request: &Request<T>) -> Result<SiteName, Status> {
-        let peer = self.seen(request)?;
+        let peer = self.seen(request).await?;
         match self.0.driver.members().standing(&peer) {
             Standing::Active => {
                 self.unshared(&peer.member.name)?;
@@ -67,9 +68,10 @@ impl SiteService {
         Ok(found.map_err(|e| status(DriverError::Store(e)))?.unwrap_or_default())
     }
 
-    /// The peer behind a request, noted as seen now.
-    fn seen<T>(&self, request: &Request<T>) -> Result<Peer, Status> {
+    /// The peer behind a request, in its turn and noted as seen now.
+    async fn seen<T: Sync>(&self, request: &Request<T>) -> Result<Peer, Status> {
         let peer = require(request, &[Role::Site])?.clone();
+        self.1.spend(&peer.member.name).await?;
         let now = clock::now();
         self.0.driver.store().touch_seen(&peer.member, now);
         let nonce = request.metadata().get(SESSION).and_then(|value| value.to_str().ok());
@@ -97,7 +99,7 @@ impl Site for SiteService {
         &self,
         request: Request<v1::HelloRequest>,
     ) -> Result<Response<v1::HelloReply>, Status> {
-        let peer = self.seen(&request)?;
+        let peer = self.seen(&request).await?;
         // A program that only looks, such as the site's doctor, knows nothing of its trouble.
         let takes_part = request.metadata().contains_key(SESSION);
         let (site, now) = (&peer.member.name, clock::now());
@@ -315,7 +317,7 @@ impl Site for SiteService {
         &self,
         request: Request<v1::CheckpointRequest>,
     ) -> Result<Response<v1::CheckpointReply>, Status> {
-        self.seen(&request)?;
+        self.seen(&request).await?;
         let request = request.into_inner();
         let reply = history::witnessed(&self.0.driver, &self.0.heads, &request).await?;
         Ok(Response::new(reply))
@@ -365,7 +367,7 @@ fn known_rounds(wire: Vec<v1::KnownRound>) -> Result<Vec<KnownRound>, Status> {
         .collect()
 }
 
-/// Metrics go into the history: small, known fields, finite numbers.
+/// Metrics go into the history: small, known fields. Their ranges are judged with the delta.
 fn read_metrics(json: &str) -> Result<SiteMetrics, Status> {
     if json.len() > METRICS_BYTES_MAX {
         let text = format!("metrics_json: {} bytes, above {METRICS_BYTES_MAX}", json.len());

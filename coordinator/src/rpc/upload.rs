@@ -218,7 +218,9 @@ async fn receive_checked(
         chunk = tokio::select! {
             next = next(chunks, give_up) => next?,
             () = upload.superseded() => {
-                return Err(Status::aborted("the same delta is being sent on a newer stream").into());
+                let text = "a newer stream took this one's place, or the round has closed; ask for \
+                            the durable offset";
+                return Err(Status::aborted(text).into());
             }
             () = driver.stopping().cancelled() => {
                 return Err(Status::unavailable("the coordinator is stopping").into());

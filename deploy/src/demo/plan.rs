@@ -139,7 +139,7 @@ fn manifest(
         cohort: None,
         quorum: Quorum { sites: 3, share_of_cases: None },
         strategy: Strategy::FedAvg,
-        limits: Limits { delta_norm_max: 100.0, cases_max: 1_000_000 },
+        limits: Limits { delta_norm_max: 100.0, cases_max: 1_000_000, share_max: None },
         privacy: Privacy::default(),
     };
     manifest.check().map_err(|e| Failed::new("the demo's run.toml", None, &e.to_string()))?;

@@ -20,8 +20,9 @@ use tributary_shared::tlog::merkle::leaf_hash;
 use self::fixture::{Coordinator, checkpoint, export, export_under, history, key, signer, site};
 use super::*;
 use crate::round::Command;
-use crate::round::event::{RegistryEvent, RunEvent};
+use crate::round::event::{RegistryEvent, RunEvent, Unusable};
 use crate::round::record::{Event, Record, Stream};
+use crate::round::seat::Seat;
 
 fn check(export: &[u8]) -> Result<Report, Finding> {
     verify(Cursor::new(export), &key(), &[], &mut |_| {})
@@ -106,7 +107,7 @@ fn without_tensor_files_the_report_says_what_was_not_recomputed() {
 
     let mut files = coordinator.files.clone();
     let run = &coordinator.runs[&"demo".parse::<RunName>().unwrap()];
-    let Some(crate::round::seat::Seat::Accepted(delta)) = run.seat(&site("b"), 1) else { panic!() };
+    let Some(Seat::Accepted(delta)) = run.seat(&site("b"), 1) else { panic!() };
     files.remove(&delta.digest);
     let report = check(&export(&coordinator.leaves(), &files)).unwrap();
     assert_eq!((report.adapters_recomputed, report.adapters_not_recomputed), (1, 1));
@@ -309,6 +310,52 @@ fn a_published_adapter_must_be_the_mean() {
     unnamed(&mut coordinator);
     let text = line(&found(&coordinator.export()));
     assert!(text.ends_with("version: expected 1, found 2"), "{text}");
+}
+
+/// A2: a weight above the share of one site is cut, by the auditor as by the coordinator.
+#[test]
+fn a_cut_weight_is_recomputed_and_told() {
+    let mut coordinator = Coordinator::found();
+    let demo = coordinator.start("demo");
+    coordinator.open(&demo);
+    for (who, cases, value) in [("a", 100, 1.0), ("b", 300, 2.0), ("c", 10_000_000, 4.0)] {
+        coordinator.accept(&demo, who, cases);
+        coordinator.submit(&demo, who, cases, value);
+    }
+    // c weighs two thirds: (100 * 1 + 300 * 2 + 800 * 4) / 1200
+    coordinator.publish(&demo, 1, 3.25);
+    let report = check(&coordinator.export()).unwrap();
+    assert_eq!((report.adapters_recomputed, report.adapters_not_recomputed), (1, 0));
+    let cut: Vec<_> = report.runs[0].rounds[0].weights_cut.iter().collect();
+    assert_eq!(cut, [(&site("c"), &800)]);
+    assert!(report.to_string().contains("c used as 800"), "{report}");
+}
+
+/// A10: failed before: no such history could be written, and the run stood still.
+#[test]
+fn a_history_with_an_excluded_delta_is_verified() {
+    let mut coordinator = Coordinator::found();
+    let demo = coordinator.start("demo");
+    coordinator.open(&demo);
+    for (who, cases, value) in [("a", 100, 1.0), ("b", 300, 2.0), ("c", 50, 4.0)] {
+        coordinator.accept(&demo, who, cases);
+        coordinator.submit(&demo, who, cases, value);
+    }
+    let Some(Seat::Accepted(delta)) = coordinator.runs[&demo].seat(&site("c"), 1).cloned() else {
+        panic!("c is counted")
+    };
+    let (digest, reason) = (delta.digest, Unusable::Damaged);
+    coordinator.command(&demo, Command::Exclude { round: 1, site: site("c"), digest, reason });
+    coordinator.publish(&demo, 1, 1.75);
+    let whole = check(&coordinator.export()).unwrap();
+    coordinator.files.remove(&digest);
+    let report = check(&coordinator.export()).unwrap();
+    for report in [&whole, &report] {
+        assert_eq!((report.adapters_recomputed, report.adapters_not_recomputed), (1, 0));
+        let round = &report.runs[0].rounds[0];
+        assert_eq!(round.missing[0].site, site("c"));
+        assert!(round.missing[0].reason.contains("are damaged"), "{:?}", round.missing);
+    }
 }
 
 #[test]

@@ -202,4 +202,7 @@ const LIMITS: &str = "\
 # A delta is refused above this L2 norm, and a site that declares more cases than this.
 delta_norm_max = 100.0
 cases_max = 1_000_000
+# Largest share of one site's weight in the mean: cases above it are used in part, not refused. Left
+# out: no bound for two sites, two thirds for three, a half for more.
+# share_max = 0.5
 ";

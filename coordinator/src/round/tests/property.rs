@@ -55,6 +55,10 @@ enum Op {
     Publish {
         round: i8,
     },
+    Exclude {
+        site: usize,
+        content: u8,
+    },
     Tick,
     Wait(i64),
     Stop,
@@ -85,6 +89,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (site(), round(), 0..3u8)
             .prop_map(|(site, round, content)| Op::Refuse { site, round, content }),
         5 => round().prop_map(|round| Op::Publish { round }),
+        1 => (site(), 0..3u8).prop_map(|(site, content)| Op::Exclude { site, content }),
         2 => Just(Op::Tick),
         3 => (0..60i64).prop_map(Op::Wait),
         1 => Just(Op::Restart),
@@ -164,6 +169,12 @@ impl Op {
                 round: near(*round),
                 adapter: Digest::of(format!("{}", run.adapters().len()).as_bytes()),
             },
+            Self::Exclude { site, content } => Command::Exclude {
+                round: run.round(),
+                site: named(site),
+                digest: Digest::of(&[*content]),
+                reason: Unusable::Damaged,
+            },
             Self::Tick => Command::Tick,
             Self::Stop => Command::Stop { reason: "enough".to_owned() },
             Self::Contribute { .. } | Self::Wait(_) | Self::Restart => return None,
@@ -202,6 +213,7 @@ fn invariants(before: &Run, trial: &Trial, verdicts: &mut Verdicts) -> Result<()
     rounds_have_no_gaps(trial)?;
     completed_means_nobody_was_missing(&trial.run)?;
     the_deadline_closes_and_nothing_is_owed_before(trial)?;
+    a_site_declares_once_and_its_events_are_bounded(trial)?;
     only_a_quorum_is_aggregated(&trial.run)
 }
 
@@ -243,8 +255,9 @@ fn no_site_is_counted_twice(trial: &Trial) -> Result<(), String> {
         }
     }
     let seats = |(round, past): (&u32, &PastRound)| {
-        let accepted = past.seats.iter().filter(|(_, s)| matches!(s, Seat::Accepted(_)));
-        accepted.map(|(site, _)| (*round, site.clone())).collect::<Vec<_>>()
+        let counted = |s: &Seat| matches!(s, Seat::Accepted(_) | Seat::Excluded { .. });
+        let counted = past.seats.iter().filter(|(_, seat)| counted(seat));
+        counted.map(|(site, _)| (*round, site.clone())).collect::<Vec<_>>()
     };
     let mut held: BTreeSet<_> = trial.run.past().iter().flat_map(seats).collect();
     if let Phase::Collecting(Collecting { round, seats, .. }) = trial.run.phase() {
@@ -305,9 +318,39 @@ fn only_a_quorum_is_aggregated(run: &Run) -> Result<(), String> {
     holds("only a quorum is aggregated", names.len() >= quorum.sites as usize)?;
     let Some(share) = quorum.share_of_cases else { return Ok(()) };
     let past = &run.past()[&aggregating.round];
-    let declared: u64 = past.seats.values().filter_map(Seat::cases).sum();
-    let held: u64 = aggregating.accepted.iter().map(|(_, a)| a.cases).sum();
-    holds("the counted cases are the share asked for", held as f64 >= share * declared as f64)
+    let awaited = past.seats.iter().filter_map(|(site, s)| Some((site, s.awaited_cases()?)));
+    let (sites, declared): (Vec<_>, Vec<_>) = awaited.unzip();
+    let used = weights::used(&declared, run.manifest().limits.share_max);
+    let held = sites.iter().zip(&used).filter(|(site, _)| names.contains(*site));
+    let held: u64 = held.map(|(_, used)| used).sum();
+    let whole: u64 = used.iter().sum();
+    holds("the counted cases are the share asked for", held as f64 >= share * whole as f64)
+}
+
+fn a_site_declares_once_and_its_events_are_bounded(trial: &Trial) -> Result<(), String> {
+    let mut declared = BTreeMap::new();
+    let mut acts: BTreeMap<(SiteName, u32), u32> = BTreeMap::new();
+    for event in trial.events() {
+        let (round, site) = match event {
+            RunEvent::TermsAccepted { round, site, cases } => {
+                let first = declared.entry((site.clone(), *round)).or_insert(*cases);
+                holds("a site declares one number of cases a round", first == cases)?;
+                (round, site)
+            }
+            RunEvent::SiteReturned { round, site }
+            | RunEvent::SiteLost { round, site, .. }
+            | RunEvent::Declined { round, site, .. } => (round, site),
+            RunEvent::RoundWithdrawn { round, .. } => {
+                acts.retain(|(_, of), _| of != round);
+                continue;
+            }
+            _ => continue,
+        };
+        *acts.entry((site.clone(), *round)).or_default() += 1;
+    }
+    // Each return, each going, the first word and the operator's.
+    let most = acts.values().copied().max().unwrap_or_default();
+    holds("the events of a site in a round are bounded", most <= 2 * RETURNS_MAX + 4)
 }
 
 proptest! {

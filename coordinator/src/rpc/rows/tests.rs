@@ -6,9 +6,9 @@ use tributary_shared::refusal::Refusal;
 use tributary_shared::terms::SiteMetrics;
 
 use super::*;
-use crate::round::Command;
 use crate::round::lease::{Leases, Progress};
 use crate::round::seat::Accepted;
+use crate::round::{Command, Counts};
 
 const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
@@ -113,10 +113,23 @@ fn declined_rounds_are_counted_apart_from_refused_deltas() {
     let mut tally = Tally::default();
     tally.count(&run);
     let of = |name: &str| {
-        let Counts { accepted, refused, lost, declined } = tally.0[&site(name)];
+        let Counts { accepted, refused, lost, declined, .. } = tally.of(&site(name));
         (accepted, refused, lost, declined)
     };
     assert_eq!((of("a"), of("b"), of("c")), ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0, 1)));
+}
+
+/// Failed before: `site list` counted a loss where the operator's stop had cut the round short, and
+/// the audit did not. Both count by this one tally now.
+#[test]
+fn a_round_that_the_operator_cuts_short_is_nobodys_loss() {
+    let run = accept(collecting(&["a", "b"]), "b");
+    let run = command(run, Command::Stop { reason: "enough".to_owned() });
+    let mut tally = Tally::default();
+    tally.count(&run);
+    for name in ["a", "b", "stranger"] {
+        assert_eq!(tally.of(&site(name)), Counts::default(), "{name}");
+    }
 }
 
 /// Before, an accepted seat went on to show its last heartbeat, `fetching 0/100260`.

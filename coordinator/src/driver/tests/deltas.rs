@@ -1,0 +1,283 @@
+//! The life of a delta: sent, checked, counted or removed, folded or excluded.
+
+use std::fs;
+
+use bytes::Bytes;
+use tributary_shared::tensors::encode;
+
+use super::*;
+use crate::round::Phase;
+
+/// A coordinator whose sites are members, with one rehearsal of four values.
+struct Trial {
+    directory: tempfile::TempDir,
+    driver: Driver,
+    run: RunName,
+}
+
+fn manifest(name: &str, rounds: u32, quorum: u32) -> RunManifest {
+    let mut manifest = rehearsal(name);
+    manifest.rounds.count = rounds;
+    manifest.rounds.void_pause_s = 0;
+    manifest.quorum.sites = quorum;
+    manifest
+}
+
+impl Trial {
+    async fn start(manifest: RunManifest, sites: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let driver = driver(directory.path()).await;
+        for site in sites {
+            enroll(&driver, site).await;
+        }
+        let run = manifest.name.clone();
+        driver.start_run(manifest, &operator()).await.unwrap();
+        Self { directory, driver, run }
+    }
+
+    async fn live(&self) -> Arc<LiveRun> {
+        self.driver.run(&self.run).await.unwrap()
+    }
+
+    /// Agrees to the terms of the round that is open, or opens next.
+    async fn agree(&self, site: &str, cases: u64) -> Result<(), DriverError> {
+        self.until(|run| matches!(run.phase(), Phase::Collecting(_))).await;
+        let live = self.live().await;
+        let terms = terms(&live, site, cases);
+        live.command(&self.driver, terms).await
+    }
+
+    async fn decline(&self, site: &str) {
+        let live = self.live().await;
+        let class = tributary_shared::refusal::RefusalClass::Never;
+        let reason = Refusal::Policy { reason: "no".to_owned(), class };
+        let (site, round) = (site.parse().unwrap(), live.read(Run::round));
+        live.command(&self.driver, Command::Decline { site, round, reason }).await.unwrap();
+    }
+
+    /// Uploads `value` four times, under the header of the open round.
+    async fn upload(&self, site: &str, cases: u64, value: f32) -> Digest {
+        let (site, round) = (site.parse().unwrap(), self.live().await.read(Run::round));
+        let header = self.live().await.read(|run| run.expected_delta(&site, round, cases)).unwrap();
+        let bytes = encode(&header, &[vec![value; 4]]);
+        let (digest, total) = (Digest::of(&bytes), bytes.len() as u64);
+        let upload = Upload::begin(&self.driver, &site, &self.run, round, digest, header, total);
+        let mut upload = upload.await.unwrap();
+        upload.push(Bytes::from(bytes)).await.unwrap();
+        assert_eq!(upload.finish(&self.driver).await.unwrap(), total);
+        digest
+    }
+
+    async fn submit(&self, site: &str, digest: Digest, cases: u64) -> Result<(), DriverError> {
+        let (site, round) = (site.parse().unwrap(), self.live().await.read(Run::round));
+        let metrics = SiteMetrics::default();
+        self.driver.submit(&site, &self.run, round, digest, cases, metrics).await
+    }
+
+    async fn contribute(&self, site: &str, cases: u64, value: f32) -> Digest {
+        self.agree(site, cases).await.unwrap();
+        let digest = self.upload(site, cases, value).await;
+        self.submit(site, digest, cases).await.unwrap();
+        digest
+    }
+
+    /// Waits until the run's fold is as `wanted`.
+    async fn until(&self, wanted: impl Fn(&Run) -> bool) {
+        let mut log = self.driver.store().follow();
+        let live = self.live().await;
+        let reached = async {
+            while !live.read(&wanted) {
+                log.changed().await.unwrap();
+                // The log grows a moment before the fold does.
+                drop(live.turn.lock().await);
+            }
+        };
+        let hang = std::time::Duration::from_secs(60);
+        tokio::time::timeout(hang, reached).await.expect("the run comes there");
+    }
+
+    fn parts(&self) -> usize {
+        self.driver.blobs().parts().unwrap().len()
+    }
+
+    async fn names(&self) -> Vec<String> {
+        kinds(&self.driver, self.run.as_str()).await
+    }
+
+    fn blob(&self, digest: Digest) -> std::path::PathBuf {
+        let hex = digest.to_hex();
+        self.directory.path().join("blobs").join(&hex[..2]).join(hex)
+    }
+}
+
+fn words(result: Result<(), DriverError>) -> String {
+    result.unwrap_err().to_string()
+}
+
+/// A1: failed before: what was learned of bytes that say 5 cases was used to count 50, and the
+/// aggregation failed for ever.
+#[tokio::test]
+async fn a_verdict_holds_for_the_cases_that_were_checked() {
+    let trial = Trial::start(manifest("run", 1, 2), &["a", "b"]).await;
+    trial.agree("a", 5).await.unwrap();
+    let digest = trial.upload("a", 5, 1.0).await;
+    assert_eq!(words(trial.agree("a", 50).await), "cases: expected 5, found 50");
+    assert_eq!(words(trial.submit("a", digest, 50).await), "cases: expected 5, found 50");
+    trial.submit("a", digest, 5).await.unwrap();
+    trial.submit("a", digest, 5).await.expect("the same answer for all time");
+    trial.contribute("b", 5, 1.0).await;
+    trial.until(|run| run.rounds_published() == 1).await;
+}
+
+/// A1: failed before: counted in round 2 with the bytes of round 1.
+#[tokio::test]
+async fn a_delta_that_was_not_submitted_is_gone_with_its_round() {
+    let trial = Trial::start(manifest("run", 2, 1), &["a", "b"]).await;
+    trial.agree("a", 5).await.unwrap();
+    let digest = trial.upload("a", 5, 1.0).await;
+    assert_eq!(trial.parts(), 1);
+    trial.decline("a").await;
+    assert_eq!(trial.parts(), 0, "of no use to the round any more");
+    trial.contribute("b", 5, 1.0).await;
+    trial.until(|run| run.round() == 2).await;
+    trial.agree("a", 5).await.unwrap();
+    let late = trial.submit("a", digest, 5).await;
+    assert!(matches!(late, Err(DriverError::NotUploaded(_))), "{late:?}");
+    trial.contribute("b", 5, 1.0).await;
+    let own = trial.upload("a", 5, 1.0).await;
+    trial.submit("a", own, 5).await.unwrap();
+    trial.until(|run| run.rounds_published() == 2).await;
+}
+
+/// A1: failed before: counted in one run with the bytes of another.
+#[tokio::test]
+async fn a_delta_of_one_run_counts_in_no_other() {
+    let mut trial = Trial::start(manifest("one", 1, 1), &["a"]).await;
+    trial.driver.start_run(manifest("two", 1, 1), &operator()).await.unwrap();
+    trial.agree("a", 5).await.unwrap();
+    let digest = trial.upload("a", 5, 1.0).await;
+    trial.run = "two".parse().unwrap();
+    trial.agree("a", 5).await.unwrap();
+    let stray = trial.submit("a", digest, 5).await;
+    assert!(matches!(stray, Err(DriverError::NotUploaded(_))), "{stray:?}");
+    trial.contribute("a", 5, 2.0).await;
+    trial.until(|run| run.rounds_published() == 1).await;
+    trial.run = "one".parse().unwrap();
+    trial.submit("a", digest, 5).await.unwrap();
+    trial.until(|run| run.rounds_published() == 1).await;
+}
+
+/// A4: failed before: each was a blob, for ever.
+#[tokio::test]
+async fn a_site_that_uploads_and_never_submits_takes_the_room_of_one_delta() {
+    let trial = Trial::start(manifest("run", 1, 1), &["a", "b"]).await;
+    trial.agree("a", 5).await.unwrap();
+    let blobs = trial.driver.blobs().list().unwrap();
+    for value in 0..20u8 {
+        trial.upload("a", 5, f32::from(value)).await;
+        assert_eq!(trial.parts(), 1);
+    }
+    assert_eq!(trial.driver.blobs().list().unwrap(), blobs);
+    // A delta that is refused goes too.
+    let large = trial.upload("a", 5, 1e9).await;
+    assert!(words(trial.submit("a", large, 5).await).starts_with("norm "));
+    assert_eq!(trial.parts(), 0);
+    assert_eq!(trial.driver.blobs().list().unwrap(), blobs);
+    trial.contribute("b", 5, 1.0).await;
+    trial.until(|run| run.rounds_published() == 1).await;
+}
+
+/// As after a coordinator that was killed between the commit and the rename, beside parts of a round
+/// and of a run that are over.
+#[tokio::test]
+async fn a_restart_makes_blobs_of_what_is_counted_and_removes_the_rest() {
+    let trial = Trial::start(manifest("run", 1, 2), &["a", "b"]).await;
+    let counted = trial.contribute("a", 5, 1.0).await;
+    trial.agree("b", 5).await.unwrap();
+    let wanted = trial.upload("b", 5, 1.0).await;
+    let spool = trial.directory.path().join("spool");
+    let part = |run: &str, round: u32, site: &str, digest: Digest| {
+        spool.join(format!("{run}.{round}.{site}.{}.part", digest.to_hex()))
+    };
+    fs::rename(trial.blob(counted), part("run", 1, "a", counted)).unwrap();
+    fs::write(part("run", 7, "a", counted), b"another round").unwrap();
+    fs::write(part("gone", 1, "a", counted), b"another run").unwrap();
+    let Trial { directory, driver: first, run } = trial;
+    first.stopping().cancel();
+    first.store().close().await;
+    drop(first);
+    let driver = driver(directory.path()).await;
+    let trial = Trial { directory, driver, run };
+    assert!(trial.driver.blobs().exists(counted));
+    let left = trial.driver.blobs().parts().unwrap();
+    assert_eq!(left.iter().map(|key| key.digest).collect::<Vec<_>>(), [wanted]);
+    // Nothing is remembered: it is read again.
+    trial.submit("b", wanted, 5).await.unwrap();
+    trial.until(|run| run.rounds_published() == 1).await;
+}
+
+/// What a power failure leaves is held against nobody.
+#[tokio::test]
+async fn a_part_that_lost_bytes_has_not_arrived() {
+    let trial = Trial::start(manifest("run", 1, 1), &["a"]).await;
+    trial.agree("a", 5).await.unwrap();
+    let digest = trial.upload("a", 5, 1.0).await;
+    trial.driver.uploads().forget(&trial.run, |_, _| false);
+    let part = fs::read_dir(trial.directory.path().join("spool")).unwrap().next().unwrap();
+    let part = part.unwrap().path();
+    let length = fs::metadata(&part).unwrap().len() as usize;
+    fs::write(&part, vec![0; length]).unwrap();
+    let damaged = trial.submit("a", digest, 5).await;
+    assert!(matches!(damaged, Err(DriverError::NotUploaded(_))), "{damaged:?}");
+    assert_eq!(trial.parts(), 0);
+    let again = trial.upload("a", 5, 1.0).await;
+    trial.submit("a", again, 5).await.unwrap();
+    trial.until(|run| run.rounds_published() == 1).await;
+}
+
+/// A10: failed before: the damaged bytes were published, or the run stood still.
+#[tokio::test]
+async fn a_delta_that_the_disk_damaged_is_excluded_and_the_others_are_folded() {
+    let trial = Trial::start(manifest("run", 1, 2), &["a", "b", "c"]).await;
+    let damaged = trial.contribute("a", 5, 1.0).await;
+    let file = trial.blob(damaged);
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    trial.contribute("b", 5, 1.0).await;
+    trial.contribute("c", 5, 1.0).await;
+    trial.until(|run| run.rounds_published() == 1).await;
+    let names = trial.names().await;
+    let end = ["round_closed", "delta_excluded", "adapter_published", "run_ended"];
+    assert_eq!(names[names.len() - 4..], end);
+    assert!(!file.exists(), "no export carries it");
+    let detail = trial.live().await.read(|run| match run.phase() {
+        Phase::Ended { detail, .. } => detail.clone(),
+        phase => panic!("{phase:?}"),
+    });
+    let why = "its delta was counted, and its stored bytes are damaged";
+    assert_eq!(detail, format!("a missing in round 1: {why}"));
+    trial.live().await.read(|run| {
+        assert_eq!(run.verdict(&"a".parse().unwrap(), 1, damaged), Some(Ok(())));
+    });
+}
+
+/// A10: failed before: the aggregation was tried for ever.
+#[tokio::test]
+async fn a_delta_that_drives_the_adapter_out_of_its_range_is_excluded() {
+    let mut manifest = manifest("run", 2, 2);
+    manifest.limits.delta_norm_max = 1e300;
+    let trial = Trial::start(manifest, &["a", "b", "mallory"]).await;
+    for round in 1..=2 {
+        trial.contribute("a", 100, 1.0).await;
+        trial.contribute("b", 100, 1.0).await;
+        trial.contribute("mallory", 10_000_000, 3e38).await;
+        trial.until(|run| run.rounds_published() == round).await;
+    }
+    let live = trial.live().await;
+    let missing = live.read(|run| run.past()[&2].missing.clone());
+    let [missing] = &missing[..] else { panic!("{missing:?}") };
+    assert_eq!(missing.site.as_str(), "mallory");
+    let why = "its delta was counted, and with it value 0 of the adapter would be inf";
+    assert_eq!(missing.reason, why);
+}
