@@ -165,13 +165,17 @@ impl Blobs {
 
     /// Bytes of a delta that are in the spool.
     pub async fn spooled(&self, key: &SpoolKey) -> io::Result<u64> {
-        let path = self.part(key);
-        blocking(move || match fs::metadata(path) {
+        let (store, key) = (self.clone(), key.clone());
+        blocking(move || store.part_bytes(&key)).await
+    }
+
+    /// As [`Self::spooled`], for those who may block.
+    pub fn part_bytes(&self, key: &SpoolKey) -> io::Result<u64> {
+        match fs::metadata(self.part(key)) {
             Ok(found) => Ok(found.len()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
             Err(error) => Err(error),
-        })
-        .await
+        }
     }
 
     /// Opens a delta's part where an earlier stream left it, or a new one. A site has one part a

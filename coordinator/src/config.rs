@@ -14,6 +14,7 @@ use tributary_proto::channel::Windows;
 use tributary_shared::outcome::Failure;
 
 use crate::driver::inquiries::Pace;
+use crate::driver::{Keeping, Retention};
 
 /// Largest configuration file read, bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
@@ -50,6 +51,8 @@ pub struct CoordinatorConfig {
     pub reserve_bytes: Option<u64>,
     /// Time after a refusal until the site is asked whether it still holds.
     pub pace: Pace,
+    /// The deltas that are kept.
+    pub keeping: Keeping,
     /// HTTP/2 receive windows.
     pub windows: Windows,
     /// Memory that uploads in flight share, bytes.
@@ -110,6 +113,8 @@ struct File {
     #[serde(default)]
     disk: Disk,
     #[serde(default)]
+    retention: Retain,
+    #[serde(default)]
     inquiries: Inquiries,
     #[serde(default)]
     transport: Transport,
@@ -127,6 +132,13 @@ struct Database {
 #[serde(deny_unknown_fields)]
 struct Disk {
     reserve_mib: Option<u32>,
+    site_unsettled_mib: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Retain {
+    deltas: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -184,6 +196,7 @@ impl CoordinatorConfig {
             database,
             reserve_bytes: reserve_bytes(file, &written.disk)?,
             pace: pace(file, &written.inquiries)?,
+            keeping: keeping(file, &written.disk, &written.retention)?,
             windows: windows(file, &written.transport)?,
             upload_memory_bytes: upload_memory_bytes(file, &written.transport)?,
             log: written.log,
@@ -231,6 +244,34 @@ fn reserve_bytes(file: &Path, disk: &Disk) -> Result<Option<u64>, Failure> {
             Err(invalid(file, "disk.reserve_mib", &problem, "write mebibytes, or leave it out"))
         }
     }
+}
+
+fn keeping(file: &Path, disk: &Disk, retain: &Retain) -> Result<Keeping, Failure> {
+    let default = Keeping::default();
+    let unsettled_bytes_max = match disk.site_unsettled_mib {
+        None => default.unsettled_bytes_max,
+        Some(mib) if (1..=RESERVE_MIB_MAX).contains(&mib) => u64::from(mib) << 20,
+        Some(mib) => {
+            let problem = format!("{mib} is not between 1 and {RESERVE_MIB_MAX}");
+            let mend = "write mebibytes, or leave it out";
+            return Err(invalid(file, "disk.site_unsettled_mib", &problem, mend));
+        }
+    };
+    let last = |text: &str| {
+        let rest = text.strip_prefix("last ")?;
+        let count = rest.strip_suffix(" rounds").or_else(|| rest.strip_suffix(" round"))?;
+        count.parse().ok().map(Retention::Last)
+    };
+    let retention = match retain.deltas.as_deref() {
+        None => default.retention,
+        Some("all") => Retention::All,
+        Some(text) => last(text).ok_or_else(|| {
+            let problem = format!("`{text}` is neither `all` nor `last N rounds`");
+            let mend = "write deltas = \"all\", or for example \"last 10 rounds\"";
+            invalid(file, "retention.deltas", &problem, mend)
+        })?,
+    };
+    Ok(Keeping { retention, unsettled_bytes_max })
 }
 
 fn pace(file: &Path, inquiries: &Inquiries) -> Result<Pace, Failure> {
@@ -401,6 +442,26 @@ mod tests {
         assert_eq!(config.upload_memory_bytes, 32 << 20);
         assert_eq!(config.reserve_bytes, None);
         assert_eq!(config.log, Log { format: LogFormat::Text, level: Level::Info });
+    }
+
+    #[test]
+    fn retention_is_all_or_a_number_of_rounds() {
+        let retention = |value: &str| {
+            let text = format!("directory = \".\"\n[retention]\ndeltas = \"{value}\"");
+            read(&text, &[]).map(|config| config.keeping.retention)
+        };
+        assert_eq!(read("directory = \".\"", &[]).unwrap().keeping, Keeping::default());
+        assert_eq!(retention("all"), Ok(Retention::All));
+        assert_eq!(retention("last 10 rounds"), Ok(Retention::Last(10.try_into().unwrap())));
+        assert_eq!(retention("last 1 round"), Ok(Retention::Last(1.try_into().unwrap())));
+        for wrong in ["last 0 rounds", "last -1 rounds", "10", "none", ""] {
+            let found = retention(wrong).unwrap_err();
+            assert!(found.contains("retention.deltas: `"), "{found}");
+        }
+        let quota =
+            |mib: u32| read(&format!("directory = \".\"\n[disk]\nsite_unsettled_mib = {mib}"), &[]);
+        assert_eq!(quota(3).unwrap().keeping.unsettled_bytes_max, 3 << 20);
+        assert!(quota(0).unwrap_err().contains("disk.site_unsettled_mib: 0 is not between 1 and"));
     }
 
     #[test]

@@ -79,8 +79,8 @@ pub async fn serve(
     let signals = Signals::listen()?;
     let stop = CancellationToken::new();
     let connections = acceptor.connections();
-    let (pace, stopping) = (config.pace, stop.clone());
-    let driver = Driver::start(store.clone(), blobs, connections, space, pace, stopping)
+    let (rules, stopping) = ((config.pace, config.keeping), stop.clone());
+    let driver = Driver::start(store.clone(), blobs, connections, space, rules, stopping)
         .await
         .map_err(|e| driver_failure(&e))?;
     let listener = TcpListener::bind(config.listen).await.map_err(|e| bind_failure(config, &e))?;

@@ -1,12 +1,14 @@
 //! Writes an export file piece by piece, to a file or a stream.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 
 use tributary_shared::digest::Digest;
+use tributary_shared::name::{RunName, SiteName};
 
 use super::container::{END, LEAF, MAGIC, TENSORS, write_sized};
-use crate::round::event::RunEvent;
-use crate::round::record::Event;
+use crate::round::event::{RunEvent, Unusable};
+use crate::round::record::{Event, Record, Stream};
 
 const COPY_BYTES: usize = 256 << 10;
 
@@ -124,6 +126,43 @@ fn order(problem: String) -> ExportError {
     ExportError::Order(problem)
 }
 
+/// The tensor files that a history names and has not given up.
+#[derive(Debug, Default)]
+pub struct TensorFiles {
+    adapters: BTreeSet<Digest>,
+    /// By run, round and site.
+    deltas: BTreeMap<(RunName, u32, SiteName), Digest>,
+}
+
+impl TensorFiles {
+    /// Takes the next record of the history.
+    pub fn take(&mut self, record: &Record) {
+        let (Stream::Run(run), Event::Run(event)) = (&record.stream, &record.event) else {
+            return;
+        };
+        if let RunEvent::DeltaAccepted { round, site, digest, .. } = event {
+            self.deltas.insert((run.clone(), *round, site.clone()), *digest);
+        } else if let RunEvent::DeltaExcluded { round, site, reason: Unusable::Damaged, .. } = event
+        {
+            self.deltas.remove(&(run.clone(), *round, site.clone()));
+        } else if let RunEvent::DeltasRemoved { to } = event {
+            self.deltas.retain(|(of, round, _), _| of != run || round > to);
+        } else {
+            self.adapters.extend(tensor_of_run(event));
+        }
+    }
+
+    /// Every one of them.
+    pub fn digests(&self) -> BTreeSet<Digest> {
+        self.adapters.iter().chain(self.deltas.values()).copied().collect()
+    }
+
+    /// Says whether `digest` is an adapter's.
+    pub fn is_adapter(&self, digest: &Digest) -> bool {
+        self.adapters.contains(digest)
+    }
+}
+
 /// The delta or adapter file that an event names: what an export with tensors carries, where it
 /// is still kept.
 pub fn tensor_of(event: &Event) -> Option<Digest> {
@@ -151,6 +190,7 @@ pub(super) fn tensor_of_run(event: &RunEvent) -> Option<Digest> {
         | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }
         | RunEvent::DeltaExcluded { .. }
+        | RunEvent::DeltasRemoved { .. }
         | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => None,
     }

@@ -352,6 +352,7 @@ fn check_before(run: &Run, event: &RunEvent) -> Result<(), String> {
         | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }
         | RunEvent::DeltaExcluded { .. }
+        | RunEvent::DeltasRemoved { .. }
         | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => {}
     }
@@ -388,6 +389,7 @@ fn names(leaf: u64, run: &Run, event: &RunEvent) -> Option<(Digest, Named)> {
         | RunEvent::RunResumed { .. }
         | RunEvent::RoundClosed { .. }
         | RunEvent::DeltaExcluded { .. }
+        | RunEvent::DeltasRemoved { .. }
         | RunEvent::RoundsSkipped { .. }
         | RunEvent::RunEnded { .. } => {
             (Subject::Adapter { run: name.clone(), version: run.rounds_published() }, None)

@@ -102,6 +102,10 @@ fn replay_round<R: Read + Seek>(
     let weights = weigh(accepted(), run.manifest().limits.share_max);
     for ((site, delta), weight) in accepted().zip(weights) {
         let Some(input) = input(delta.digest, weight.used) else {
+            if published.round <= run.removed_to() {
+                let why = "the coordinator removed its deltas by [retention], as the history says";
+                return Ok(Err(why.to_owned()));
+            }
             return Ok(Err(format!("the export does not hold the delta of {site}")));
         };
         deltas.push(input);

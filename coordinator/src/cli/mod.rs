@@ -5,6 +5,7 @@ mod audit;
 mod check;
 mod doctor;
 mod enroll;
+mod gc;
 mod log;
 mod manifest;
 mod members;

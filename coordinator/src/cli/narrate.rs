@@ -68,6 +68,9 @@ fn run(event: &RunEvent) -> String {
             "round {round}: adapter version {version} published by {strategy} over {cases} cases: \
              {adapter}"
         ),
+        RunEvent::DeltasRemoved { to } => {
+            format!("the counted deltas of the rounds up to {to} are removed, by [retention]")
+        }
         RunEvent::RoundsSkipped { to, site, recovery } => format!(
             "rounds up to {to} skipped: {site} holds a delta of round {to} from before recovery {}",
             recovery.short()

@@ -10,7 +10,7 @@ use tributary_shared::name::{ConsortiumName, SiteName};
 use tributary_shared::outcome::{ExitCode, Failure, ok_envelope};
 
 use super::recovery::{self, Backup, Recover, Restore};
-use super::{Answer, Format, Program, doctor, emit, run};
+use super::{Answer, Format, Program, doctor, emit, gc, run};
 use crate::clock;
 use crate::config::CoordinatorConfig;
 use crate::membership::{self, Founding, ServerNames};
@@ -59,6 +59,9 @@ enum Command {
         #[arg(long, requires = "server_names", conflicts_with = "dropped")]
         replace_server_names: bool,
     },
+    /// Remove adapters and deltas that no event names or that the history has given up; the
+    /// coordinator must be stopped
+    Gc(gc::Gc),
     /// Check authority, certificate, address, listener, database, blobs and disk; one line each
     Doctor(Configured),
 }
@@ -117,6 +120,7 @@ impl Program for Service {
             Command::Backup(arguments) => recovery::backup(&arguments),
             Command::Restore(arguments) => recovery::restore(&arguments),
             Command::Recover(arguments) => recovery::recover(&arguments),
+            Command::Gc(arguments) => gc::gc(&arguments),
             Command::RenewServer { config, server_names, dropped, replace_server_names } => {
                 let names = match replace_server_names {
                     true => ServerNames::Only(server_names),

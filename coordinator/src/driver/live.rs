@@ -8,7 +8,7 @@ use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
 use tributary_shared::timestamp::Timestamp;
 
-use super::{Driver, DriverError};
+use super::{Driver, DriverError, Retention};
 use crate::clock;
 use crate::round::event::RunEvent;
 use crate::round::lease::{Leases, Progress};
@@ -40,6 +40,8 @@ pub struct LiveRun {
     aggregating: AtomicU32,
     /// Reason this coordinator itself does not get on with the run; empty when it does.
     trouble: Mutex<String>,
+    /// The deltas of rounds up to this one were removed by this process.
+    pub(super) removed_to: AtomicU32,
     /// True when time stood still for the run's sites at the last tick.
     held: AtomicBool,
     /// True while the run passes over a site that was not heard; read at every call of a site.
@@ -70,6 +72,7 @@ impl LiveRun {
             run: RwLock::new(Some(run)),
             leases: Mutex::new(Leases::new(now)),
             aggregating: AtomicU32::new(0),
+            removed_to: AtomicU32::new(0),
             trouble: Mutex::default(),
             held: AtomicBool::new(false),
         }
@@ -242,6 +245,12 @@ impl LiveRun {
     /// command; owing nothing, it does nothing.
     pub async fn act(&self, driver: &Driver) -> Result<(), DriverError> {
         loop {
+            if let Retention::Last(keep) = driver.0.keeping.retention {
+                let remove = Command::Remove { keep: keep.get() };
+                if !self.decide(driver, clock::now(), remove.clone())?.is_empty() {
+                    self.apply(driver, remove).await?;
+                }
+            }
             self.tidy(driver).await?;
             let phase = self.read(|run| run.phase().clone());
             match phase {
@@ -424,6 +433,7 @@ fn describe(event: &RunEvent) -> String {
         RunEvent::AdapterPublished { round, version, adapter, .. } => {
             format!("round {round}: adapter version {version} is {}", adapter.short())
         }
+        RunEvent::DeltasRemoved { to } => format!("deltas of the rounds up to {to} are removed"),
         RunEvent::RoundsSkipped { to, site, .. } => {
             format!("rounds up to {to} skipped: {site} knows them from before the recovery")
         }

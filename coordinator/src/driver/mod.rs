@@ -16,6 +16,7 @@ mod ticker;
 mod uploads;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{RwLock, watch};
@@ -96,6 +97,17 @@ pub enum DriverError {
         /// Its state from now on.
         state: &'static str,
     },
+    /// A site has too much in the spool.
+    #[error(
+        "this site has sent {held} bytes for other runs that are not counted yet, and {most} are \
+         allowed; it sends this delta when those are settled"
+    )]
+    Quota {
+        /// Bytes of its other deltas.
+        held: u64,
+        /// Bytes of all of them that are allowed.
+        most: u64,
+    },
     /// The process is shutting down.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -154,6 +166,7 @@ impl DriverError {
             | Self::RevokedMember(_)
             | Self::NotUploaded(_)
             | Self::Superseded
+            | Self::Quota { .. }
             | Self::Corrupt(_)
             | Self::Interrupted(_) => false,
         }
@@ -164,6 +177,30 @@ impl DriverError {
         let what = what.into();
         move |source| Self::Io { what, source }
     }
+}
+
+/// The deltas that are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keeping {
+    /// Of those that were counted.
+    pub retention: Retention,
+    /// Most bytes that one site's deltas may have, over all runs, before they are counted.
+    pub unsettled_bytes_max: u64,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self { retention: Retention::All, unsettled_bytes_max: 8 << 30 }
+    }
+}
+
+/// The counted deltas that are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retention {
+    /// All of them.
+    All,
+    /// Those of each run's newest closed rounds.
+    Last(NonZeroU32),
 }
 
 /// Owns every live run. Cheap to clone.
@@ -185,6 +222,7 @@ struct Inner {
     /// Rounds that sites hold from a lost branch of the history, and the statements that explain it.
     recalled: Recalled,
     pace: Pace,
+    keeping: Keeping,
     /// Bumped whenever somebody waiting (a site, the ticker) should look again.
     changed: watch::Sender<u64>,
     /// Set when this coordinator must not go on.
@@ -199,7 +237,7 @@ impl Driver {
         blobs: Blobs,
         connections: Connections,
         space: Space,
-        pace: Pace,
+        (pace, keeping): (Pace, Keeping),
         stop: CancellationToken,
     ) -> Result<Self, DriverError> {
         let members = Members::load(&store, connections).await?;
@@ -210,6 +248,7 @@ impl Driver {
             members,
             space,
             pace,
+            keeping,
             started: clock::now(),
             runs: RwLock::default(),
             starting: Mutex::default(),

@@ -9,11 +9,16 @@ use tributary_proto::channel::Role;
 use super::*;
 
 async fn driver(directory: &Path) -> Driver {
+    driver_keeping(directory, Keeping::default()).await
+}
+
+async fn driver_keeping(directory: &Path, keeping: Keeping) -> Driver {
     let store = Store::open(&directory.join("tributary.db")).await.unwrap();
     let blobs = Blobs::at(directory).unwrap();
     let (connections, stop) = (Connections::default(), CancellationToken::new());
     let space = Space::of(&[], Some(1 << 20));
-    Driver::start(store, blobs, connections, space, inquiries::Pace::default(), stop).await.unwrap()
+    let rules = (inquiries::Pace::default(), keeping);
+    Driver::start(store, blobs, connections, space, rules, stop).await.unwrap()
 }
 
 fn rehearsal(name: &str) -> RunManifest {

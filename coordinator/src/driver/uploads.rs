@@ -161,10 +161,11 @@ impl Upload {
         driver.uploads().lock().whole.remove(&(site.clone(), run.clone()));
         let here = driver.uploads().durable_offset(driver.blobs(), site, run, round, digest).await;
         let missing = bytes.saturating_sub(here.map_err(DriverError::io("reading the spool"))?);
+        let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
+        driver.check_unsettled(&key, bytes).await?;
         let accepted = driver.space().accept(clock::now(), site, run, missing);
         let arriving =
             accepted.map_err(|shortage| DriverError::Short { shortage, mend: NO_UPLOAD })?;
-        let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
         let (blobs, part, expected) = (driver.blobs().clone(), key.clone(), header.clone());
         let writing = blocking("opening the spool", move || {
             let ingest = Ingest::begin(&blobs, part, expected, bytes)?;
@@ -241,6 +242,23 @@ impl From<IngestError> for DriverError {
 }
 
 impl Driver {
+    /// Refuses a delta of `bytes` bytes beside those that its site has in the spool for other runs,
+    /// where together they are too much. One alone is always taken.
+    async fn check_unsettled(&self, key: &SpoolKey, bytes: u64) -> Result<(), DriverError> {
+        let (blobs, key) = (self.blobs().clone(), key.clone());
+        let most = self.0.keeping.unsettled_bytes_max;
+        let others = blocking("reading the spool", move || {
+            let parts = blobs.parts()?.into_iter();
+            let others = parts.filter(|part| part.site == key.site && part.run != key.run);
+            others.map(|part| blobs.part_bytes(&part)).sum::<std::io::Result<u64>>()
+        });
+        let others = others.await?.map_err(DriverError::io("reading the spool"))?;
+        if others > 0 && others.saturating_add(bytes) > most {
+            return Err(DriverError::Quota { held: others, most });
+        }
+        Ok(())
+    }
+
     /// Removes what the spool holds of runs that the history does not have.
     pub(super) async fn remove_strange_parts(&self) -> Result<(), DriverError> {
         let runs = self.runs().await;
@@ -287,17 +305,20 @@ impl Driver {
 
 impl LiveRun {
     /// Brings the files in line with the fold: a delta that is counted becomes a blob, one that may
-    /// still be counted stays in the spool, any other goes, and so does a blob that is damaged.
+    /// still be counted stays in the spool, any other goes, and so does a blob that is damaged or
+    /// no longer kept.
     pub(super) async fn tidy(&self, driver: &Driver) -> Result<(), DriverError> {
         let blobs = driver.blobs().clone();
         // Listed before the fold is read: what is there now was begun under this fold or an older.
         let listed = blocking("reading the spool", move || blobs.parts()).await?;
         let parts = listed.map_err(DriverError::io("reading the spool"))?;
         let ours = parts.into_iter().filter(|key| key.run == *self.name());
-        let (fates, damaged) = self.read(|run| {
+        let before = self.removed_to.load(Ordering::SeqCst);
+        let (fates, useless, removed_to) = self.read(|run| {
             driver.uploads().forget(self.name(), |site, round| is_wanted(run, site, round));
             let fate = |key: SpoolKey| (Fate::of(run, &key), key);
-            (ours.map(fate).collect::<Vec<_>>(), damaged(run))
+            let fates: Vec<_> = ours.map(fate).collect();
+            (fates, [damaged(run), removed(run, before)].concat(), run.removed_to())
         });
         let blobs = driver.blobs().clone();
         let done = blocking("tidying the spool", move || {
@@ -308,9 +329,11 @@ impl LiveRun {
                     Fate::Goes => blobs.remove_part(&key)?,
                 }
             }
-            damaged.into_iter().try_for_each(|digest| blobs.remove(digest))
+            useless.into_iter().try_for_each(|digest| blobs.remove(digest))
         });
-        done.await?.map_err(DriverError::io("tidying the spool"))
+        done.await?.map_err(DriverError::io("tidying the spool"))?;
+        self.removed_to.fetch_max(removed_to, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -329,6 +352,16 @@ impl Fate {
             Some(_) | None => Self::Goes,
         }
     }
+}
+
+/// The counted deltas of the rounds after `before` that the history gives up.
+fn removed(run: &Run, before: u32) -> Vec<Digest> {
+    if run.removed_to() <= before {
+        return Vec::new();
+    }
+    let rounds = run.past().range(before + 1..=run.removed_to());
+    let accepted = rounds.flat_map(|(_, past)| past.accepted());
+    accepted.map(|(_, accepted)| accepted.digest).collect()
 }
 
 /// The deltas of the newest closed round whose bytes are not those that were counted.

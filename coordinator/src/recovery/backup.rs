@@ -1,7 +1,6 @@
 //! `tributary-coordinator backup`: everything of a coordinator in one verified file, while it
 //! serves.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,15 +12,13 @@ use tributary_shared::outcome::{Failure, chain};
 use super::archive::{ARCHIVE_SCHEMA, Entry, Manifest, Writer, unpack};
 use super::check::unreadable_head;
 use super::{DATABASE, Place};
-use crate::audit::tensor_of;
+use crate::audit::TensorFiles;
 use crate::clock;
 use crate::heads;
 use crate::membership::{
     Authority, CONFIG, FOUNDER, LOG_KEY, LOG_VERIFIER_KEY, OPERATOR, REHEARSAL, ROOT, ROOT_KEY,
     SERVER, SIGNED_HEAD,
 };
-use crate::round::event::RunEvent;
-use crate::round::record::Event;
 use crate::store::{Head, Look, StoreError};
 
 /// The amount by which the scheduler prefers others.
@@ -75,7 +72,7 @@ pub async fn backup(
         .await
         .map_err(|e| Failure::invalid("database", chain(&e)))?;
     let (sources, missing) = sources(place, &snapshot, &named).map_err(failed)?;
-    let adapters = missing.iter().filter(|digest| named.adapters.contains(digest)).count();
+    let adapters = missing.iter().filter(|digest| named.is_adapter(digest)).count();
     if adapters > 0 && !allow_missing {
         let folder = place.directory.join("blobs");
         let message =
@@ -161,33 +158,16 @@ impl Drop for Scratch {
 
 /// Copies the database as it is at one moment and proves the copy; gives its head, its schema and
 /// the blobs that its events name.
-async fn take_snapshot(database: &Path, to: &Path) -> Result<(Head, i64, Named), StoreError> {
+async fn take_snapshot(database: &Path, to: &Path) -> Result<(Head, i64, TensorFiles), StoreError> {
     let mut live = Look::open(database).await?;
     live.copy_to(to).await?;
     live.close().await?;
     let mut copy = Look::open(to).await?;
-    let mut named = Named::default();
-    let head = copy.prove(|record, _| named.take(&record.event)).await?;
+    let mut named = TensorFiles::default();
+    let head = copy.prove(|record, _| named.take(record)).await?;
     let schema = copy.schema_version().await?;
     copy.close().await?;
     Ok((head, schema, named))
-}
-
-/// The blobs that a history names.
-#[derive(Default)]
-struct Named {
-    all: BTreeSet<Digest>,
-    adapters: BTreeSet<Digest>,
-}
-
-impl Named {
-    fn take(&mut self, event: &Event) {
-        let Some(digest) = tensor_of(event) else { return };
-        self.all.insert(digest);
-        if !matches!(event, Event::Run(RunEvent::DeltaAccepted { .. })) {
-            self.adapters.insert(digest);
-        }
-    }
 }
 
 type Source = (Entry, PathBuf);
@@ -196,7 +176,7 @@ type Source = (Entry, PathBuf);
 fn sources(
     place: &Place,
     snapshot: &Path,
-    named: &Named,
+    named: &TensorFiles,
 ) -> io::Result<(Vec<Source>, Vec<Digest>)> {
     let mut sources = vec![hashed(DATABASE.to_owned(), snapshot.to_owned())?];
     for name in AUTHORITY {
@@ -221,7 +201,7 @@ fn sources(
         }
     }
     let mut missing = Vec::new();
-    for digest in named.all.iter().copied() {
+    for digest in named.digests() {
         let hex = digest.to_hex();
         let path = place.directory.join("blobs").join(&hex[..2]).join(&hex);
         match fs::metadata(&path) {

@@ -43,6 +43,7 @@ impl Run {
             Command::StillRefuses { site, reason } => Ok(self.still_refuses(site, reason)),
             Command::Resume { by, reason } => self.resume(by, &reason),
             Command::Tick => Ok(self.close_if_due(now, &[])),
+            Command::Remove { keep } => Ok(self.remove_deltas(keep)),
             Command::Exclude { round, site, digest, reason } => {
                 Ok(self.exclude(round, site, digest, reason))
             }
@@ -220,6 +221,16 @@ impl Run {
             events.push(RunEvent::RunEnded { state, detail });
         }
         events
+    }
+
+    /// Gives up the deltas of closed rounds but the `keep` newest, where there are any.
+    fn remove_deltas(&self, keep: u32) -> Vec<RunEvent> {
+        // The newest closed round may still be aggregated.
+        let older = self.past.iter().rev().skip(keep.max(1) as usize);
+        let unremoved = older.take_while(|(round, _)| **round > self.removed_to);
+        let held = unremoved.filter(|(_, past)| past.accepted().next().is_some());
+        let to = held.map(|(round, _)| *round).max();
+        to.map(|to| RunEvent::DeltasRemoved { to }).into_iter().collect()
     }
 
     /// Takes a counted delta out of a closed round whose aggregate is owed.

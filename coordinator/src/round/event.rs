@@ -172,6 +172,12 @@ pub enum RunEvent {
         /// The weight of every delta in it.
         weights: Vec<Weight>,
     },
+    /// The coordinator removes the counted deltas of all closed rounds up to one, as its configuration
+    /// says (`[retention]`). What was published stands, and cannot be computed again from then on.
+    DeltasRemoved {
+        /// The last of these rounds.
+        to: u32,
+    },
     /// Rounds that a lost branch of the history knows of: a site has released a delta for them and
     /// will never train them again. The run goes on above them; an open round ends here, and
     /// counts neither as void nor against any site.

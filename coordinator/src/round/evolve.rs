@@ -32,6 +32,7 @@ impl Run {
             past: BTreeMap::new(),
             void_in_a_row: 0,
             skipped_to: 0,
+            removed_to: 0,
             skipped: BTreeMap::new(),
             paused_until: None,
             away: Away::default(),
@@ -94,6 +95,16 @@ impl Run {
             }
             RunEvent::AdapterPublished { round, version, adapter, cases, weights, .. } => {
                 self.adapter_published(at, *round, *version, *adapter, *cases, weights)?;
+            }
+            RunEvent::DeltasRemoved { to } => {
+                let newest = self.past.keys().next_back().copied().unwrap_or_default();
+                require(self.removed_to < *to && *to < newest, || {
+                    let before = self.removed_to;
+                    format!(
+                        "deltas removed up to round {to}, after {before} and of {newest} closed"
+                    )
+                })?;
+                self.removed_to = *to;
             }
             RunEvent::RoundsSkipped { to, recovery, .. } => self.rounds_skipped(*to, *recovery)?,
             RunEvent::RunEnded { state, detail } => self.run_ended(at, *state, detail)?,

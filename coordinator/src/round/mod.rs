@@ -53,6 +53,8 @@ pub struct Run {
     void_in_a_row: u32,
     /// Every round up to this one is taken, by this branch of the history or by a lost one.
     skipped_to: u32,
+    /// The counted deltas of every round up to this one are removed.
+    removed_to: u32,
     /// Rounds given up for each recovery statement.
     skipped: BTreeMap<Digest, u64>,
     /// After a round below quorum: when the next may open.
@@ -243,6 +245,11 @@ pub enum Command {
         /// Why.
         reason: Unusable,
     },
+    /// Counted deltas are no longer kept.
+    Remove {
+        /// Newest closed rounds whose deltas are kept, at least 1.
+        keep: u32,
+    },
     /// The aggregate is computed and durable.
     Publish {
         /// The round.
@@ -335,6 +342,11 @@ impl Run {
                 closed.max(self.skipped_to)
             }
         }
+    }
+
+    /// The last round whose counted deltas are removed, with all before it; 0 for none.
+    pub fn removed_to(&self) -> u32 {
+        self.removed_to
     }
 
     /// Rounds given up for the recovery statement `recovery`.

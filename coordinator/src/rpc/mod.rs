@@ -127,7 +127,9 @@ fn unknown(run: &RunName) -> Refusal {
 fn status(error: DriverError) -> Status {
     let code = match &error {
         full if full.is_full() => Code::ResourceExhausted,
-        DriverError::Short { .. } | DriverError::Unwritten { .. } => Code::ResourceExhausted,
+        DriverError::Short { .. } | DriverError::Quota { .. } | DriverError::Unwritten { .. } => {
+            Code::ResourceExhausted
+        }
         DriverError::Refused(_) | DriverError::NotUploaded(_) | DriverError::RevokedMember(_) => {
             Code::FailedPrecondition
         }
@@ -136,7 +138,10 @@ fn status(error: DriverError) -> Status {
         DriverError::Superseded | DriverError::Interrupted(_) => Code::Unavailable,
         DriverError::Store(_) | DriverError::Corrupt(_) | DriverError::Io { .. } => Code::Internal,
     };
-    let said = matches!(error, DriverError::Short { .. } | DriverError::Unwritten { .. });
+    let said = matches!(
+        error,
+        DriverError::Short { .. } | DriverError::Quota { .. } | DriverError::Unwritten { .. }
+    );
     if code == Code::ResourceExhausted && !said {
         tracing::error!(error = %chain(&error), "request failed: the disk is full");
         return Status::new(code, FULL);

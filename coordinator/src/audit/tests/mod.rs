@@ -331,6 +331,24 @@ fn a_cut_weight_is_recomputed_and_told() {
     assert!(report.to_string().contains("c used as 800"), "{report}");
 }
 
+/// A4: a removal stands in the history, and the report says so.
+#[test]
+fn a_history_whose_deltas_were_removed_is_verified_and_says_why_a_round_is_not_recomputed() {
+    let mut coordinator = history();
+    let demo: RunName = "demo".parse().unwrap();
+    coordinator.command(&demo, Command::Remove { keep: 1 });
+    let mut named = TensorFiles::default();
+    coordinator.records.iter().for_each(|record| named.take(record));
+    let named = named.digests();
+    assert_eq!(named.len(), coordinator.files.len() - 2, "the deltas of a and b in round 1");
+    coordinator.files.retain(|digest, _| named.contains(digest));
+    let report = check(&coordinator.export()).unwrap();
+    assert_eq!((report.adapters_recomputed, report.adapters_not_recomputed), (1, 1));
+    let reason = report.runs[0].rounds[0].not_recomputed_because.as_deref();
+    let why = "the coordinator removed its deltas by [retention], as the history says";
+    assert_eq!(reason, Some(why));
+}
+
 /// A10: failed before: no such history could be written, and the run stood still.
 #[test]
 fn a_history_with_an_excluded_delta_is_verified() {

@@ -25,8 +25,12 @@ fn manifest(name: &str, rounds: u32, quorum: u32) -> RunManifest {
 
 impl Trial {
     async fn start(manifest: RunManifest, sites: &[&str]) -> Self {
+        Self::start_keeping(manifest, sites, Keeping::default()).await
+    }
+
+    async fn start_keeping(manifest: RunManifest, sites: &[&str], keeping: Keeping) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let driver = driver(directory.path()).await;
+        let driver = driver_keeping(directory.path(), keeping).await;
         for site in sites {
             enroll(&driver, site).await;
         }
@@ -214,6 +218,47 @@ async fn a_restart_makes_blobs_of_what_is_counted_and_removes_the_rest() {
     // Nothing is remembered: it is read again.
     trial.submit("b", wanted, 5).await.unwrap();
     trial.until(|run| run.rounds_published() == 1).await;
+}
+
+/// A4: failed before: every counted delta was kept for ever.
+#[tokio::test]
+async fn deltas_that_are_no_longer_kept_are_removed_by_an_event() {
+    let retention = Retention::Last(1.try_into().unwrap());
+    let keeping = Keeping { retention, ..Keeping::default() };
+    let trial = Trial::start_keeping(manifest("run", 3, 1), &["a"], keeping).await;
+    let mut sent = Vec::new();
+    for round in 1..=3 {
+        sent.push(trial.contribute("a", 5, 1.0).await);
+        trial.until(|run| run.rounds_published() == round).await;
+    }
+    trial.until(|run| run.removed_to() == 2).await;
+    trial.live().await.act(&trial.driver).await.unwrap();
+    let there: Vec<bool> = sent.iter().map(|digest| trial.driver.blobs().exists(*digest)).collect();
+    assert_eq!(there, [false, false, true]);
+    let removals = trial.names().await.iter().filter(|name| *name == "deltas_removed").count();
+    assert_eq!(removals, 2);
+}
+
+/// A4: failed before: nothing bounded what a site may leave in the spool.
+#[tokio::test]
+async fn a_site_sends_for_one_run_at_a_time_where_two_deltas_are_too_much() {
+    let keeping = Keeping { unsettled_bytes_max: 1, ..Keeping::default() };
+    let mut trial = Trial::start_keeping(manifest("one", 1, 1), &["a"], keeping).await;
+    trial.driver.start_run(manifest("two", 1, 1), &operator()).await.unwrap();
+    trial.agree("a", 5).await.unwrap();
+    let first = trial.upload("a", 5, 1.0).await;
+    trial.run = "two".parse().unwrap();
+    trial.agree("a", 5).await.unwrap();
+    let live = trial.live().await;
+    let header = live.read(|run| run.expected_delta(&"a".parse().unwrap(), 1, 5)).unwrap();
+    let site = "a".parse().unwrap();
+    let begun = Upload::begin(&trial.driver, &site, &trial.run, 1, first, header, 9).await;
+    let Err(refused) = begun else { panic!("the quota is full") };
+    assert!(refused.to_string().contains("and 1 are allowed"), "{refused}");
+    trial.run = "one".parse().unwrap();
+    trial.submit("a", first, 5).await.unwrap();
+    trial.run = "two".parse().unwrap();
+    trial.contribute("a", 5, 1.0).await;
 }
 
 /// What a power failure leaves is held against nobody.

@@ -55,6 +55,9 @@ enum Op {
     Publish {
         round: i8,
     },
+    Remove {
+        keep: u32,
+    },
     Exclude {
         site: usize,
         content: u8,
@@ -89,6 +92,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (site(), round(), 0..3u8)
             .prop_map(|(site, round, content)| Op::Refuse { site, round, content }),
         5 => round().prop_map(|round| Op::Publish { round }),
+        1 => (0..3u32).prop_map(|keep| Op::Remove { keep }),
         1 => (site(), 0..3u8).prop_map(|(site, content)| Op::Exclude { site, content }),
         2 => Just(Op::Tick),
         3 => (0..60i64).prop_map(Op::Wait),
@@ -169,6 +173,7 @@ impl Op {
                 round: near(*round),
                 adapter: Digest::of(format!("{}", run.adapters().len()).as_bytes()),
             },
+            Self::Remove { keep } => Command::Remove { keep: *keep },
             Self::Exclude { site, content } => Command::Exclude {
                 round: run.round(),
                 site: named(site),
@@ -224,7 +229,8 @@ fn holds(name: &str, holds: bool) -> Result<(), String> {
 fn ended_is_terminal(before: &Run, trial: &Trial) -> Result<(), String> {
     let over = matches!(before.phase(), Phase::Ended { .. });
     let resumed = matches!(trial.events().last(), Some(RunEvent::RunResumed { .. }));
-    holds("ended is terminal until it is resumed", !over || resumed || *before == trial.run)
+    let same = before.phase() == trial.run.phase() && before.past() == trial.run.past();
+    holds("ended is terminal until it is resumed", !over || resumed || same)
 }
 
 fn verdicts_are_kept(run: &Run, verdicts: &mut Verdicts) -> Result<(), String> {

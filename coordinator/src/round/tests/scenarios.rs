@@ -294,6 +294,30 @@ fn a_round_that_exclusions_leave_below_quorum_is_void_and_too_many_fail_the_run(
     assert_eq!(missing.iter().map(|m| m.site.as_str()).collect::<Vec<_>>(), ["a"]);
 }
 
+/// A4: nothing was ever removed, and a removal would have been no part of the history.
+#[test]
+fn deltas_are_removed_by_an_event_and_never_those_still_needed() {
+    let mut trial = Trial::collecting("sites = 1", "a");
+    let remove = |trial: &mut Trial, keep| trial.yes(Command::Remove { keep });
+    assert_eq!(remove(&mut trial, 1), []);
+    trial.contribute("a");
+    assert_eq!(remove(&mut trial, 0), [], "the round is aggregated");
+    trial.publish();
+    assert_eq!(remove(&mut trial, 1), []);
+    trial.yes(Command::Open { active: sites("a") });
+    trial.contribute("a");
+    assert_eq!(remove(&mut trial, 2), []);
+    assert_eq!(remove(&mut trial, 1), [RunEvent::DeltasRemoved { to: 1 }]);
+    assert_eq!(remove(&mut trial, 1), [], "once");
+    trial.publish();
+    assert_eq!(trial.refold(), trial.run);
+    for to in [1, 2, 9] {
+        let lie = RunEvent::DeltasRemoved { to };
+        let found = trial.run.clone().evolve(trial.now, &lie).unwrap_err().0;
+        assert_eq!(found, format!("deltas removed up to round {to}, after 1 and of 2 closed"));
+    }
+}
+
 /// A15: failed before: one site's claim decided the table's mean.
 #[test]
 fn metrics_out_of_their_range_are_refused_in_words() {

@@ -75,6 +75,7 @@ fn three_sites_that_refuse_for_ten_minutes_cost_few_events_and_no_round() {
             | RunEvent::DeltaRefused { .. }
             | RunEvent::DeltaAccepted { .. }
             | RunEvent::DeltaExcluded { .. }
+            | RunEvent::DeltasRemoved { .. }
             | RunEvent::RoundClosed { .. }
             | RunEvent::AdapterPublished { .. }
             | RunEvent::RunEnded { .. } => false,
