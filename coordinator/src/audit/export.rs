@@ -56,7 +56,7 @@ impl<W: Write> ExportWriter<W> {
 
     /// Begins the tensor file `digest` of `bytes` bytes, which [`Self::tensor_data`] then gives.
     ///
-    /// Each file once, after the last leaf; which ones, [`tensor_of`] says.
+    /// Each file once, after the last leaf; which ones, [`TensorFiles`] says.
     pub fn tensor(&mut self, digest: Digest, bytes: u64) -> Result<(), ExportError> {
         self.settled()?;
         self.out.write_all(&[TENSORS])?;
@@ -163,15 +163,7 @@ impl TensorFiles {
     }
 }
 
-/// The delta or adapter file that an event names: what an export with tensors carries, where it
-/// is still kept.
-pub fn tensor_of(event: &Event) -> Option<Digest> {
-    match event {
-        Event::Run(event) => tensor_of_run(event),
-        Event::Registry(_) => None,
-    }
-}
-
+/// The delta or adapter file that an event names.
 pub(super) fn tensor_of_run(event: &RunEvent) -> Option<Digest> {
     match event {
         RunEvent::RunStarted { adapter, .. } | RunEvent::AdapterPublished { adapter, .. } => {

@@ -16,7 +16,7 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
-pub use export::{ExportError, ExportWriter, TensorFiles, tensor_of};
+pub use export::{ExportError, ExportWriter, TensorFiles};
 pub use finding::Finding;
 pub use recoveries::RecoveryReport;
 pub use report::Report;

@@ -65,3 +65,43 @@ async fn named(config: &CoordinatorConfig) -> Result<TensorFiles, StoreError> {
     look.close().await?;
     Ok(named)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use tributary_shared::digest::Digest;
+
+    use super::*;
+    use crate::store::Store;
+
+    /// A4: failed before: nothing removed a file that no event names.
+    #[test]
+    fn what_no_event_names_is_listed_then_removed_and_never_under_a_coordinator() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("coordinator.toml");
+        std::fs::write(&config, "directory = \".\"").unwrap();
+        let blobs = Blobs::at(folder.path()).unwrap();
+        let digest = Digest::of(b"nobody's");
+        let write = |out: &mut std::fs::File| out.write_all(b"nobody's").map(|()| digest);
+        blobs.put_with(write).unwrap();
+        let gc = |dry_run| gc(&Gc { config: config.clone(), dry_run });
+        let listed = |answer| match answer {
+            Ok(Answer::Whole { data, .. }) => data["unnamed"].as_array().unwrap().len(),
+            Ok(Answer::Printed) => panic!("an answer"),
+            Err(failure) => panic!("{failure}"),
+        };
+        let database = folder.path().join("tributary.db");
+        let serving = runtime().unwrap();
+        let store = serving.block_on(Store::open(&database)).unwrap();
+        let Err(refused) = gc(false) else { panic!("a coordinator may be using it") };
+        assert_eq!(refused.code, "in_use");
+        assert_eq!(listed(gc(true)), 1);
+        assert!(blobs.exists(digest));
+        serving.block_on(store.close());
+        drop(store);
+        assert_eq!(listed(gc(false)), 1);
+        assert!(!blobs.exists(digest));
+        assert_eq!(listed(gc(false)), 0);
+    }
+}

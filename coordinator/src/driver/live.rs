@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::outcome::chain;
 use tributary_shared::refusal::Refusal;
 use tributary_shared::timestamp::Timestamp;
 
@@ -251,7 +252,10 @@ impl LiveRun {
                     self.apply(driver, remove).await?;
                 }
             }
-            self.tidy(driver).await?;
+            let tidied = self.tidy(driver).await;
+            if let Err(error) = &tidied {
+                tracing::error!(run = %self.name, error = %chain(error), "tidying failed");
+            }
             let phase = self.read(|run| run.phase().clone());
             match phase {
                 // The ticker looks again.
@@ -264,6 +268,11 @@ impl LiveRun {
                     }
                 }
                 Phase::Aggregating(aggregating) => {
+                    // A counted delta may not have its name yet; the ticker tries again.
+                    if let Err(error) = tidied {
+                        self.set_trouble(&chain(&error));
+                        return Ok(());
+                    }
                     let bytes = self.read(|run| run.contract().layout.payload_bytes());
                     if !driver.space().fits(bytes) {
                         self.set_trouble(&format!(

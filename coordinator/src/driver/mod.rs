@@ -10,6 +10,8 @@ pub mod presence;
 mod publish;
 mod recall;
 mod room;
+mod starting;
+mod submission;
 #[cfg(test)]
 mod tests;
 mod ticker;
@@ -17,7 +19,7 @@ mod uploads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::{RwLock, watch};
 use tokio_util::sync::CancellationToken;
@@ -26,24 +28,21 @@ use tributary_shared::digest::Digest;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
-use tributary_shared::tensors::Header;
-use tributary_shared::terms::{SiteMetrics, Terms};
+use tributary_shared::terms::Terms;
 use tributary_shared::timestamp::Timestamp;
 
 use inquiries::{Inquiries, Pace, Pending, Question, TooManyQuestions};
 pub use live::{LiveRun, Snapshot};
 pub use members::{Members, Standing};
 pub use recall::{KnownRound, recoveries};
+pub use submission::Expected;
 pub use uploads::{NO_UPLOAD, Upload};
 
 use self::recall::Recalled;
-use crate::blobs::{Blobs, SpoolKey};
+use crate::blobs::Blobs;
 use crate::clock;
-use crate::ingest::Admitted;
 use crate::round::event::{LossCause, RegistryEvent};
 use crate::round::lease::Progress;
-use crate::round::record::Event;
-use crate::round::seat::Accepted;
 use crate::round::{Command, CorruptHistory, Run};
 use crate::space::{Shortage, Space};
 use crate::store::{CommitError, MemberState, StartError, StateError, Store, StoreError};
@@ -338,45 +337,6 @@ impl Driver {
         runs.get(name).cloned().ok_or_else(|| DriverError::UnknownRun(name.clone()))
     }
 
-    /// Takes a checked manifest: stores the initial adapter, then the first event, then acts.
-    pub async fn start_run(&self, manifest: RunManifest, by: &Member) -> Result<(), DriverError> {
-        let (driver, by) = (self.clone(), by.to_string());
-        to_the_end(async move { driver.begin_run(manifest, &by).await }).await?
-    }
-
-    async fn begin_run(&self, manifest: RunManifest, by: &str) -> Result<(), DriverError> {
-        let name = manifest.name.clone();
-        self.check_room_for(&manifest).await?;
-        let _reserved = self.reserve(&name).await?;
-        let (blobs, terms) = (self.0.blobs.clone(), manifest.clone());
-        let adapter = tokio::task::spawn_blocking(move || publish::initial(&blobs, &terms))
-            .await
-            .map_err(|e| DriverError::io("making the initial adapter")(std::io::Error::other(e)))?
-            .map_err(DriverError::io("storing the initial adapter"))?;
-        let event = Run::start(manifest, adapter, by);
-        let at = clock::now();
-        let run = Run::open(at, &event)?;
-        self.0.store.start_run(at, &name, &[Event::Run(event)]).await?;
-        let run = Arc::new(LiveRun::new(run, 1, at));
-        self.0.runs.write().await.insert(name, run.clone());
-        run.act(self).await
-    }
-
-    /// Keeps the name of a run that is being started: an initial adapter may take long to write, and
-    /// no other run waits for it.
-    async fn reserve(&self, name: &RunName) -> Result<Reserved, DriverError> {
-        let runs = self.0.runs.read().await;
-        if runs.contains_key(name) || !self.starting().insert(name.clone()) {
-            return Err(DriverError::RunExists(name.clone()));
-        }
-        Ok(Reserved { driver: self.clone(), name: name.clone() })
-    }
-
-    fn starting(&self) -> MutexGuard<'_, BTreeSet<RunName>> {
-        // The set is valid after every single operation, also after a panic elsewhere.
-        self.0.starting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// What `site` should work on now; `busy` names a round it already works on.
     pub async fn assignment(
         &self,
@@ -417,83 +377,6 @@ impl Driver {
         let suspended = self.members().standing_of_site(site) == Standing::Suspended;
         let reason = live.read(stop);
         Ok(reason.or_else(|| suspended.then(|| Refusal::Suspended.to_string())))
-    }
-
-    /// The header a delta of `site` must have, or its earlier verdict.
-    pub async fn expected_delta(
-        &self,
-        site: &SiteName,
-        run: &RunName,
-        round: u32,
-        digest: Digest,
-        cases: u64,
-    ) -> Result<Expected, DriverError> {
-        let live = self.run(run).await?;
-        let read = |run: &Run| match run.verdict(site, round, digest) {
-            Some(verdict) => Ok(Expected::Verdict(verdict)),
-            None => run.expected_delta(site, round, cases).map(Expected::Header),
-        };
-        Ok(live.read(read)?)
-    }
-
-    /// Counts an uploaded delta, once; the same submission always gets the same answer.
-    pub async fn submit(
-        &self,
-        site: &SiteName,
-        run: &RunName,
-        round: u32,
-        digest: Digest,
-        cases: u64,
-        metrics: SiteMetrics,
-    ) -> Result<(), DriverError> {
-        let expected = || self.expected_delta(site, run, round, digest, cases);
-        if let Expected::Verdict(verdict) = expected().await? {
-            return Ok(verdict?);
-        }
-        let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
-        let held = self.0.uploads.hold(key).await;
-        // Another call may have had it counted meanwhile.
-        let header = match expected().await? {
-            Expected::Verdict(verdict) => return Ok(verdict?),
-            Expected::Header(header) => header,
-        };
-        let Admitted { norm, bytes, .. } = match self.checked(&held, header).await {
-            Ok(admitted) => admitted,
-            Err(DriverError::Refused(reason)) => {
-                self.refuse(site, run, round, digest, reason.clone()).await?;
-                return Err(reason.into());
-            }
-            Err(error) => return Err(error),
-        };
-        let live = self.run(run).await?;
-        let delta = Accepted { digest, cases, norm, bytes, metrics };
-        let command = Command::Admit { site: site.clone(), round, delta };
-        let driver = self.clone();
-        to_the_end(async move {
-            let counted = live.command(&driver, command).await;
-            drop(held);
-            counted
-        })
-        .await??;
-        // Admission may itself have refused (cases, norm): the verdict is what was committed.
-        match self.run(run).await?.read(|run| run.verdict(site, round, digest)) {
-            Some(verdict) => Ok(verdict?),
-            None => Err(DriverError::NotUploaded(digest)),
-        }
-    }
-
-    /// Records that a delta did not pass admission.
-    pub async fn refuse(
-        &self,
-        site: &SiteName,
-        run: &RunName,
-        round: u32,
-        digest: Digest,
-        reason: Refusal,
-    ) -> Result<(), DriverError> {
-        let live = self.run(run).await?;
-        let command = Command::Refuse { site: site.clone(), round, digest, reason };
-        live.command(self, command).await
     }
 
     /// Takes a site out of every open round, after its standing changed.
@@ -554,25 +437,4 @@ impl Driver {
         }
         Ok(())
     }
-}
-
-/// The name of a run that is being started, until it is there or has failed.
-struct Reserved {
-    driver: Driver,
-    name: RunName,
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        self.driver.starting().remove(&self.name);
-    }
-}
-
-/// What a site that announces a delta is told.
-#[derive(Debug)]
-pub enum Expected {
-    /// The submission has its answer already.
-    Verdict(Result<(), Refusal>),
-    /// The delta must have this header.
-    Header(Header),
 }

@@ -89,7 +89,7 @@ impl Uploads {
         Held { key, _turn: lane.turn.lock_owned().await }
     }
 
-    /// What was learned of the delta, if it was checked against `header` and no other; told once.
+    /// Takes what was learned of the delta, if it was checked against `header` and no other.
     fn take_whole(&self, held: &Held, header: &Header) -> Option<Admitted> {
         let Held { key, .. } = held;
         let whole = self.lock().whole.remove(&(key.site.clone(), key.run.clone()))?;
@@ -273,7 +273,7 @@ impl Driver {
         removed.await?.map_err(DriverError::io("tidying the spool"))
     }
 
-    /// What is known of a delta that arrived whole and has the header that it must have now:
+    /// Gives what is known of a delta that arrived whole and has the header that it must have now:
     /// remembered, or read again. One that lost bytes on the disk has not arrived.
     pub(super) async fn checked(
         &self,

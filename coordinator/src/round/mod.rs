@@ -3,6 +3,8 @@
 //! The shell's whole contract with it (see `driver`): decide -> commit -> evolve -> act. A live
 //! run, a restarted one and an audited one are the same fold.
 
+mod closing;
+mod command;
 mod decide;
 pub mod divergence;
 pub mod event;
@@ -17,7 +19,7 @@ pub mod weights;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use tributary_shared::contract::AdapterContract;
 use tributary_shared::digest::Digest;
@@ -28,7 +30,8 @@ use tributary_shared::tensors::{Header, Subject};
 use tributary_shared::terms::Terms;
 use tributary_shared::timestamp::Timestamp;
 
-use event::{EndState, LossCause, Missing, Unusable};
+pub use command::{Command, Skip};
+use event::{EndState, Missing, Unusable};
 use seat::{Accepted, Seat, Seats};
 pub use tally::{Counts, Tally};
 pub use waiting::{Absence, Away};
@@ -143,144 +146,6 @@ impl PastRound {
     }
 }
 
-/// What may be asked of a run.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Command {
-    /// Open the next round to these active sites, if they are enough.
-    Open {
-        /// The sites that may take part.
-        active: BTreeSet<SiteName>,
-    },
-    /// A site agrees to a round's terms.
-    AcceptTerms {
-        /// The site, from its certificate.
-        site: SiteName,
-        /// The round.
-        round: u32,
-        /// The manifest it read.
-        manifest: Digest,
-        /// The adapter it will start from.
-        base: Digest,
-        /// Its training cases.
-        cases: u64,
-    },
-    /// A site declines.
-    Decline {
-        /// The site.
-        site: SiteName,
-        /// The round.
-        round: u32,
-        /// Its reason.
-        reason: Refusal,
-    },
-    /// A site fell silent, stalled or was suspended.
-    Lose {
-        /// The site.
-        site: SiteName,
-        /// Why.
-        cause: LossCause,
-    },
-    /// A site was heard.
-    Hear {
-        /// The site.
-        site: SiteName,
-        /// Whether its work moves, as its lease tells: a stalled site that is merely heard stays
-        /// lost.
-        moving: bool,
-    },
-    /// A delta passed admission.
-    Admit {
-        /// The site.
-        site: SiteName,
-        /// The round.
-        round: u32,
-        /// The delta.
-        delta: Accepted,
-    },
-    /// A delta did not pass admission.
-    Refuse {
-        /// The site.
-        site: SiteName,
-        /// The round.
-        round: u32,
-        /// The digest it came under.
-        digest: Digest,
-        /// Why.
-        reason: Refusal,
-    },
-    /// A call of any kind from a site.
-    Present {
-        /// The site.
-        site: SiteName,
-    },
-    /// A site whose refusal stood would take part now.
-    Ready {
-        /// The site.
-        site: SiteName,
-    },
-    /// A site whose refusal stood refuses still, perhaps for another reason.
-    StillRefuses {
-        /// The site.
-        site: SiteName,
-        /// Its reason now.
-        reason: Refusal,
-    },
-    /// The operator takes the run up again.
-    Resume {
-        /// The operator.
-        by: String,
-        /// The operator's words.
-        reason: String,
-    },
-    /// Time has passed.
-    Tick,
-    /// A counted delta turned out to be of no use to the aggregate.
-    Exclude {
-        /// The round.
-        round: u32,
-        /// The site.
-        site: SiteName,
-        /// Digest of the delta.
-        digest: Digest,
-        /// Why.
-        reason: Unusable,
-    },
-    /// Counted deltas are no longer kept.
-    Remove {
-        /// Newest closed rounds whose deltas are kept, at least 1.
-        keep: u32,
-    },
-    /// The aggregate is computed and durable.
-    Publish {
-        /// The round.
-        round: u32,
-        /// Digest of the new adapter.
-        adapter: Digest,
-    },
-    /// A site holds a delta of a round that a lost branch of the history knows.
-    Skip(Skip),
-    /// The operator ends the run.
-    Stop {
-        /// The operator's words.
-        reason: String,
-    },
-}
-
-/// A round of a site's ledger that this history does not know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Skip {
-    /// The site.
-    pub site: SiteName,
-    /// The highest round of which its ledger holds a delta.
-    pub round: u32,
-    /// True when that delta was answered; one that was not may still be delivered.
-    pub answered: bool,
-    /// The recovery statement that explains it.
-    pub recovery: Digest,
-    /// Most rounds that may be given up for that statement: the leaves that were lost.
-    pub most: u64,
-}
-
 /// Events that no run could have written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("impossible history: {0}")]
@@ -374,7 +239,8 @@ impl Run {
         let Phase::Collecting(collecting) = &self.phase else { return None };
         let seat = collecting.seats.get(site)?;
         let refuses = matches!(seat, Seat::Declined { .. });
-        if seat.is_final() || seat.is_withdrawn() || refuses {
+        let gone = matches!(seat, Seat::Lost { .. }) && !self.may_return(site);
+        if seat.is_final() || seat.is_withdrawn() || refuses || gone {
             return None;
         }
         let asked = collecting.seats.len() - collecting.passed_over.len();

@@ -7,7 +7,7 @@ use tributary_shared::name::SiteName;
 use super::Run;
 use super::seat::Seat;
 
-/// What came of the rounds that one site was asked in.
+/// Outcomes of the rounds that one site was asked in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Rounds in which its delta was counted.

@@ -6,10 +6,12 @@ mod scenarios;
 mod skips;
 mod waiting;
 
+use std::collections::BTreeSet;
+
 use tributary_shared::refusal::RefusalClass;
 use tributary_shared::terms::SiteMetrics;
 
-use super::event::RunEvent;
+use super::event::{LossCause, RunEvent};
 use super::record::{Event, Record, Stream};
 use super::*;
 

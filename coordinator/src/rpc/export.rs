@@ -13,7 +13,7 @@ use tributary_shared::privacy::Reader;
 
 use super::history::{self, LEAVES_AT_ONCE};
 use super::status;
-use crate::audit::export::{ExportError, ExportWriter, tensor_of};
+use crate::audit::{ExportError, ExportWriter, TensorFiles};
 use crate::driver::{Driver, DriverError};
 use crate::heads::Heads;
 use crate::round::event::RunEvent;
@@ -63,9 +63,9 @@ impl Export {
         self.send(rest).await
     }
 
-    /// Writes every leaf; gives the tensor files that they name and that may be fetched.
+    /// Writes every leaf; gives the tensor files that they name, have not given up, and may be fetched.
     async fn leaves(&self, writer: &mut ExportWriter<Vec<u8>>) -> Result<BTreeSet<Digest>, Status> {
-        let mut tensors = BTreeSet::new();
+        let mut tensors = TensorFiles::default();
         let mut withheld = Withheld::from(self.role);
         let mut from = 0;
         while from < self.size {
@@ -79,12 +79,14 @@ impl Export {
                 writer.leaf(&leaf.bytes, leaf.hash).map_err(failed)?;
                 let record = Record::from_bytes(&leaf.bytes)
                     .map_err(|e| Status::internal(format!("leaf {}: {e}", leaf.index)))?;
-                tensors.extend(tensor_of(&record.event).filter(|_| !withheld.is(&record)));
+                if !withheld.is(&record) {
+                    tensors.take(&record);
+                }
                 from = leaf.index + 1;
                 self.send_full(writer).await?;
             }
         }
-        Ok(tensors)
+        Ok(tensors.digests())
     }
 
     /// Writes one tensor file, if it is still kept.

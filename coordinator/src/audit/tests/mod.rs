@@ -303,9 +303,10 @@ fn a_published_adapter_must_be_the_mean() {
     let adapter = coordinator.keep(encode(&foreign, &[vec![1.0; 3]]));
     coordinator.command(&demo, Command::Publish { round: 1, adapter });
     let unnamed = |c: &mut Coordinator| {
-        c.files.retain(|digest, _| {
-            *digest == adapter || c.records.iter().any(|r| tensor_of(&r.event) == Some(*digest))
-        })
+        let mut named = TensorFiles::default();
+        c.records.iter().for_each(|record| named.take(record));
+        let named = named.digests();
+        c.files.retain(|digest, _| named.contains(digest));
     };
     unnamed(&mut coordinator);
     let text = line(&found(&coordinator.export()));

@@ -4,6 +4,7 @@ use std::fs;
 
 use bytes::Bytes;
 use tributary_shared::tensors::encode;
+use tributary_shared::terms::SiteMetrics;
 
 use super::*;
 use crate::round::Phase;
@@ -296,9 +297,9 @@ async fn a_delta_that_the_disk_damaged_is_excluded_and_the_others_are_folded() {
     let end = ["round_closed", "delta_excluded", "adapter_published", "run_ended"];
     assert_eq!(names[names.len() - 4..], end);
     assert!(!file.exists(), "no export carries it");
-    let detail = trial.live().await.read(|run| match run.phase() {
-        Phase::Ended { detail, .. } => detail.clone(),
-        phase => panic!("{phase:?}"),
+    let detail = trial.live().await.read(|run| {
+        let Phase::Ended { detail, .. } = run.phase() else { panic!("the run has ended") };
+        detail.clone()
     });
     let why = "its delta was counted, and its stored bytes are damaged";
     assert_eq!(detail, format!("a missing in round 1: {why}"));

@@ -337,21 +337,20 @@ fn a_site_declares_once_and_its_events_are_bounded(trial: &Trial) -> Result<(), 
     let mut declared = BTreeMap::new();
     let mut acts: BTreeMap<(SiteName, u32), u32> = BTreeMap::new();
     for event in trial.events() {
-        let (round, site) = match event {
-            RunEvent::TermsAccepted { round, site, cases } => {
-                let first = declared.entry((site.clone(), *round)).or_insert(*cases);
-                holds("a site declares one number of cases a round", first == cases)?;
-                (round, site)
-            }
-            RunEvent::SiteReturned { round, site }
-            | RunEvent::SiteLost { round, site, .. }
-            | RunEvent::Declined { round, site, .. } => (round, site),
-            RunEvent::RoundWithdrawn { round, .. } => {
+        let (RunEvent::TermsAccepted { round, site, .. }
+        | RunEvent::SiteReturned { round, site }
+        | RunEvent::SiteLost { round, site, .. }
+        | RunEvent::Declined { round, site, .. }) = event
+        else {
+            if let RunEvent::RoundWithdrawn { round, .. } = event {
                 acts.retain(|(_, of), _| of != round);
-                continue;
             }
-            _ => continue,
+            continue;
         };
+        if let RunEvent::TermsAccepted { cases, .. } = event {
+            let first = declared.entry((site.clone(), *round)).or_insert(*cases);
+            holds("a site declares one number of cases a round", first == cases)?;
+        }
         *acts.entry((site.clone(), *round)).or_default() += 1;
     }
     // Each return, each going, the first word and the operator's.
