@@ -1,5 +1,5 @@
-//! Calls in progress: how many each caller may have, and how long one may take. Counted before a
-//! byte of the request's body is read.
+//! Calls in progress, bounded in number for each caller and in time. Counted before a byte of the
+//! request's body is read.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -20,7 +20,7 @@ pub struct Calls(Arc<Mutex<Table>>);
 
 type Table = HashMap<(Caller, Kind), u32>;
 
-/// Whose calls are counted together.
+/// Caller whose calls are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Caller {
     Member(Member),

@@ -1,5 +1,5 @@
-//! Turns to upload: deltas on their way in share one budget of memory, and who finds it taken
-//! waits in line.
+//! Turns to upload: deltas on their way in share one budget of memory, and a site that finds it
+//! taken waits in line.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! Open connections: whose each is, what ends it, and how long it may take over what.
+//! Open connections: the holder of each, its end, and its deadlines.
 
 use std::collections::HashMap;
 use std::io;
@@ -30,12 +30,12 @@ const ANONYMOUS_IDLE: Duration = Duration::from_secs(10);
 /// Longest life of one.
 const ANONYMOUS_LIFE: Duration = Duration::from_secs(30);
 
-/// Who is behind a connection; tonic puts it into every request's extensions.
+/// Identity and address behind a connection; tonic puts it into every request's extensions.
 #[derive(Clone, Debug)]
 pub struct ConnectInfo {
     /// The member its certificate names; `None` when it presented none.
     pub peer: Option<Peer>,
-    /// Where it connects from.
+    /// Address that it connects from.
     pub remote: SocketAddr,
 }
 
@@ -48,7 +48,7 @@ pub struct Connections {
 
 struct Live {
     door: Door,
-    /// The certificate that each presented, once it has, and what ends it.
+    /// Certificate that each presented, once it has, and the token that ends it.
     ends: HashMap<u64, (Option<Peer>, CancellationToken)>,
 }
 
@@ -77,7 +77,7 @@ impl Connections {
         self.lock().door.of(member).next().is_some()
     }
 
-    /// How many connections are open, those in their handshake included.
+    /// Number of open connections, those in their handshake included.
     pub fn count(&self) -> usize {
         self.lock().door.count()
     }
@@ -181,7 +181,7 @@ fn ends_at(expires: Timestamp) -> Instant {
     Instant::now() + over.since(Timestamp::from_millis(now_ms))
 }
 
-/// How long a connection may go on, by what it has sent.
+/// Deadline of a connection, by what it has sent.
 #[derive(Clone, Copy, Debug)]
 struct Patience {
     began: Instant,

@@ -1,5 +1,5 @@
-//! Who may hold a connection: places for members and for strangers, and who loses one when there
-//! are too few. Pure; the shell in `connections` closes what this names.
+//! Places for the connections of members and of strangers, and the choice of the one that goes when
+//! there are too few. Pure; the shell in `connections` closes what this names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,7 +15,7 @@ const STRANGERS_MIN: usize = 64;
 /// Most strangers: a handshake costs some tens of kilobytes of memory.
 const STRANGERS_MAX: usize = 2048;
 
-/// How many connections a server holds, and whose.
+/// Numbers of connections that a server holds, by holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// In all.
@@ -29,8 +29,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What a process may hold that can have `descriptors` files open; `None` when that is too
-    /// little to serve with.
+    /// Limits of a process that can have `descriptors` files open; `None` when that is too little to
+    /// serve with.
     pub fn of_descriptors(descriptors: u64) -> Option<Self> {
         let connections = descriptors.saturating_sub(RESERVE);
         if connections < CONNECTIONS_MIN {
@@ -52,7 +52,7 @@ impl Default for Limits {
     }
 }
 
-/// Where a stranger comes from: an IPv4 address, or the 64 bits of an IPv6 address that name its
+/// Origin of a stranger: an IPv4 address, or the 64 bits of an IPv6 address that name its
 /// network; its owner has all the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin(IpAddr);
@@ -78,7 +78,7 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// How far a stranger is; the first of these loses its place first.
+/// Progress of a stranger; the first of these loses its place first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
     /// Accepted, and has sent nothing.
@@ -91,7 +91,7 @@ pub(super) enum Stage {
 
 const STAGES: [Stage; 3] = [Stage::Silent, Stage::Handshake, Stage::Anonymous];
 
-/// Who holds a place.
+/// Holder of a place.
 #[derive(Clone, Debug)]
 enum Holder {
     Stranger(Origin, Stage),
@@ -107,7 +107,7 @@ pub(super) struct Door {
     members: BTreeMap<Member, BTreeSet<u64>>,
 }
 
-/// What it takes for a connection to stay.
+/// Answer to a connection that asks for a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// There is room.
@@ -184,7 +184,7 @@ impl Door {
         self.remove(id);
     }
 
-    /// How many connections there are.
+    /// Number of connections.
     pub(super) fn count(&self) -> usize {
         self.holders.len()
     }

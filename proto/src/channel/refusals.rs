@@ -15,7 +15,7 @@ const LINES: u64 = 5;
 /// Addresses counted one by one.
 const ORIGINS_MAX: usize = 1024;
 
-/// What was refused since the last count.
+/// Connections refused since the last count.
 #[derive(Default)]
 pub(super) struct Refusals(Mutex<Period>);
 

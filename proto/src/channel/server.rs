@@ -27,7 +27,7 @@ use super::refusals::{PERIOD, Refusals};
 use super::verify::MemberVerifier;
 use super::words::{Broken, of_tls};
 
-/// How long a client may take over its handshake, from the connection on.
+/// Time for a client's handshake, from the connection on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wait after a failed `accept`, such as too many open files, before the next.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
