@@ -6,7 +6,7 @@ use std::path::Path;
 
 use csv::ByteRecord;
 
-use super::table::{self, Table, TableProblem};
+use super::table::{self, ROWS_MAX, Table, TableProblem};
 use crate::data::folder::unreadable;
 use crate::data::{At, DataError, ManifestProblem, RowProblem};
 
@@ -75,8 +75,13 @@ impl Rows {
     ) -> Box<dyn Iterator<Item = Result<(At, ByteRecord), RowTrouble>> + '_> {
         match self {
             Self::Csv(reader) => {
-                let records = reader.byte_records().zip(2..);
-                Box::new(records.map(|(record, line)| match record {
+                // One more than allowed, which is the error.
+                let records = reader.byte_records().take(ROWS_MAX as usize + 1).zip(2..);
+                Box::new(records.enumerate().map(|(row, (record, line))| match record {
+                    _ if row as u64 == ROWS_MAX => {
+                        let detail = format!("more than {ROWS_MAX} rows; name fewer files");
+                        Err((At::Line(line), RowProblem::Csv { detail }))
+                    }
                     Ok(record) => {
                         let line = record.position().map_or(line, csv::Position::line);
                         Ok((At::Line(line), record))
@@ -99,4 +104,28 @@ fn csv_trouble(error: &csv::Error, fallback: At) -> RowTrouble {
         RowProblem::Csv { detail: error.to_string() }
     };
     (at, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A12f. Failed before: 64 million short rows of 256 MiB took more than 10 GB.
+    #[test]
+    fn a_csv_has_no_more_rows_than_any_manifest() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let most = ROWS_MAX as usize;
+        std::fs::write(file.path(), "a\n".repeat(1 + most + 5)).unwrap();
+        let mut rows = Rows::open(file.path()).unwrap();
+        rows.header().unwrap();
+        let (mut read, mut refused) = (0, Vec::new());
+        for record in rows.records() {
+            match record {
+                Ok(_) => read += 1,
+                Err((_, problem)) => refused.push(problem.to_string()),
+            }
+        }
+        assert_eq!((read, refused.len()), (most, 1), "{refused:?}");
+        assert!(refused[0].contains("more than 2000000 rows"), "{refused:?}");
+    }
 }

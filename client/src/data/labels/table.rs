@@ -17,8 +17,8 @@ use super::rows::MANIFEST_BYTES_MAX;
 
 /// A Parquet file's first and last four bytes.
 pub(super) const MAGIC: &[u8] = b"PAR1";
-/// Most rows: as many as a walk over a folder takes files.
-const ROWS_MAX: u64 = 2_000_000;
+/// Most rows of any manifest: as many as a walk over a folder takes files.
+pub(super) const ROWS_MAX: u64 = 2_000_000;
 /// Largest description of schema and row groups, bytes. Each of its bytes can claim a row group.
 const FOOTER_BYTES_MAX: u64 = 4 << 20;
 /// Most columns.

@@ -84,9 +84,33 @@ impl Header {
         if voxels.is_none_or(|voxels| voxels == 0 || voxels > VOXELS_MAX) {
             return Err(shape_problem(dim));
         }
+        // The reader believes `bitpix`; a file of a few bytes could make it fill any memory.
+        let expected = bits(inner.data_type().map_err(|error| format(&error))?)?;
+        if i32::from(inner.bitpix) != expected {
+            let detail = format!("bitpix is {}, its data type has {expected}", inner.bitpix);
+            return Err(VolumeProblem::Format { detail });
+        }
         let orientation = Orientation::of(&affine(&inner))?;
         Ok(Self { inner, grid: Grid { shape, orientation } })
     }
+}
+
+/// Bits of a voxel, for the types that are read.
+fn bits(kind: NiftiType) -> Result<i32, VolumeProblem> {
+    Ok(match kind {
+        NiftiType::Uint8 | NiftiType::Int8 => 8,
+        NiftiType::Uint16 | NiftiType::Int16 => 16,
+        NiftiType::Uint32 | NiftiType::Int32 | NiftiType::Float32 => 32,
+        NiftiType::Uint64 | NiftiType::Int64 | NiftiType::Float64 => 64,
+        other @ (NiftiType::Float128
+        | NiftiType::Complex64
+        | NiftiType::Complex128
+        | NiftiType::Complex256
+        | NiftiType::Rgb24
+        | NiftiType::Rgba32) => {
+            return Err(VolumeProblem::Voxels { found: format!("{other:?}") });
+        }
+    })
 }
 
 fn shape_problem(dim: &[u16]) -> VolumeProblem {
@@ -173,4 +197,29 @@ fn affine(header: &NiftiHeader) -> [[f64; 3]; 3] {
         [2.0 * (b * d - a * c), 2.0 * (c * d + a * b), a * a + d * d - b * b - c * c],
     ];
     rotation.map(|row| [row[0] * x, row[1] * y, row[2] * z])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A12d. Failed before: 4,095 bytes a voxel were reserved, and complex voxels refused only when read.
+    #[test]
+    fn a_header_whose_bits_are_not_those_of_its_type_is_refused_before_a_voxel_is_read() {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/nifti/ras.nii");
+        let whole = std::fs::read(fixture).unwrap();
+        let head = |datatype: i16, bitpix: i16| {
+            let mut bytes = whole[..HEADER_BYTES as usize].to_vec();
+            // Of NIfTI-1: `datatype` at byte 70, `bitpix` at 72.
+            bytes[70..72].copy_from_slice(&datatype.to_le_bytes());
+            bytes[72..74].copy_from_slice(&bitpix.to_le_bytes());
+            Header::read(&mut bytes.as_slice()).map(|header| header.grid.shape)
+        };
+        head(4, 16).unwrap();
+        for (datatype, bitpix) in [(4, 32_760), (4, 8), (16, 64), (2, 0), (2, -8)] {
+            let refused = head(datatype, bitpix).unwrap_err().to_string();
+            assert!(refused.contains("bitpix"), "{datatype} {bitpix}: {refused}");
+        }
+        assert!(matches!(head(32, 64), Err(VolumeProblem::Voxels { .. })), "complex");
+    }
 }

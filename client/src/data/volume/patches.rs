@@ -18,7 +18,11 @@ impl Grid {
     fn along(&self, patches: &Patches, ras: usize) -> u64 {
         let room = self.length_mm(ras) - patches.size;
         // A hair, so that lengths that divide evenly do so in floating point too.
-        if room > 0.0 { (room / patches.stride - 1e-6).ceil() as u64 + 1 } else { 1 }
+        if room > 0.0 {
+            ((room / patches.stride - 1e-6).ceil() as u64).saturating_add(1)
+        } else {
+            1
+        }
     }
 
     fn length_mm(&self, ras: usize) -> f64 {
@@ -140,6 +144,15 @@ mod tests {
 
     fn patches(size: f64, stride: f64) -> Patches {
         Patches { size, stride }
+    }
+
+    /// A12g. Failed before in release builds: one too many wrapped to none, and the volume vanished uncounted.
+    #[test]
+    fn a_volume_of_absurd_spacing_is_refused_and_not_without_patches() {
+        let mut grid = ramp([4, 4, 4]).grid;
+        grid.orientation.spacing_mm = [1e30; 3];
+        let refused = grid.patch_count(&patches(1.0, 1.0)).unwrap_err();
+        assert!(matches!(refused, VolumeProblem::Patches { .. }), "{refused}");
     }
 
     #[test]

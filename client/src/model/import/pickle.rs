@@ -61,6 +61,26 @@ pub(super) enum Name {
     Opaque,
 }
 
+impl Node {
+    /// Bytes of memory.
+    fn cost(&self) -> usize {
+        let inside = match self {
+            Self::Opaque | Self::Int(_) | Self::Name(_) => 0,
+            Self::Text(text) => text.len(),
+            Self::Sequence(items) => size_of::<Id>() * items.len(),
+            Self::Dict(pairs) => 2 * size_of::<Id>() * pairs.len(),
+            Self::Storage(storage) => storage.key.len(),
+            Self::Tensor(view) => {
+                view.storage.key.len() + size_of::<usize>() * 2 * view.shape.len()
+            }
+        };
+        size_of::<Self>() + inside
+    }
+}
+
+/// Most memory that a pickle may build, bytes. Those of published checkpoints build a few mebibytes.
+const MEMORY_BYTES_MAX: usize = 256 << 20;
+
 /// Why a pickle is refused.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(super) enum PickleError {
@@ -70,6 +90,8 @@ pub(super) enum PickleError {
     Truncated(usize),
     #[error("pickle instruction {code:#04x} at byte {at} is none that weights need")]
     Instruction { code: u8, at: usize },
+    #[error("the pickle builds more than {} MiB of objects, which no weights need", MEMORY_BYTES_MAX >> 20)]
+    Memory,
     #[error("the pickle makes no sense at byte {at}: {what}")]
     Nonsense { at: usize, what: &'static str },
 }
@@ -90,6 +112,7 @@ impl Pickle {
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
+            spent: 0,
         };
         loop {
             let code = machine.take(1)?[0];
@@ -158,6 +181,8 @@ struct Machine<'a> {
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    /// Bytes of memory that everything so far has taken.
+    spent: usize,
 }
 
 impl Machine<'_> {
@@ -166,35 +191,38 @@ impl Machine<'_> {
             // PROTO and FRAME say nothing that reading needs.
             0x80 => drop(self.take(1)?),
             0x95 => drop(self.take(8)?),
-            b'(' => self.marks.push(self.stack.len()),
+            b'(' => {
+                self.charge(size_of::<usize>())?;
+                self.marks.push(self.stack.len());
+            }
             b'0' => drop(self.pop()?),
             b'1' => drop(self.pop_mark()?),
-            b'N' => self.push(Node::Opaque),
+            b'N' => self.push(Node::Opaque)?,
             b'G' => self.opaque(8)?,
-            0x88 | 0x89 => self.push(Node::Int(i64::from(code == 0x88))),
+            0x88 | 0x89 => self.push(Node::Int(i64::from(code == 0x88)))?,
             b'J' => {
                 let value = i32::from_le_bytes(self.array()?);
-                self.push(Node::Int(i64::from(value)));
+                self.push(Node::Int(i64::from(value)))?;
             }
             b'K' => {
                 let [value] = self.array()?;
-                self.push(Node::Int(i64::from(value)));
+                self.push(Node::Int(i64::from(value)))?;
             }
             b'M' => {
                 let value = u16::from_le_bytes(self.array()?);
-                self.push(Node::Int(i64::from(value)));
+                self.push(Node::Int(i64::from(value)))?;
             }
             0x8a => self.long()?,
             b'X' | b'T' | b'B' | b'U' | b'C' | 0x8c | 0x8d | 0x8e => self.text(code)?,
-            b'}' => self.push(Node::Dict(Vec::new())),
-            b']' | b')' | 0x8f => self.push(Node::Sequence(Vec::new())),
+            b'}' => self.push(Node::Dict(Vec::new()))?,
+            b']' | b')' | 0x8f => self.push(Node::Sequence(Vec::new()))?,
             b't' | b'l' | 0x91 => {
                 let items = self.pop_mark()?;
-                self.push(Node::Sequence(items));
+                self.push(Node::Sequence(items))?;
             }
             0x85..=0x87 => {
                 let items = self.pop_many(usize::from(code - 0x84))?;
-                self.push(Node::Sequence(items));
+                self.push(Node::Sequence(items))?;
             }
             b'a' => {
                 let items = self.pop_many(1)?;
@@ -241,14 +269,22 @@ impl Machine<'_> {
         Ok(array)
     }
 
-    fn push(&mut self, node: Node) {
+    fn push(&mut self, node: Node) -> Result<(), PickleError> {
+        self.charge(node.cost() + size_of::<Id>())?;
         self.nodes.push(node);
         self.stack.push(self.nodes.len() - 1);
+        Ok(())
+    }
+
+    /// Counts memory before it is used; it is given back at the end alone.
+    fn charge(&mut self, bytes: usize) -> Result<(), PickleError> {
+        self.spent = self.spent.saturating_add(bytes);
+        if self.spent > MEMORY_BYTES_MAX { Err(PickleError::Memory) } else { Ok(()) }
     }
 
     fn opaque(&mut self, length: usize) -> Result<(), PickleError> {
         self.take(length)?;
-        self.push(Node::Opaque);
+        self.push(Node::Opaque)?;
         Ok(())
     }
 
@@ -293,7 +329,7 @@ impl Machine<'_> {
             wide[..bytes.len()].copy_from_slice(bytes);
             Node::Int(i64::from_le_bytes(wide))
         };
-        self.push(node);
+        self.push(node)?;
         Ok(())
     }
 
@@ -311,12 +347,13 @@ impl Machine<'_> {
             }
             Ok(_) | Err(_) => Node::Opaque,
         };
-        self.push(node);
+        self.push(node)?;
         Ok(())
     }
 
     fn extend(&mut self, items: Vec<Id>) -> Result<(), PickleError> {
         let list = self.top()?;
+        self.charge(2 * size_of::<Id>() * items.len())?;
         if let Node::Sequence(known) = &mut self.nodes[list] {
             known.extend(items);
         } else if self.nodes[list] != Node::Opaque {
@@ -327,6 +364,7 @@ impl Machine<'_> {
 
     fn insert(&mut self, items: &[Id]) -> Result<(), PickleError> {
         let dict = self.top()?;
+        self.charge(2 * size_of::<Id>() * items.len())?;
         let (pairs, []) = items.as_chunks::<2>() else {
             return self.nonsense("a key without a value");
         };
@@ -345,6 +383,7 @@ impl Machine<'_> {
             _ => u32::try_from(self.memo.len()).unwrap_or(u32::MAX),
         };
         let top = self.top()?;
+        self.charge(4 * size_of::<(u32, Id)>())?;
         self.memo.insert(slot, top);
         Ok(())
     }
@@ -354,6 +393,7 @@ impl Machine<'_> {
             b'h' => u32::from(self.array::<1>()?[0]),
             _ => u32::from_le_bytes(self.array()?),
         };
+        self.charge(size_of::<Id>())?;
         match self.memo.get(&slot) {
             Some(id) => self.stack.push(*id),
             None => return self.nonsense("nothing was remembered there"),
@@ -377,7 +417,7 @@ impl Machine<'_> {
             let shown: String = format!("{module}.{name}").chars().take(200).collect();
             PickleError::Name(shown.escape_default().to_string())
         })?;
-        self.push(Node::Name(meaning));
+        self.push(Node::Name(meaning))?;
         Ok(())
     }
 
@@ -417,7 +457,7 @@ impl Machine<'_> {
                 return self.nonsense("a call that weights do not need");
             }
         };
-        self.push(node);
+        self.push(node)?;
         Ok(())
     }
 
@@ -451,7 +491,7 @@ impl Machine<'_> {
             return self.nonsense("a storage without type, key or size");
         };
         let storage = Storage { kind, key: key.clone(), elements };
-        self.push(Node::Storage(storage));
+        self.push(Node::Storage(storage))?;
         Ok(())
     }
 
@@ -541,6 +581,32 @@ mod tests {
         for (offset, extent, stride) in [(6, 3, 1), (0, 9, 1), (0, 5, 2), (0, 9, 0), (9, 1, 1)] {
             let error = refused(&pickle(offset, extent, stride));
             assert!(matches!(error, PickleError::Nonsense { .. }), "{error}");
+        }
+    }
+
+    /// A12e. Failed before: 2 KB asked for 80 GB, because `torch.Size` copies its argument, and 64 MiB of
+    /// one-byte instructions (65 KB in a zip) for 7 GiB.
+    #[test]
+    fn a_small_pickle_cannot_fill_the_memory() {
+        let doubling = |text: &[u8]| {
+            let mut bytes = text.to_vec();
+            bytes.extend(b"q\x00ctorch\nSize\nq\x01");
+            for _ in 0..300 {
+                bytes.extend(b"h\x01h\x00\x85R");
+            }
+            bytes.push(b'.');
+            bytes
+        };
+        let mut list = b"](".to_vec();
+        list.extend(std::iter::repeat_n(b'N', 1 << 20));
+        list.push(b'e');
+        assert_eq!(refused(&doubling(&list)), PickleError::Memory);
+        let mut text = b"X\x00\x00\x10\x00".to_vec();
+        text.extend(std::iter::repeat_n(b'a', 1 << 20));
+        assert_eq!(refused(&doubling(&text)), PickleError::Memory);
+        for one in [b"N".as_slice(), b"(", b"N\x94", b"N0"] {
+            let many: Vec<u8> = one.iter().copied().cycle().take(40 << 20).collect();
+            assert_eq!(refused(&many), PickleError::Memory, "{one:?}");
         }
     }
 
