@@ -3,6 +3,7 @@
 mod colour;
 mod grey;
 mod lookup;
+mod survey;
 
 use std::fs::File;
 use std::path::Path;
@@ -53,6 +54,22 @@ pub enum DicomProblem {
         bytes: u64,
         /// The bound.
         max: u64,
+    },
+    /// A length that the file cannot hold.
+    #[error("the element {tag} declares {declared} bytes, and {left} are left in the file")]
+    Length {
+        /// The element.
+        tag: Tag,
+        /// Its length, bytes.
+        declared: u64,
+        /// Bytes behind its header.
+        left: u64,
+    },
+    /// Sequences within sequences.
+    #[error("more than {max} sequences within each other")]
+    Depth {
+        /// The bound.
+        max: u32,
     },
     /// A report, a plan, a waveform.
     #[error("holds no picture (no pixel data)")]
@@ -114,6 +131,7 @@ pub(super) struct Header {
 /// Reads everything before the pixels.
 pub(super) fn header(path: &Path) -> Result<Header, DicomProblem> {
     check_size(path)?;
+    survey::survey(path, true)?;
     let file = File::open(path).map_err(|error| format(&error))?;
     let object = OpenFileOptions::new()
         .read_until(PIXEL_DATA)
@@ -154,6 +172,7 @@ pub(super) struct Object(DefaultDicomObject);
 impl Object {
     pub(super) fn open(path: &Path) -> Result<Self, DicomProblem> {
         check_size(path)?;
+        survey::survey(path, false)?;
         // The limit again, for a file that grows meanwhile.
         let file = File::open(path).map_err(|error| format(&error))?;
         let object = OpenFileOptions::new()
@@ -175,6 +194,12 @@ impl Object {
             || samples * 4 > DECODE_MIB_MAX << 20
         {
             let detail = format!("more than {DECODE_MIB_MAX} MiB a frame");
+            return Err(DicomProblem::Pixels { detail });
+        }
+        let fragments = object.get(PIXEL_DATA).and_then(|e| e.value().fragments());
+        let largest = fragments.into_iter().flatten().filter_map(|f| survey::samples(f)).max();
+        if largest.is_some_and(|samples| samples.saturating_mul(4) > DECODE_MIB_MAX << 20) {
+            let detail = format!("its compressed picture is of more than {DECODE_MIB_MAX} MiB");
             return Err(DicomProblem::Pixels { detail });
         }
         let decoded = object

@@ -39,7 +39,10 @@ fn pictures_are_pydicoms() {
     for (name, expected) in golden {
         let header = header(&fixture(&name)).unwrap();
         assert_eq!(u64::from(header.frames), expected["frames"].as_u64().unwrap(), "{name}");
-        let picture = Object::open(&fixture(&name)).unwrap().frame(0, Window::File).unwrap();
+        let picture = Object::open(&fixture(&name))
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+            .frame(0, Window::File)
+            .unwrap();
         let (width, height) = picture.dimensions();
         assert_eq!(u64::from(width), expected["width"].as_u64().unwrap(), "{name}");
         assert_eq!(u64::from(height), expected["height"].as_u64().unwrap(), "{name}");
@@ -141,7 +144,10 @@ fn what_is_not_read_has_its_reason() {
     };
     assert_eq!(refused("rtplan.dcm"), "holds no picture (no pixel data)");
     let truncated = refused("MR_truncated.dcm");
-    assert!(truncated.starts_with("not readable as DICOM: "), "{truncated}");
+    assert_eq!(
+        truncated,
+        "the element (7FE0,0010) declares 8192 bytes, and 8130 are left in the file"
+    );
     let jpeg_ls = refused("MR_small_jpeg_ls_lossless.dcm");
     assert!(jpeg_ls.starts_with("the pixels cannot be decoded: "), "{jpeg_ls}");
     let folder = tempfile::tempdir().unwrap();
@@ -169,5 +175,80 @@ fn any_prefix_of_a_file_is_a_picture_or_a_reason() {
                 Err(error) => assert!(error.to_string().contains("x.dcm: "), "{error}"),
             }
         }
+    }
+}
+
+/// A file of explicit VR little endian with `elements` behind its meta information.
+fn file(elements: &[u8]) -> tempfile::NamedTempFile {
+    let uid = b"1.2.840.10008.1.2.1\0";
+    let mut bytes = vec![0; 128];
+    bytes.extend(b"DICM\x02\0\0\0UL\x04\0");
+    bytes.extend((8 + uid.len() as u32).to_le_bytes());
+    bytes.extend(b"\x02\0\x10\0UI");
+    bytes.extend((uid.len() as u16).to_le_bytes());
+    bytes.extend(uid);
+    bytes.extend(elements);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    file
+}
+
+/// A12a. Failed before: 262 bytes reserved 4 GiB and filled them.
+#[test]
+fn a_length_that_the_file_cannot_hold_is_refused_before_it_is_reserved() {
+    for element in [
+        // Private OB of 4 GiB, and UN of 2 GiB.
+        b"\x09\0\x10\x10OB\0\0\xFE\xFF\xFF\xFF".as_slice(),
+        b"\x09\0\x10\x10UN\0\0\xFE\xFF\xFF\x7F",
+        // A short one at the end of the file.
+        b"\x10\0\x20\0LO\x40\0abc",
+        // Within a sequence.
+        b"\x09\0\x10\x10SQ\0\0\xFF\xFF\xFF\xFF\xFE\xFF\0\xE0\xFF\xFF\xFF\xFF\x09\0\x11\x10OB\0\0\xFE\xFF\xFF\xFF",
+    ] {
+        let file = file(element);
+        for problem in [header(file.path()).err(), Object::open(file.path()).err()] {
+            let problem = problem.unwrap();
+            assert!(matches!(problem, DicomProblem::Length { .. }), "{problem}");
+        }
+    }
+    // In the meta information itself.
+    let meta = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes = vec![0; 128];
+    bytes.extend(b"DICM\x02\0\0\0UL\x04\0\x20\0\0\0\x02\0\x02\x01OB\0\0\xFE\xFF\xFF\xFF");
+    bytes.extend([0; 40]);
+    std::fs::write(meta.path(), bytes).unwrap();
+    let problem = header(meta.path()).err().unwrap();
+    assert!(matches!(problem, DicomProblem::Length { .. }), "{problem}");
+}
+
+/// A12b. Failed before: the stack overflowed, which ends the program.
+#[test]
+fn a_hundred_thousand_nested_sequences_are_refused() {
+    let level = b"\x09\0\x10\x10SQ\0\0\xFF\xFF\xFF\xFF\xFE\xFF\0\xE0\xFF\xFF\xFF\xFF";
+    let file = file(&level.repeat(100_000));
+    let problem = header(file.path()).err().unwrap();
+    assert_eq!(problem, DicomProblem::Depth { max: 64 });
+}
+
+/// A12c. Failed before: the size of the JPEG, not that of the DICOM header, was reserved.
+#[test]
+fn the_size_that_a_compressed_picture_claims_is_read_without_decoding_it() {
+    let jpeg = |sof: u8| {
+        let mut bytes = vec![0xFF, 0xD8, 0xFF, 0xE0, 0, 4, 1, 2, 0xFF, 0xFF, sof];
+        bytes.extend([0, 17, 8, 0xFF, 0xFF, 0xFF, 0xFE, 3]);
+        bytes
+    };
+    for sof in [0xC0, 0xC2, 0xC3, 0xC9, 0xF7] {
+        assert_eq!(survey::samples(&jpeg(sof)), Some(0xFFFF * 0xFFFE * 3));
+    }
+    assert_eq!(survey::samples(&jpeg(0xC4)), None, "a table");
+    let mut j2k = vec![0xFF, 0x4F, 0xFF, 0x51, 0, 47, 0, 0];
+    for word in [1000u32, 2000, 100, 200, 0, 0, 0, 0] {
+        j2k.extend(word.to_be_bytes());
+    }
+    j2k.extend([0, 3]);
+    assert_eq!(survey::samples(&j2k), Some(900 * 1800 * 3));
+    for end in 0..j2k.len() {
+        survey::samples(&j2k[..end]);
     }
 }

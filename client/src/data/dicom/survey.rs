@@ -1,0 +1,210 @@
+//! Survey of a DICOM file before it is read. The reader reserves what an element declares, and calls
+//! itself for every level of nested sequences: so each declared length is compared with the bytes
+//! that are left, and the depth is bounded, at no cost of memory (PS3.5 7.1, PS3.10 7.1).
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use dicom_encoding::transfer_syntax::{Codec, TransferSyntax};
+use dicom_object::Tag;
+use dicom_parser::dataset::LazyDataToken;
+use dicom_parser::dataset::lazy_read::LazyDataSetReader;
+use dicom_parser::{DynStatefulDecoder, StatefulDecode};
+use dicom_transfer_syntax_registry::{TransferSyntaxIndex, TransferSyntaxRegistry};
+
+use super::{DicomProblem, FILE_BYTES_MAX, PIXEL_DATA, format};
+
+/// Most sequences within each other. Structured reports have about a dozen.
+const DEPTH_MAX: u32 = 64;
+/// Bytes before the letters `DICM`.
+const PREAMBLE_BYTES: u64 = 128;
+/// Group of the file meta information.
+const META_GROUP: u16 = 0x0002;
+const TRANSFER_SYNTAX: Tag = Tag(META_GROUP, 0x0010);
+/// Longest transfer syntax UID, bytes.
+const UID_BYTES_MAX: u64 = 64;
+/// Value representations with a length of four bytes (PS3.5 table 7.1-1).
+const LONG: [&[u8; 2]; 13] =
+    [b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"];
+
+/// Surveys the file at `path`, up to its pixels where `header_only`. A file that is not DICOM, or of
+/// a transfer syntax that is not read, passes: the reader names it.
+pub(super) fn survey(path: &Path, header_only: bool) -> Result<(), DicomProblem> {
+    let open = || File::open(path).map_err(|e| format(&e));
+    let file = open()?;
+    let bytes = file.metadata().map_err(|e| format(&e))?.len();
+    let mut file = BufReader::new(file);
+    let Some(syntax) = meta(&mut file, bytes)? else { return Ok(()) };
+    let Some(syntax) = TransferSyntaxRegistry.get(&syntax) else { return Ok(()) };
+    let begin = file.stream_position().map_err(|e| format(&e))?;
+    match syntax.codec() {
+        Codec::None | Codec::EncapsulatedPixelData(..) => {
+            walk(file, syntax, bytes.saturating_sub(begin), header_only)
+        }
+        // Packed as a whole: what it holds is counted first.
+        Codec::Dataset(Some(adapter)) => {
+            let most = FILE_BYTES_MAX + 1;
+            let mut unpacked = adapter.adapt_reader(Box::new(file)).take(most);
+            let bytes = io::copy(&mut unpacked, &mut io::sink()).map_err(|e| format(&e))?;
+            if bytes == most {
+                return Err(DicomProblem::TooLarge { bytes, max: FILE_BYTES_MAX });
+            }
+            let mut file = BufReader::new(open()?);
+            file.seek(SeekFrom::Start(begin)).map_err(|e| format(&e))?;
+            walk(adapter.adapt_reader(Box::new(file)), syntax, bytes, header_only)
+        }
+        Codec::Dataset(None) => Ok(()),
+    }
+}
+
+/// Walks over the `bytes` of a data set.
+fn walk(
+    set: impl Read,
+    syntax: &TransferSyntax,
+    bytes: u64,
+    header_only: bool,
+) -> Result<(), DicomProblem> {
+    let decoder = DynStatefulDecoder::new_with_ts(set, syntax, 0).map_err(|e| format(&e))?;
+    let mut reader = LazyDataSetReader::new(decoder);
+    let mut depth = 0u32;
+    while let Some(token) = reader.advance() {
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the enum may grow; the rest holds no length"
+        )]
+        match token.map_err(|e| format(&e))? {
+            LazyDataToken::ElementHeader(header) if header_only && header.tag == PIXEL_DATA => {
+                return Ok(());
+            }
+            LazyDataToken::PixelSequenceStart if header_only => return Ok(()),
+            LazyDataToken::SequenceStart { .. } | LazyDataToken::PixelSequenceStart => {
+                depth += 1;
+                if depth > DEPTH_MAX {
+                    return Err(DicomProblem::Depth { max: DEPTH_MAX });
+                }
+            }
+            LazyDataToken::SequenceEnd => depth = depth.saturating_sub(1),
+            LazyDataToken::LazyValue { header, decoder } => {
+                if header_only && header.tag == PIXEL_DATA {
+                    return Ok(());
+                }
+                fits(header.tag, header.len.0, bytes.saturating_sub(decoder.position()))?;
+                decoder.skip_bytes(header.len.0).map_err(|e| format(&e))?;
+            }
+            LazyDataToken::LazyItemValue { len, decoder } => {
+                fits(PIXEL_DATA, len, bytes.saturating_sub(decoder.position()))?;
+                decoder.skip_bytes(len).map_err(|e| format(&e))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn fits(tag: Tag, declared: u32, left: u64) -> Result<(), DicomProblem> {
+    let declared = u64::from(declared);
+    if declared > left { Err(DicomProblem::Length { tag, declared, left }) } else { Ok(()) }
+}
+
+/// Reads the file meta information and stands behind it; gives the transfer syntax. `None` when this
+/// is no DICOM file.
+fn meta(file: &mut BufReader<File>, bytes: u64) -> Result<Option<String>, DicomProblem> {
+    for at in [PREAMBLE_BYTES, 0] {
+        file.seek(SeekFrom::Start(at)).map_err(|e| format(&e))?;
+        let mut magic = [0; 4];
+        if file.read_exact(&mut magic).is_ok() && &magic == b"DICM" {
+            return read_meta(file, bytes);
+        }
+    }
+    Ok(None)
+}
+
+fn read_meta(file: &mut BufReader<File>, bytes: u64) -> Result<Option<String>, DicomProblem> {
+    let (tag, length) = element(file, bytes)?;
+    // Group length, of four bytes: the reader refuses anything else.
+    if tag != Tag(META_GROUP, 0) || length != 4 {
+        return Ok(None);
+    }
+    let mut length = [0; 4];
+    file.read_exact(&mut length).map_err(|e| format(&e))?;
+    let begin = file.stream_position().map_err(|e| format(&e))?;
+    let end = begin.saturating_add(u64::from(u32::from_le_bytes(length)));
+    fits(tag, u32::from_le_bytes(length), bytes.saturating_sub(begin))?;
+    let mut syntax = None;
+    while file.stream_position().map_err(|e| format(&e))? < end {
+        let (tag, length) = element(file, bytes)?;
+        if tag == TRANSFER_SYNTAX && length <= UID_BYTES_MAX {
+            let mut uid = Vec::new();
+            file.by_ref().take(length).read_to_end(&mut uid).map_err(|e| format(&e))?;
+            let uid = String::from_utf8_lossy(&uid);
+            syntax = Some(uid.trim_end_matches(['\0', ' ']).to_owned());
+        } else {
+            let length = i64::try_from(length).unwrap_or(i64::MAX);
+            file.seek_relative(length).map_err(|e| format(&e))?;
+        }
+    }
+    Ok(syntax)
+}
+
+/// Header of the next element of the meta information (explicit VR, little endian): tag and length,
+/// which the file holds.
+fn element(file: &mut BufReader<File>, bytes: u64) -> Result<(Tag, u64), DicomProblem> {
+    let mut head = [0; 8];
+    file.read_exact(&mut head).map_err(|e| format(&e))?;
+    let [g0, g1, e0, e1, v0, v1, l0, l1] = head;
+    let tag = Tag(u16::from_le_bytes([g0, g1]), u16::from_le_bytes([e0, e1]));
+    let length = if LONG.contains(&&[v0, v1]) {
+        let mut long = [0; 4];
+        file.read_exact(&mut long).map_err(|e| format(&e))?;
+        u32::from_le_bytes(long)
+    } else {
+        u32::from(u16::from_le_bytes([l0, l1]))
+    };
+    let at = file.stream_position().map_err(|e| format(&e))?;
+    fits(tag, length, bytes.saturating_sub(at))?;
+    Ok((tag, u64::from(length)))
+}
+
+/// Samples of the picture that a JPEG or JPEG 2000 stream says it holds; `None` where it says none.
+/// The decoders reserve by it, whatever the DICOM header says (ITU-T T.81 B.2.2, T.800 A.5.1).
+pub(super) fn samples(stream: &[u8]) -> Option<u64> {
+    let product = |sides: [u64; 3]| sides.into_iter().try_fold(1u64, u64::checked_mul);
+    if stream.starts_with(&[0xFF, 0xD8]) {
+        return jpeg_sides(stream).map(|sides| product(sides).unwrap_or(u64::MAX));
+    }
+    // SOC and SIZ stand at the beginning, or behind the boxes of a JP2 file.
+    let siz = stream.windows(4).take(4096).position(|w| w == [0xFF, 0x4F, 0xFF, 0x51])?;
+    let siz = stream.get(siz + 4..)?;
+    let word = |at: usize| {
+        let bytes = siz.get(at..)?.first_chunk::<4>()?;
+        Some(u64::from(u32::from_be_bytes(*bytes)))
+    };
+    let components = u64::from(u16::from_be_bytes(*siz.get(36..)?.first_chunk::<2>()?));
+    let width = word(4)?.saturating_sub(word(12)?);
+    let height = word(8)?.saturating_sub(word(16)?);
+    Some(product([width, height, components]).unwrap_or(u64::MAX))
+}
+
+fn jpeg_sides(stream: &[u8]) -> Option<[u64; 3]> {
+    let mut rest = stream.get(2..)?;
+    loop {
+        let [0xFF, marker, ..] = *rest else { return None };
+        match marker {
+            // Fill bytes, and markers without a segment.
+            0xFF => rest = rest.get(1..)?,
+            0x01 | 0xD0..=0xD7 => rest = rest.get(2..)?,
+            // Frame headers; C4, C8 and CC are tables.
+            0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xF7 => {
+                let [_, _, _, _, _, h0, h1, w0, w1, components] = *rest.first_chunk::<10>()?;
+                let side = |high, low| u64::from(u16::from_be_bytes([high, low]));
+                return Some([side(w0, w1), side(h0, h1), u64::from(components)]);
+            }
+            0xD9 | 0xDA => return None,
+            _ => {
+                let length = u16::from_be_bytes(*rest.get(2..)?.first_chunk::<2>()?);
+                rest = rest.get(2 + usize::from(length)..)?;
+            }
+        }
+    }
+}
