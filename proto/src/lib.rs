@@ -13,6 +13,7 @@ pub mod v1 {
     tonic::include_proto!("tributary.v1");
 }
 
+pub mod calls;
 pub mod channel;
 pub mod convert;
 pub mod private;

@@ -5,15 +5,21 @@
 
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::Code;
+use tonic::transport::Channel;
+use tonic_prost::ProstCodec;
+use tributary_proto::calls::Call;
+use tributary_proto::channel::access::rule;
+use tributary_proto::channel::{ConnectOptions, Identity, Role, connect};
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
 use tributary_shared::refusal::Refusal;
 use tributary_shared::tensors::{Subject, encode};
 use tributary_tests::member::{Member, Round, code, filled};
-use tributary_tests::{Scratch, seats};
+use tributary_tests::{Scratch, binaries, seats};
 
 /// A run on a small LoRA contract; nobody trains, the sites of these tests say what they like.
 const MANIFEST: &str = r#"
@@ -395,19 +401,52 @@ async fn garbage_on_the_port_disturbs_nobody() {
     siege.completes_without_mallory(1, "did not answer within 2 s").await;
 }
 
+/// Makes a call with an empty message; gives the status.
+async fn bare(channel: Channel, path: &'static str) -> Code {
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    let (path, codec) = (PathAndQuery::from_static(path), ProstCodec::<(), ()>::default());
+    let answer = client.unary(tonic::Request::new(()), path, codec).await;
+    answer.map_or_else(|status| status.code(), |_| Code::Ok)
+}
+
+/// Every call of the proto, with nothing in it, by every role: what the server answers is what
+/// `access::rule` says.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_site_may_not_call_what_is_the_operators() {
-    let siege = Siege::lay().await;
-    let folder = &siege.scratch.federation.sites()[2].directory;
-    let identity = tributary_proto::channel::Identity::load(&folder.join("identity")).unwrap();
-    let options = tributary_proto::channel::ConnectOptions::default();
-    let address = siege.scratch.federation.address();
-    let channel = tributary_proto::channel::connect(address, &identity, &options).await.unwrap();
-    let mut operator = v1::operator_client::OperatorClient::new(channel);
-    let stop = v1::StopRunRequest { run: "siege".into(), reason: "mine".into() };
-    assert_eq!(code(operator.stop_run(stop).await), Code::PermissionDenied);
-    let export = v1::ExportRequest { with_tensors: true };
-    assert_eq!(code(operator.export(export).await), Code::PermissionDenied);
+async fn every_call_is_answered_to_the_roles_of_its_row_alone() {
+    let scratch = tokio::task::spawn_blocking(|| {
+        let mut scratch = Scratch::found();
+        scratch.enroll("alpha", 1.0, 1);
+        let kit = scratch.folder.path().join("carl.kit").to_string_lossy().into_owned();
+        scratch.federation.operator(["auditor", "invite", "carl", "--out", &kit]).unwrap();
+        let carl = scratch.folder.path().join("carl").to_string_lossy().into_owned();
+        let mut enroll = std::process::Command::new(&binaries().operator);
+        let address = scratch.federation.address();
+        let arguments = ["enroll", &kit, "--identity", &carl, "--address", address];
+        assert!(enroll.args(arguments).output().unwrap().status.success());
+        scratch
+    });
+    let scratch = scratch.await.unwrap();
+    let address = scratch.federation.address();
+    let members = [
+        (Role::Operator, scratch.federation.operator_identity()),
+        (Role::Auditor, scratch.folder.path().join("carl")),
+        (Role::Site, scratch.federation.sites()[0].directory.join("identity")),
+    ];
+    for (role, folder) in members {
+        let identity = Identity::load(&folder).unwrap();
+        let options = ConnectOptions::default();
+        let channel = connect(address, &identity, &options).await.unwrap();
+        for call in Call::ALL {
+            let roles = rule(call).roles;
+            let allowed = roles.is_empty() || roles.contains(&role);
+            let answer = bare(channel.clone(), call.path()).await;
+            assert_eq!(answer != Code::PermissionDenied, allowed, "{role:?} {call:?}: {answer:?}");
+            assert_ne!(answer, Code::Unimplemented, "{call:?}");
+        }
+        let unknown = bare(channel, "/tributary.v1.Operator/Drop").await;
+        assert_eq!(unknown, Code::Unimplemented);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

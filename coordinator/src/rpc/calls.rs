@@ -12,7 +12,8 @@ use http_body_util::BodyExt;
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
-use tributary_proto::channel::{ConnectInfo, Member, Origin};
+use tributary_proto::calls::Call as Method;
+use tributary_proto::channel::{ConnectInfo, Member, Origin, access};
 
 /// The calls in progress of one server. Cheap to clone.
 #[derive(Clone, Default)]
@@ -46,14 +47,35 @@ enum Kind {
 }
 
 impl Kind {
-    fn of(path: &str) -> Self {
-        match path.rsplit('/').next().unwrap_or_default() {
-            "Enroll" => Self::Enrol,
-            "NextAssignment" | "UploadStatus" => Self::Wait,
-            "CheckRun" | "StartRun" => Self::Ask,
-            "FetchAdapter" | "Log" | "Pull" | "Export" => Self::Stream,
-            "Upload" => Self::Upload,
-            _ => Self::Short,
+    fn of(call: Method) -> Self {
+        match call {
+            Method::EnrolmentEnroll => Self::Enrol,
+            Method::SiteNextAssignment | Method::SiteUploadStatus => Self::Wait,
+            Method::OperatorCheckRun | Method::OperatorStartRun => Self::Ask,
+            Method::SiteFetchAdapter
+            | Method::OperatorLog
+            | Method::OperatorPull
+            | Method::OperatorExport => Self::Stream,
+            Method::SiteUpload => Self::Upload,
+            Method::SiteHello
+            | Method::SiteAnswerInquiry
+            | Method::SiteAcceptTerms
+            | Method::SiteDecline
+            | Method::SiteHeartbeat
+            | Method::SiteSubmit
+            | Method::SiteCheckpoint
+            | Method::SiteEvidence
+            | Method::OperatorStatus
+            | Method::OperatorInvite
+            | Method::OperatorListSites
+            | Method::OperatorListPersons
+            | Method::OperatorSetMemberState
+            | Method::OperatorWithdrawInvitations
+            | Method::OperatorStopRun
+            | Method::OperatorResumeRun
+            | Method::OperatorListRuns
+            | Method::OperatorShowRun
+            | Method::OperatorCheckpoint => Self::Short,
         }
     }
 
@@ -144,11 +166,18 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let kind = Kind::of(request.uri().path());
+        let Some(method) = Method::of(request.uri().path()) else {
+            let refused = Status::unimplemented("there is no such call");
+            return Box::pin(async move { Ok(refused.into_http()) });
+        };
         let Some(info) = request.extensions().get::<ConnectInfo>() else {
             let refused = Status::unauthenticated("the connection is not known");
             return Box::pin(async move { Ok(refused.into_http()) });
         };
+        if let Err(refused) = access::authorize(method, info.peer.as_ref()) {
+            return Box::pin(async move { Ok(refused.into_http()) });
+        }
+        let kind = Kind::of(method);
         let caller = match &info.peer {
             Some(peer) => Caller::Member(peer.member.clone()),
             None => Caller::Stranger(Origin::of(info.remote.ip())),
@@ -190,7 +219,7 @@ mod tests {
     fn one_callers_calls_are_bounded_and_another_has_its_own() {
         let calls = Calls::default();
         let site = |name: &str| Caller::Member(format!("site/{name}").parse().unwrap());
-        let kind = Kind::of("/tributary.v1.Site/NextAssignment");
+        let kind = Kind::of(Method::SiteNextAssignment);
         assert_eq!(kind, Kind::Wait);
         let mut held: Vec<Call> = Vec::new();
         while let Some(call) = calls.begin(site("mallory"), kind) {
@@ -198,7 +227,7 @@ mod tests {
         }
         assert_eq!(held.len(), 8);
         assert!(calls.begin(site("isar"), kind).is_some());
-        let beat = calls.begin(site("mallory"), Kind::of("/tributary.v1.Site/Heartbeat"));
+        let beat = calls.begin(site("mallory"), Kind::of(Method::SiteHeartbeat));
         assert!(beat.is_some());
         held.pop();
         assert!(calls.begin(site("mallory"), kind).is_some());

@@ -83,8 +83,8 @@ impl Services {
             ))
     }
 
-    /// Lets members with a good certificate pass. A suspended site may still say hello and hear
-    /// why; `site` refuses it everything else.
+    /// Lets members with a good certificate pass whom the matrix in `tributary_proto::channel::access` allows the call. A suspended
+    /// site may still say hello and hear why; `site` refuses it everything else.
     fn guard(&self, roles: &'static [Role]) -> Guard {
         let driver = self.driver.clone();
         let check = move |peer: &Peer| match driver.members().standing(peer) {

@@ -5,6 +5,7 @@
 //! enrolment can be reached without one; every other service asks [`Guard`] who is calling.
 //! A certificate that is presented but not good ends the handshake.
 
+pub mod access;
 mod client;
 mod connections;
 mod door;
