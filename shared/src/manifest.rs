@@ -226,6 +226,9 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// The names of every strategy.
+    pub const KINDS: [&str; 1] = ["fedavg"];
+
     /// The name in manifests, policies, tables and the history.
     pub fn as_str(&self) -> &'static str {
         match self {

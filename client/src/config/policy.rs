@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 use tributary_shared::adaptation::Adaptation;
 use tributary_shared::digest::Digest;
-use tributary_shared::manifest::{RunManifest, Task};
+use tributary_shared::manifest::{RunManifest, Strategy, Task};
 use tributary_shared::outcome::Failure;
 use tributary_shared::privacy::Reader;
 use tributary_shared::refusal::{Refusal, RefusalClass};
@@ -244,6 +244,9 @@ impl Policy {
                 None => Ok(asked.map(BTreeSet::from_iter)),
             }
         };
+        if written.cohort_min == 0 {
+            return Err(bad("cohort_min", "0", "write 1 to train alone, 2 for company"));
+        }
         let norm = written.delta_norm_max;
         if !(norm.is_finite() && norm > 0.0) {
             return Err(bad("delta_norm_max", &format!("{norm}"), "write a number above 0"));
@@ -266,7 +269,8 @@ impl Policy {
             backbones,
             adaptations: kinds("adaptations", written.adaptations, &Adaptation::KINDS)?,
             tasks: kinds("tasks", written.tasks, &Task::KINDS)?,
-            strategies: written.strategies.into_iter().collect(),
+            strategies: kinds("strategies", Some(written.strategies), &Strategy::KINDS)?
+                .unwrap_or_default(),
             cohort_min: written.cohort_min,
             cases_min: written.cases_min,
             holdout_cases_min: written.holdout_cases_min,
@@ -609,6 +613,9 @@ mod tests {
             ("backbones = [\"abc\"]\nstrategies = []", "not a digest"),
             ("backbones = []\nstrategies = []\nhours = [\"night\"]", "not a window"),
             ("backbones = []\nstrategies = []\ndelta_norm_max = nan", "above 0"),
+            // A typo of either would refuse every run, or none, without a word.
+            ("backbones = []\nstrategies = [\"fedavgg\"]", "`fedavgg` is no such kind"),
+            ("backbones = []\nstrategies = []\ncohort_min = 0", "write 1 to train alone"),
             ("backbones = []\nstrategies = []\ncohort_max = 1", "unknown field `cohort_max`"),
         ] {
             let error = Policy::from_toml(Path::new("p.toml"), text).unwrap_err().to_string();
@@ -619,7 +626,7 @@ mod tests {
     proptest! {
         #[test]
         fn tightening_never_turns_a_no_into_a_yes(
-            cohort in 0u32..6, rounds in 0u32..20, epochs in 0u32..6, tighter in 0u32..4,
+            cohort in 1u32..6, rounds in 0u32..20, epochs in 0u32..6, tighter in 0u32..4,
         ) {
             let read = |cohort: u32, rounds: u32, epochs: u32| policy(&format!(
                 "cohort_min = {cohort}\nrounds_max = {rounds}\nepochs_max = {epochs}"
