@@ -60,13 +60,13 @@ pub async fn serve(
     config: &CoordinatorConfig,
     ready: impl FnOnce(&Listening),
 ) -> Result<(), Failure> {
-    let limits = descriptors::divide()?;
-    // Early: what the last process kept may be what this one needs to open its database.
+    // First: what the last process kept may be what this one needs to open its database.
     let space = Space::of(&[database_folder(config), &config.directory], config.reserve_bytes);
     let authority = Arc::new(Authority::load(&config.directory).map_err(|e| e.failure())?);
     tighten(config);
     let signer = Arc::new(authority.log_signer().map_err(|e| e.failure())?);
     let identity = workable_identity(config)?;
+    let limits = descriptors::divide()?;
     let acceptor =
         Acceptor::new(&identity).map_err(|e| Failure::invalid("server_certificate", chain(&e)))?;
     let acceptor = acceptor.limited(limits);

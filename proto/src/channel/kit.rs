@@ -55,13 +55,11 @@ pub enum KitError {
     Malformed(String),
 }
 
-/// The line of a fault, without its content, which may be the token.
+/// The line of a fault and the parser's words, without the line itself, which may be that of the token.
 fn place(text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-    format!(
-        "line {}: it is not as it was written; ask for it again",
-        before.matches('\n').count() + 1
-    )
+    let line = before.matches('\n').count() + 1;
+    format!("line {line}: {}; ask for the kit again", error.message())
 }
 
 #[derive(Serialize, Deserialize)]
