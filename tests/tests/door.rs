@@ -132,7 +132,8 @@ async fn strangers_and_a_hostile_member_at_once_slow_a_round_by_less_than_twice(
     let log = std::fs::read_to_string(scratch.federation.coordinator().unwrap().log()).unwrap();
     let refused = log.lines().filter(|line| line.contains("connection refused")).count();
     let counted = log.lines().filter(|line| line.contains("more connections refused")).count();
-    assert!(counted > 0 && refused <= 5 * (counted + 2), "{refused} lines, {counted} counts");
+    // A count ends ten seconds of refusals, which a fast machine may not have reached.
+    assert!(refused <= 5 * (counted + 2), "{refused} lines, {counted} counts");
     assert_eq!(scratch.audit()["verified"], true);
 }
 

@@ -278,7 +278,7 @@ impl Site {
         }
         // Nothing leaves the building under a history that was rewritten.
         self.witness().await?;
-        if self.passing.take().is_some() {
+        if self.passing.take_if(|trouble| trouble.class.is_of_the_connection()).is_some() {
             self.look_around();
         }
         if !self.ledger.owed().is_empty() {

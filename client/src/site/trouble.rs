@@ -45,6 +45,24 @@ pub enum TroubleClass {
 }
 
 impl TroubleClass {
+    /// Says whether a greeting and a history that is followed disprove it. A full disk, for one, lasts until the work
+    /// that met it succeeds.
+    pub(super) fn is_of_the_connection(self) -> bool {
+        match self {
+            Self::SharedIdentity
+            | Self::HistoryNotContinued
+            | Self::RecoveryNotAccepted
+            | Self::Certificate
+            | Self::Network => true,
+            Self::DiskFull
+            | Self::DataMissing
+            | Self::BackboneMissing
+            | Self::PolicyUnreadable
+            | Self::ClockWrong
+            | Self::Other => false,
+        }
+    }
+
     /// The word on the wire and in tables.
     pub fn as_str(self) -> &'static str {
         match self {
