@@ -210,6 +210,20 @@ impl fmt::Display for PolicyRefusal {
     }
 }
 
+impl BackbonesText {
+    fn read(&self) -> Result<Backbones, String> {
+        match self {
+            Self::Word(word) if word == "any" => Ok(Backbones::Any),
+            Self::Word(word) => Err(format!("`{word}` is neither \"any\" nor a list of digests")),
+            Self::Digests(digests) => {
+                let digests = digests.iter().map(|d| d.parse::<Digest>());
+                let digests = digests.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
+                Ok(Backbones::Listed(digests))
+            }
+        }
+    }
+}
+
 impl Policy {
     /// Reads and checks `policy.toml`.
     pub fn load(file: &Path) -> Result<Self, Failure> {
@@ -221,19 +235,13 @@ impl Policy {
     pub fn from_toml(file: &Path, text: &str) -> Result<Self, Failure> {
         let written: PolicyFile = parse(file, text, SAMPLE)?;
         let bad = |key: &str, problem: &str, mend: &str| invalid(file, key, problem, mend);
-        let backbones =
-            match written.backbones {
-                BackbonesText::Word(word) if word == "any" => Backbones::Any,
-                BackbonesText::Word(word) => {
-                    let problem = format!("`{word}` is neither \"any\" nor a list of digests");
-                    return Err(bad("backbones", &problem, "write \"any\" or [\"sha256:...\"]"));
-                }
-                BackbonesText::Digests(digests) => Backbones::Listed(
-                    digests.iter().map(|d| d.parse::<Digest>()).collect::<Result<_, _>>().map_err(
-                        |e| bad("backbones", &e.to_string(), "see `backbone` for digests"),
-                    )?,
-                ),
-            };
+        let backbones = written.backbones.read().map_err(|problem| {
+            bad(
+                "backbones",
+                &problem,
+                "write \"any\" or digests, which `tributary-client backbone import` prints",
+            )
+        })?;
         let kinds = |key: &str, asked: Option<Vec<String>>, known: &[&str]| {
             let unknown = asked.iter().flatten().find(|kind| !known.contains(&kind.as_str()));
             match unknown {
