@@ -167,7 +167,7 @@ fn pooled_sites_keep_order_pixels_and_sides() {
 }
 
 /// A de-identified export writes one patient id everywhere. Failed before: by that id's place all
-/// cases were trained on with nobody held out, or none was left to train on.
+/// cases were trained on with none held out, or none was left to train on.
 #[test]
 fn one_patient_id_for_all_is_named_before_a_patient_is_to_be_held_out() {
     let grey = |level| GrayImage::from_pixel(2, 2, Luma([level])).into();
@@ -177,7 +177,8 @@ fn one_patient_id_for_all_is_named_before_a_patient_is_to_be_held_out() {
     let dataset = open(same.path(), &input(2, 1));
     assert_eq!(dataset.only_patient(), Some("ANON"));
     assert!(dataset.check_patients(0.0).is_ok());
-    let error = dataset.check_patients(0.25).expect_err("nobody can be held out").to_string();
+    let error =
+        dataset.check_patients(0.25).expect_err("one patient cannot be divided").to_string();
     assert!(error.starts_with("all 2 cases have one patient id, `ANON`"), "{error}");
     let source = DataSource::detect(same.path()).expect("a folder");
     let task = task_of(vec!["ill".to_owned(), "well".to_owned()], false);

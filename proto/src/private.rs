@@ -1,4 +1,4 @@
-//! Files and folders that are their owner's alone: nobody else on the machine reads what a program
+//! Files and folders that only their owner may read: no other user of the machine sees what a program
 //! writes.
 
 use std::fs::{self, DirBuilder, Permissions};
@@ -8,11 +8,11 @@ use std::path::Path;
 
 use rustix::fs::Mode;
 
-/// What a user of another name may do with a file.
+/// Permission bits of every user but the owner.
 const OF_OTHERS: u32 = 0o077;
 
 /// Takes from everything that this process makes from now on what other users could do with it:
-/// files are 0600 and folders 0700, whoever makes them. For the start of a program.
+/// files are 0600 and folders 0700, also those that libraries make. For the start of a program.
 pub fn keep_to_owner() {
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
 }
@@ -36,8 +36,8 @@ pub fn tighten(path: &Path) -> io::Result<bool> {
 }
 
 /// As [`tighten`] for `folder`, the files that lie in it, and everything below those of its folders
-/// that `own` names: others may be somebody else's. How many were open to others. What is gone
-/// meanwhile is passed over; the first other error is told when all else is done.
+/// that `own` names: others may belong to other users. Gives the number that were open to others.
+/// A file that is gone meanwhile is passed over; the first other error is given after the rest is done.
 pub fn tighten_folder(folder: &Path, own: &[&str]) -> io::Result<usize> {
     let mut done = Done::default();
     // Links above it are the user's way of placing it.

@@ -41,7 +41,7 @@ fn every_field_that_a_site_sends_is_listed() {
     assert!(pending.len() >= 12, "{pending:?}");
     let mut seen = BTreeSet::new();
     while let Some(message) = pending.pop() {
-        // A refusal is told as a reason or an answer.
+        // A refusal is sent as a reason or an answer.
         if message == "Refusal" || !seen.insert(message) {
             continue;
         }

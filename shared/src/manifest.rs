@@ -82,7 +82,7 @@ pub struct RunManifest {
     /// Bounds on one site's part.
     #[serde(default)]
     pub limits: Limits,
-    /// Who may see what single sites send.
+    /// The members who may see what single sites send.
     #[serde(default, skip_serializing_if = "Privacy::is_default")]
     pub privacy: Privacy,
 }

@@ -1,14 +1,14 @@
-//! Who may see what single sites send: the `[privacy]` table.
+//! The `[privacy]` table: the members who may see what single sites send.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-/// Who may see what single sites send.
+/// The members who may see what single sites send.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Privacy {
-    /// Members who may fetch the deltas of single sites from the coordinator. Nobody when empty:
+    /// Members who may fetch the deltas of single sites from the coordinator. None when empty:
     /// adapters cannot be recomputed by an audit then.
     pub deltas_for: BTreeSet<Reader>,
 }
@@ -40,7 +40,7 @@ impl Default for Privacy {
 }
 
 impl Privacy {
-    /// Whether it is what a manifest without the table means.
+    /// Says whether it is the meaning of a manifest without the table.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -11,7 +11,7 @@ pub const DIVERGED: &str = "training diverged";
 
 /// Steps of the share that is held out, from 0 to 1.
 const HOLDOUT_STEPS: f64 = 20.0;
-/// Largest share that leaves somebody to train on.
+/// Largest share that leaves cases to train on.
 const HOLDOUT_MAX: f64 = 0.9;
 
 /// How a site trains in one round.

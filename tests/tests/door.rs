@@ -79,7 +79,7 @@ fn median_round_ms(scratch: &mut Scratch, name: &str) -> i64 {
     rounds[4]
 }
 
-/// A3: failed before: 1,004 silent connections from one host used up the descriptors, nobody could
+/// A3: failed before: 1,004 silent connections from one host used up the descriptors, no member could
 /// connect any more, and the database could open nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_and_a_hostile_member_at_once_slow_a_round_by_less_than_twice() {

@@ -449,6 +449,30 @@ async fn every_call_is_answered_to_the_roles_of_its_row_alone() {
     }
 }
 
+/// A proof is made of the open round alone: any other would have the coordinator read the whole run for each call.
+#[tokio::test(flavor = "multi_thread")]
+async fn evidence_is_given_of_the_open_round_and_its_base_alone() {
+    let mut siege = Siege::lay().await;
+    let round = siege.mallory.join(7).await;
+    let asked = v1::EvidenceRequest {
+        run: round.wire.run.clone(),
+        round: round.wire.round,
+        base_digest: round.wire.base_digest.clone(),
+        old_size: 0,
+        held_note: String::new(),
+    };
+    let proved = siege.mallory.calls.evidence(asked.clone()).await.unwrap().into_inner();
+    assert_eq!(proved.leaves.len(), 2, "the run's start, which has the base, and the opening");
+    for wrong in [
+        v1::EvidenceRequest { round: 99, ..asked.clone() },
+        v1::EvidenceRequest { base_digest: vec![7; 32].into(), ..asked.clone() },
+        v1::EvidenceRequest { run: "another".to_owned(), ..asked },
+    ] {
+        assert_eq!(code(siege.mallory.calls.evidence(wrong).await), Code::NotFound);
+    }
+    siege.honest_work().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delta_that_was_never_uploaded_cannot_be_submitted() {
     let mut siege = Siege::lay().await;

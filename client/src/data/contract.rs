@@ -8,7 +8,7 @@ use tributary_shared::manifest::Task;
 use super::Case;
 use super::medium::Facts;
 
-/// A number of cases is told as below it, or not.
+/// Bound by which a refusal names a number of cases: below it, or not.
 const COUNT_TOLD: usize = 10;
 
 /// What the pictures of a source are like: counts alone, no file and no patient.

@@ -186,12 +186,12 @@ pub enum DataError {
     /// Pooling datasets that were prepared for different backbones.
     #[error("datasets prepared for different inputs cannot be pooled")]
     InputsDiffer,
-    /// Nobody can be held out.
+    /// All cases are of one patient, so that none can be held out.
     #[error(
         "all {cases} cases have one patient id, `{patient}`, so that no patient can be held out; give each patient an id of its own in the manifest's column `patient`, or train with holdout = 0"
     )]
     OnePatient {
-        /// How many cases.
+        /// Number of cases.
         cases: usize,
         /// The id.
         patient: String,

@@ -108,7 +108,7 @@ mod tests {
         }
     }
 
-    /// A5: places were a public function of the id, so that whoever chose the share could ask for
+    /// A5: places were a public function of the id, so that the chooser of the share could ask for
     /// one patient. Failed before: there was one salt for all sites.
     #[test]
     fn another_site_divides_the_same_patients_otherwise() {

@@ -281,7 +281,7 @@ fn take_values(file: &SafeTensors<'_>, layout: &Layout) -> (Vec<Vec<f32>>, Vec<S
     (values, problems)
 }
 
-/// Writes a file that only its owner reads, beside `path` under a name that nobody can foresee, and
+/// Writes a file that only its owner reads, beside `path` under a random name, and
 /// gives it its name when it is whole.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(durable::folder_of(path))?;

@@ -278,11 +278,11 @@ fn version(bytes: &[u8], longest: usize, newest: u32) -> Result<Option<u32>, Ref
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use tributary_shared::manifest::RunManifest;
     use tributary_shared::tensors::encode;
     use tributary_shared::terms::Terms;
     use tributary_shared::timestamp::Timestamp;
 
+    use super::super::fixture::rehearsal;
     use super::*;
 
     fn contract() -> AdapterContract {
@@ -316,16 +316,7 @@ mod tests {
     /// A7. Failed before: version 0 was compared with the manifest in the first round alone.
     #[test]
     fn version_0_is_what_the_manifest_implies_in_every_round() {
-        let manifest = RunManifest::from_toml(
-            r#"
-            schema_version = 1
-            name = "run"
-            task = { kind = "rehearsal", payload_bytes = 40 }
-            quorum = { sites = 1 }
-            rounds = { count = 2, round_deadline_s = 60, stall_timeout_s = 60 }
-            "#,
-        )
-        .unwrap();
+        let manifest = rehearsal("run");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("base");
         let checked = |bytes: &[u8]| {

@@ -1,6 +1,5 @@
-//! Statistical disclosure control: what is told of the local cases beside the declared tensors and
-//! the declared number of cases. Numbers of few cases say much of each of them, so they are not told,
-//! and counts are told roughly.
+//! Statistical disclosure control of the numbers that leave a site beside the declared tensors and the
+//! declared number of cases: none is computed from few cases, and counts are rounded down.
 
 use tributary_shared::terms::SiteMetrics;
 
@@ -8,7 +7,7 @@ use super::activity::{Activity, Phase};
 
 /// Counts are rounded down to multiples of it.
 const COUNT_STEP: u64 = 10;
-/// Parts in which the progress of an evaluation is told.
+/// Parts in which the progress of an evaluation is sent.
 const PARTS: u64 = 100;
 
 /// The metrics of a round as they leave: nothing of fewer held-out cases than `least`, and their
@@ -22,7 +21,7 @@ pub(super) fn metrics(metrics: SiteMetrics, least: u64) -> SiteMetrics {
     SiteMetrics { holdout_cases: count(held).max(least).max(1), ..metrics }
 }
 
-/// A number of cases as it is told where it was not declared: rounded down.
+/// A number of cases that was not declared, as it is sent: rounded down.
 pub(super) fn count(cases: u64) -> u64 {
     cases - cases % COUNT_STEP
 }

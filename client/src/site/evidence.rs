@@ -1,6 +1,6 @@
-//! The proof that a round stands in the history that this site follows: its run, its opening, and
-//! the adapter it starts from. Before it, a coordinator could give one site a base, and with it a
-//! model, that nobody else ever sees.
+//! Proof that a round stands in the history that this site follows: its run, its opening, and the
+//! adapter that it starts from. Without it, a coordinator could give one site a base, and with it a
+//! model, that no other site and no auditor ever sees.
 
 use serde::Deserialize;
 use tributary_proto::v1;
@@ -86,7 +86,7 @@ struct PassedOver {
     site: SiteName,
 }
 
-/// Whether `leaves` under `head` prove that the run of `asked` began with its manifest, that its
+/// Checks that `leaves` under `head` prove that the run of `asked` began with its manifest, that its
 /// round was opened to `site` on its base, and that the base is an adapter of the run.
 fn check(
     leaves: &[v1::ProvenLeaf],
@@ -149,24 +149,15 @@ mod tests {
     use std::convert::Infallible;
 
     use serde_json::{Value, json};
-    use tributary_shared::manifest::RunManifest;
     use tributary_shared::terms::Terms;
     use tributary_shared::timestamp::Timestamp;
     use tributary_shared::tlog::merkle::{inclusion_proof, node_hash};
 
+    use super::super::fixture::rehearsal;
     use super::*;
 
     fn asked(round: u32, base: Digest) -> Asked {
-        let manifest = RunManifest::from_toml(
-            r#"
-            schema_version = 1
-            name = "r"
-            task = { kind = "rehearsal", payload_bytes = 40 }
-            quorum = { sites = 1 }
-            rounds = { count = 2, round_deadline_s = 60, stall_timeout_s = 60 }
-            "#,
-        )
-        .unwrap();
+        let manifest = rehearsal("r");
         let terms = Terms {
             run: "r".parse().unwrap(),
             round,
@@ -222,7 +213,7 @@ mod tests {
         }
     }
 
-    /// What a coordinator with this log answers, and its head.
+    /// The answer of a coordinator with this log, and its head.
     fn proof(log: &[Value], shown: &[u64]) -> (Vec<v1::ProvenLeaf>, Checkpoint) {
         let bytes: Vec<Vec<u8>> = log.iter().map(|r| r.to_string().into_bytes()).collect();
         let hashes: Vec<Digest> = bytes.iter().map(|bytes| leaf_hash(bytes)).collect();

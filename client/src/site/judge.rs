@@ -8,11 +8,12 @@ use tributary_shared::manifest::RunManifest;
 use tributary_shared::refusal::{Refusal, RefusalClass};
 
 use super::Site;
-use super::work::{Work, WorkFailure};
+use super::failure::WorkFailure;
+use super::work::Work;
 use crate::clock;
 use crate::config::policy::Policy;
 
-/// A refusal with the subject that an operator's check is told.
+/// A refusal, and its subject, which is all that an operator's check says.
 #[derive(Debug)]
 pub(super) struct Unfit {
     /// The refusal in full, as a round is declined.

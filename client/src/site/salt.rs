@@ -9,7 +9,7 @@ use tributary_shared::outcome::{ExitCode, Failure, chain};
 
 use crate::data::HoldoutSalt;
 
-/// Where the salt lies in the site's directory.
+/// The salt's file in the site's directory.
 pub fn salt_of(directory: &Path) -> PathBuf {
     directory.join("holdout-salt")
 }

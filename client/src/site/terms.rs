@@ -135,19 +135,11 @@ fn wrong(field: &str, expected: impl ToString, found: impl ToString) -> Refusal 
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixture::rehearsal;
     use super::*;
 
     fn manifest() -> RunManifest {
-        RunManifest::from_toml(
-            r#"
-            schema_version = 1
-            name = "r"
-            task = { kind = "rehearsal", payload_bytes = 40 }
-            quorum = { sites = 1 }
-            rounds = { count = 2, round_deadline_s = 60, stall_timeout_s = 60 }
-            "#,
-        )
-        .unwrap()
+        rehearsal("r")
     }
 
     fn assignment(round: u32) -> v1::Assignment {

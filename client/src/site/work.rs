@@ -8,63 +8,21 @@ use tokio::sync::{oneshot, watch};
 use tributary_shared::check::CheckAnswer;
 use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::name::SiteName;
-use tributary_shared::outcome::chain;
-use tributary_shared::refusal::{Refusal, RefusalClass};
+use tributary_shared::refusal::RefusalClass;
 use tributary_shared::tensors::{Checked, Header, Subject};
 use tributary_shared::terms::SiteMetrics;
 
 use super::activity::{Activity, Phase};
 use super::adapters::{self, FetchError};
 use super::disclosure;
+use super::failure::{WorkFailure, backbone_failure, data_failure, training_failure};
 use super::outbox::{BLOCK_VALUES, DeltaError, DeltaWriter, Outbox};
 use super::terms::Asked;
 use crate::config::cache::CacheConfig;
 use crate::config::site::{DataPlace, DeviceKind, Rehearsal, SiteConfig};
 use crate::data::{DataError, DataSource, Dataset, HoldoutSalt, InputSpec, Split};
-use crate::model::{Backbone, BackboneError, Compute};
+use crate::model::{Backbone, Compute};
 use crate::trainer::{self, Control, LocalTraining, PrefixCache, Progress, TrainError};
-
-/// Reason for which the site could not do the work of a round.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct WorkFailure {
-    /// What the coordinator is told: no path, no case, no patient.
-    pub(super) told: String,
-    /// What the site's own log says.
-    pub(super) detail: String,
-    /// The time that it holds.
-    pub(super) class: RefusalClass,
-    /// Subject of the failure, as an operator's check is told.
-    pub(super) about: CheckAnswer,
-}
-
-impl WorkFailure {
-    /// A failure that holds for this round.
-    pub(super) fn new(told: impl Into<String>, detail: impl Into<String>) -> Self {
-        let (class, about) = (RefusalClass::Never, CheckAnswer::Other);
-        Self { told: told.into(), detail: detail.into(), class, about }
-    }
-
-    /// A failure of this round whose detail may be told.
-    pub(super) fn open(text: impl Into<String>) -> Self {
-        let text = text.into();
-        Self::new(text.clone(), text)
-    }
-
-    /// The same failure, which holds as long as `class` says.
-    pub(super) fn of_class(self, class: RefusalClass) -> Self {
-        Self { class, ..self }
-    }
-
-    /// The same failure, known to be about `about`.
-    fn about(self, about: CheckAnswer) -> Self {
-        Self { about, ..self }
-    }
-
-    /// The refusal that the coordinator is told.
-    pub(super) fn refusal(&self) -> Refusal {
-        Refusal::SiteFailed { reason: self.told.clone(), class: self.class }
-    }
-}
 
 /// What a run asks of this machine, ready to begin.
 pub(super) enum Work {
@@ -132,7 +90,7 @@ impl Work {
             tracing::warn!("not trained on: {line}");
         }
         if let Some(patient) = dataset.only_patient() {
-            tracing::warn!("all cases have one patient id, `{patient}`; nobody is held out");
+            tracing::warn!("all cases have one patient id, `{patient}`; no case is held out");
         }
         let split = dataset.split(salt, holdout);
         let cases = trainer::trainable(manifest, &dataset, &split.train)
@@ -444,86 +402,11 @@ fn base_unfinished(error: &FetchError) -> Unfinished {
     Unfinished::Failed(failure)
 }
 
-fn data_failure(error: &DataError) -> WorkFailure {
-    // The contract speaks of rough counts and declared names alone; everything else may name a file.
-    let told = if let DataError::Contract { .. } = error {
-        error.to_string()
-    } else {
-        format!("the local data do not fit the run ({})", error.code())
-    };
-    WorkFailure::new(told, chain(error)).of_class(data_class(error)).about(CheckAnswer::Data)
-}
-
-/// Images that are away may be back in a moment; what is wrong with images, labels or the contract
-/// stands until a person changes it.
-fn data_class(error: &DataError) -> RefusalClass {
-    match error {
-        DataError::Read { .. }
-        | DataError::UnknownSource { .. }
-        | DataError::NoManifest { .. }
-        | DataError::Empty { .. }
-        | DataError::SourceChanged => RefusalClass::Passing,
-        DataError::Write { .. }
-        | DataError::TwoManifests { .. }
-        | DataError::Image { .. }
-        | DataError::Manifest { .. }
-        | DataError::Row { .. }
-        | DataError::Dicom { .. }
-        | DataError::Volume { .. }
-        | DataError::Slide { .. }
-        | DataError::TooManyRefused { .. }
-        | DataError::TooManyFiles { .. }
-        | DataError::Contract { .. }
-        | DataError::Npz { .. }
-        | DataError::OnePatient { .. }
-        | DataError::TooLargeToKeep { .. }
-        | DataError::Rehearsal
-        | DataError::TaskOfNpz { .. }
-        | DataError::VolumesOfNpz { .. }
-        | DataError::Bag { .. }
-        | DataError::Input
-        | DataError::InputsDiffer
-        | DataError::NothingToConcat
-        | DataError::NotEmpty { .. }
-        | DataError::Argument { .. } => RefusalClass::UntilChanged,
-    }
-}
-
-fn backbone_failure(error: &BackboneError) -> WorkFailure {
-    let told = match error {
-        BackboneError::Read { .. } => "the backbone file cannot be read",
-        BackboneError::Digest { .. } => "the backbone file is another than the run's",
-        BackboneError::Write { .. }
-        | BackboneError::TooLarge { .. }
-        | BackboneError::Format { .. }
-        | BackboneError::Architecture { .. }
-        | BackboneError::Tensors { .. } => "the backbone file does not fit the run",
-    };
-    let failure = WorkFailure::new(told, chain(error)).of_class(RefusalClass::UntilChanged);
-    failure.about(CheckAnswer::Backbone)
-}
-
 fn train_unfinished(error: &TrainError) -> Unfinished {
     if matches!(error, TrainError::Stopped) {
         return Unfinished::Stopped;
     }
     Unfinished::Failed(training_failure(error))
-}
-
-fn training_failure(error: &TrainError) -> WorkFailure {
-    let told = match error {
-        TrainError::Data(error) => return data_failure(error),
-        TrainError::Label { .. } => "a case has a label that the task does not have".to_owned(),
-        TrainError::Stopped
-        | TrainError::NoCases
-        | TrainError::Rehearsal
-        | TrainError::Backbone { .. }
-        | TrainError::Adapter(_)
-        | TrainError::Input { .. }
-        | TrainError::NoSampleGradients(_)
-        | TrainError::Diverged { .. } => error.to_string(),
-    };
-    WorkFailure::new(told, chain(error))
 }
 
 #[cfg(test)]
@@ -533,6 +416,7 @@ mod tests {
     use tributary_shared::tensors::decode;
 
     use super::*;
+    use crate::model::BackboneError;
 
     /// What a rehearsal writes for a payload of `elements`.
     fn rehearsed(rehearsal: Rehearsal, elements: u64) -> Vec<f32> {
@@ -577,36 +461,9 @@ mod tests {
         assert_eq!(reasons[0], reasons[1]);
         assert!(reasons[0].as_deref().is_some_and(|reason| reason.contains("cases_min = 10")));
         assert_eq!(unfit(13, 10, 12), unfit(4711, 10, 12));
-        let nobody = DataError::OnePatient { cases: 17, patient: "ANONYMOUS".to_owned() };
-        let failure = data_failure(&nobody);
+        let problem = DataError::OnePatient { cases: 17, patient: "ANONYMOUS".to_owned() };
+        let failure = data_failure(&problem);
         assert!(!failure.told.contains("17") && !failure.told.contains("ANON"), "{}", failure.told);
-    }
-
-    #[test]
-    fn images_that_are_away_are_passing_trouble_and_a_wrong_backbone_stands() {
-        let path = "/images".to_owned();
-        let source = || std::io::Error::from(std::io::ErrorKind::NotFound);
-        for (failure, class) in [
-            (
-                data_failure(&DataError::Read { path: path.clone(), source: source() }),
-                RefusalClass::Passing,
-            ),
-            (data_failure(&DataError::Empty { path: path.clone() }), RefusalClass::Passing),
-            (
-                data_failure(&DataError::Contract { broken: vec!["x".to_owned()] }),
-                RefusalClass::UntilChanged,
-            ),
-            (
-                backbone_failure(&BackboneError::Read {
-                    path: path.clone().into(),
-                    source: source(),
-                }),
-                RefusalClass::UntilChanged,
-            ),
-            (training_failure(&TrainError::NoCases), RefusalClass::Never),
-        ] {
-            assert_eq!(failure.class, class, "{}", failure.detail);
-        }
     }
 
     #[test]

@@ -142,7 +142,7 @@ async fn online(
         None => own_key(&session.identity.log_verifier_key)?,
     };
     let known = known_heads(witnesses, &key)?;
-    // Deltas are for nobody else on this machine, and too large for a folder in memory.
+    // Deltas are private to this user, and too large for a folder in memory.
     let (file, _) = fetch(&session, &globals.directory()?, true).await?;
     verify(file.path(), &key, &known)
 }

@@ -82,8 +82,8 @@ mod tests {
         let config = folder.path().join("coordinator.toml");
         std::fs::write(&config, "directory = \".\"").unwrap();
         let blobs = Blobs::at(folder.path()).unwrap();
-        let digest = Digest::of(b"nobody's");
-        let write = |out: &mut std::fs::File| out.write_all(b"nobody's").map(|()| digest);
+        let digest = Digest::of(b"unnamed");
+        let write = |out: &mut std::fs::File| out.write_all(b"unnamed").map(|()| digest);
         blobs.put_with(write).unwrap();
         let gc = |dry_run| gc(&Gc { config: config.clone(), dry_run });
         let listed = |answer| match answer {

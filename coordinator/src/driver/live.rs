@@ -33,7 +33,7 @@ pub struct LiveRun {
     /// stream.
     pub(super) turn: tokio::sync::Mutex<u64>,
     /// The fold; taken out only while an event is folded in. Locked for a moment only, and never
-    /// while anything is written: whoever reads waits for no commit.
+    /// while anything is written: a reader waits for no commit.
     run: RwLock<Option<Run>>,
     /// The open round's leases; where both are locked, after `run`.
     leases: Mutex<Leases>,
@@ -122,7 +122,7 @@ impl LiveRun {
         let mut slot = self.run.write().unwrap_or_else(PoisonError::into_inner);
         let run = slot.take().expect("a run is absent only while one event is folded in");
         // On failure the run stays absent: an event that is committed and cannot be folded is a
-        // bug, and nobody may decide anything on the state before it.
+        // bug, and nothing may be decided on the state before it.
         *slot = Some(run.evolve(at, event)?);
         Ok(())
     }
@@ -374,7 +374,7 @@ impl LiveRun {
         self.act(driver).await
     }
 
-    /// When [`Self::tick`] has something to do, if no call comes before.
+    /// The time at which [`Self::tick`] has something to do, if no call comes before.
     pub(super) fn next_deadline(&self, driver: &Driver) -> Option<Timestamp> {
         if self.trouble().starts_with(BASE_GONE) {
             return None;

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tributary_proto::channel::{Connections, Member, Peer, Role};
 use tributary_shared::name::SiteName;
 
-use crate::store::{MemberState, Store, StoreError};
+use crate::store::{MemberRow, MemberState, Store, StoreError};
 
 /// The standing of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,20 +54,28 @@ impl Members {
     /// Reads the rows again, after one was changed, and ends the connections whose certificates are no longer good.
     pub async fn reload(&self, store: &Store) -> Result<(), StoreError> {
         loop {
-            let version = self.lock().version;
-            let rows = store.members().await?;
-            let rows = rows.into_iter().map(|row| (row.member, (row.state, row.serial_hex)));
-            let rows = rows.collect();
-            let mut table = self.lock();
-            // A change that came while the rows were read may not be among them.
-            if table.version == version {
-                table.version += 1;
-                table.rows = rows;
-                drop(table);
+            let version = self.version();
+            if self.replace(version, store.members().await?) {
                 self.cut_unknown();
                 return Ok(());
             }
         }
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.lock().version
+    }
+
+    /// Takes over rows that were read at `version`; false when there was a change since, which may not be among them.
+    pub(super) fn replace(&self, version: u64, rows: Vec<MemberRow>) -> bool {
+        let mut table = self.lock();
+        if table.version != version {
+            return false;
+        }
+        table.version += 1;
+        let rows = rows.into_iter().map(|row| (row.member, (row.state, row.serial_hex)));
+        table.rows = rows.collect();
+        true
     }
 
     /// Takes over a state that the store has just committed, and ends the member's connections when it may no longer

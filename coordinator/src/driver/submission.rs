@@ -92,7 +92,7 @@ impl Driver {
     }
 }
 
-/// What a site that announces a delta is told.
+/// The answer to a site that announces a delta.
 #[derive(Debug)]
 pub enum Expected {
     /// The submission has its answer already.

@@ -119,7 +119,7 @@ impl Run {
         events
     }
 
-    /// Whether more may come, and is wanted, before the deadline.
+    /// Says whether more may come, and is wanted, before the deadline.
     pub(super) fn is_awaited(&self, collecting: &Collecting, seats: &Seats) -> bool {
         let quorum_met = self.quorum_met(seats);
         // A site that is away may come back, which matters as long as the quorum needs it; one that
@@ -150,7 +150,7 @@ impl Run {
         held as f64 >= share * whole as f64
     }
 
-    /// How a run ends after its last round, and in words who was missing where.
+    /// The end state of a run after its last round, and in words which sites were missing in which rounds.
     fn completion(&self) -> (EndState, String) {
         let mut gaps: BTreeMap<&SiteName, (Vec<String>, &str)> = BTreeMap::new();
         for (round, past) in &self.past {

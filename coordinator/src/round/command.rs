@@ -9,7 +9,7 @@ use tributary_shared::refusal::Refusal;
 use super::event::{LossCause, Unusable};
 use super::seat::Accepted;
 
-/// What may be asked of a run.
+/// Commands to a run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Open the next round to these active sites, if they are enough.
@@ -50,7 +50,7 @@ pub enum Command {
     Hear {
         /// The site.
         site: SiteName,
-        /// Whether its work moves, as its lease tells: a stalled site that is merely heard stays
+        /// True when its work moves, as its lease tells: a stalled site that is merely heard stays
         /// lost.
         moving: bool,
     },

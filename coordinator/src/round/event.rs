@@ -152,9 +152,9 @@ pub enum RunEvent {
         site: SiteName,
         /// Digest of the delta.
         digest: Digest,
-        /// Why it cannot.
+        /// The reason.
         reason: Unusable,
-        /// Whether the others make the quorum; else the round is void after all.
+        /// True when the others make the quorum; else the round is void after all.
         quorum_met: bool,
     },
     /// The next global adapter.
@@ -198,11 +198,11 @@ pub enum RunEvent {
     },
 }
 
-/// Why a counted delta cannot be folded.
+/// Reason for which a counted delta cannot be aggregated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(tag = "problem", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Unusable {
-    /// What the coordinator has stored is not what it counted.
+    /// The stored bytes are not those that were counted.
     #[error("its delta was counted, and its stored bytes are damaged")]
     Damaged,
     /// With it a value of the adapter leaves the range of f32, and no delta is further from zero

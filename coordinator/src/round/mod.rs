@@ -225,7 +225,7 @@ impl Run {
         u64::from(to.saturating_sub(self.round().saturating_sub(open)))
     }
 
-    /// When the run next needs a [`Command::Tick`] although no call comes.
+    /// The time at which the run next needs a [`Command::Tick`] if no call comes.
     pub fn next_deadline(&self) -> Option<Timestamp> {
         match &self.phase {
             Phase::Collecting(collecting) => Some(collecting.deadline),

@@ -23,7 +23,7 @@ pub enum Seat {
     Excluded {
         /// The delta, as it was counted.
         accepted: Accepted,
-        /// Why it could not.
+        /// The reason.
         reason: Unusable,
     },
     /// Its delta did not pass admission. Final.

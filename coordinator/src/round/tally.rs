@@ -14,7 +14,7 @@ pub struct Counts {
     pub accepted: u32,
     /// Rounds in which its delta was refused, or excluded after it was counted.
     pub refused: u32,
-    /// Rounds in which it was asked and nothing came. A round that was cut short is nobody's loss.
+    /// Rounds in which it was asked and nothing came. A round that was cut short counts for none.
     pub lost: u32,
     /// Rounds in which it said no.
     pub declined: u32,

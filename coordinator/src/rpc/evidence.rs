@@ -1,4 +1,4 @@
-//! The proof that a round stands in the history: the leaves that name it, under a signed head.
+//! Proof that a round stands in the history: the leaves that name it, under a signed head.
 
 use bytes::Bytes;
 use tonic::Status;
@@ -10,9 +10,10 @@ use tributary_shared::tlog::recovery::Head;
 use super::{digest, history, parse, status};
 use crate::driver::{Driver, DriverError};
 use crate::heads::Heads;
+use crate::round::Phase;
 use crate::round::event::RunEvent;
-use crate::round::record::{Event, Stream};
-use crate::store::{Leaf, Store};
+use crate::round::record::{Event, Record, Stream};
+use crate::store::Leaf;
 
 /// The round that `site` asks about, proved under the log's head.
 pub(super) async fn evidence(
@@ -25,7 +26,7 @@ pub(super) async fn evidence(
     let run: RunName = parse("run", &run)?;
     let base = digest("base_digest", &base_digest)?;
     // Found before the head is signed, so that the head holds them.
-    let leaves = leaves(driver.store(), site, &Stream::Run(run), round, base).await?;
+    let leaves = leaves(driver, site, run, round, base).await?;
     let asked = v1::CheckpointRequest { old_size, held_note };
     let checkpoint = history::witnessed(driver, heads, &asked).await?;
     let mut reply = v1::EvidenceReply { checkpoint: Some(checkpoint), leaves: Vec::new() };
@@ -48,36 +49,40 @@ pub(super) async fn evidence(
     Ok(reply)
 }
 
-/// The run's start, the round's opening, and the publication of `base` unless the run began with
-/// it. Nothing of a round that `site` is not in.
+/// The run's start, the opening of its open round, and the publication of `base` unless the run began
+/// with it. Anything else than the round that `site` has a seat in now is refused out of memory: the
+/// leaves of that round are the newest of its run, and no more than these are read.
 async fn leaves(
-    store: &Store,
+    driver: &Driver,
     site: &SiteName,
-    run: &Stream,
+    run: RunName,
     round: u32,
     base: Digest,
 ) -> Result<Vec<Leaf>, Status> {
-    let missing = |what: &str| Status::not_found(format!("the history has no {what}"));
-    let fault = |e| status(DriverError::Store(e));
-    let opened = store.newest(run, |event| match event {
-        Event::Run(RunEvent::RoundOpened { round: opened, cohort, passed_over, .. })
-            if *opened == round =>
-        {
-            let asked = cohort.contains(site) || passed_over.iter().any(|p| p.site == *site);
-            asked.then_some(())
+    let missing =
+        |what: &str| Status::not_found(format!("the run has no {what} for this site now"));
+    let open = driver.run(&run).await.map_err(status)?.read(|run| match run.phase() {
+        Phase::Collecting(open) => {
+            open.round == round && open.base == base && open.seats.contains_key(site)
         }
+        Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => false,
+    });
+    if !open {
+        return Err(missing("such round"));
+    }
+    let (store, stream) = (driver.store(), Stream::Run(run));
+    let fault = |e| status(DriverError::Store(e));
+    let started = store.first(&stream).await.map_err(fault)?.ok_or_else(|| missing("start"))?;
+    let opened = store.newest(&stream, |event| match event {
+        Event::Run(RunEvent::RoundOpened { round: opened, .. }) => (*opened == round).then_some(()),
         Event::Run(_) | Event::Registry(_) => None,
     });
     let (opened, ()) = opened.await.map_err(fault)?.ok_or_else(|| missing("such round"))?;
-    let started = store.newest(run, |event| match event {
-        Event::Run(RunEvent::RunStarted { adapter, .. }) => Some(*adapter),
-        Event::Run(_) | Event::Registry(_) => None,
-    });
-    let (started, initial) = started.await.map_err(fault)?.ok_or_else(|| missing("such run"))?;
-    if initial == base {
+    let record = Record::from_bytes(&started.bytes).map_err(|e| Status::internal(e.to_string()))?;
+    if matches!(record.event, Event::Run(RunEvent::RunStarted { adapter, .. }) if adapter == base) {
         return Ok(vec![started, opened]);
     }
-    let published = store.newest(run, |event| match event {
+    let published = store.newest(&stream, |event| match event {
         Event::Run(RunEvent::AdapterPublished { adapter, .. }) => (*adapter == base).then_some(()),
         Event::Run(_) | Event::Registry(_) => None,
     });

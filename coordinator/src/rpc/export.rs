@@ -46,7 +46,7 @@ struct Export {
     driver: Driver,
     sender: Sender<Piece>,
     size: u64,
-    /// Whoever asks: not every run lets them have its deltas.
+    /// Role of the member that asks: not every run lets it have its deltas.
     role: Role,
 }
 
@@ -150,7 +150,7 @@ impl Withheld {
         Self { reader, runs: BTreeSet::new() }
     }
 
-    /// Whether the tensor file that the next record of the history names is such a delta.
+    /// Says whether the tensor file that the next record of the history names is such a delta.
     fn is(&mut self, record: &Record) -> bool {
         if let Event::Run(RunEvent::RunStarted { manifest, .. }) = &record.event {
             let readers = &manifest.privacy.deltas_for;

@@ -166,7 +166,7 @@ impl Operator for OperatorService {
         };
         if member == by && state != MemberState::Active {
             // So that there always is an operator left.
-            let text = "nobody takes their own access away; another operator can";
+            let text = "an operator cannot suspend or revoke itself; another operator can";
             return Err(Status::failed_precondition(text));
         }
         self.change_state(&by, member, state, shortened(&request.reason)).await?;

@@ -92,14 +92,14 @@ impl Turns {
         }
     }
 
-    /// The turn that `site` has waited for, or one that nobody waits for.
+    /// The turn that `site` has waited for, or a free one that no site waits for.
     pub fn take(&self, site: &SiteName, missing: u64) -> Option<Turn> {
         let mut state = self.lock();
         if let Some((_, mut turn)) = state.offers.remove(site) {
             turn.began = Instant::now();
             return Some(turn);
         }
-        // Nothing is left to send: the delta is whole, and waits for nobody.
+        // Nothing is left to send: a whole delta needs no memory and no turn.
         let cost = if missing == 0 { 0 } else { self.cost(missing) };
         let may = cost == 0 || (state.may(site) && !state.others_wait(site) && state.free >= cost);
         may.then(|| self.begin(&mut state, site.clone(), cost))
@@ -237,7 +237,7 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// Whether a wait is over when it is asked for the first time.
+    /// True when a wait is over as soon as it is asked for.
     async fn comes_at_once(turns: &Turns, name: &str) -> bool {
         let site = site(name);
         tokio::select! {

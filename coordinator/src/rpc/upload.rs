@@ -77,7 +77,7 @@ impl Subject {
 /// The durable offset, and a refusal if there is one.
 type Answer = (u64, Option<v1::Refusal>);
 
-/// Where a sender should begin or go on; answered when it is its turn to send.
+/// The offset at which a sender begins or goes on; answered when it is its turn to send.
 pub(super) async fn durable_offset(
     driver: &Driver,
     turns: &Turns,

@@ -73,6 +73,17 @@ impl Store {
         Ok(found.await?.map(|(_, found)| found))
     }
 
+    /// The first leaf of `stream`.
+    pub async fn first(&self, stream: &Stream) -> Result<Option<Leaf>, StoreError> {
+        let row: Option<(u64, Vec<u8>)> =
+            sqlx::query_as("SELECT idx, bytes FROM leaf WHERE stream = $1 AND seq = 0")
+                .bind(stream.to_string())
+                .fetch_optional(&self.0.readers)
+                .await
+                .map_err(StoreError::sql("read the history"))?;
+        Ok(row.map(|(index, bytes)| Leaf { index, hash: leaf_hash(&bytes), bytes }))
+    }
+
     /// The newest event of `stream` for which `wanted` returns a value: its leaf, and the value.
     pub async fn newest<T>(
         &self,

@@ -94,7 +94,7 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Live> {
-        // The maps are valid after every single operation, whoever panicked.
+        // The maps are valid after every single operation, also after a panic elsewhere.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -188,7 +188,7 @@ struct Patience {
     /// The end of its certificate; absent when it has none.
     expires: Option<Instant>,
     received: u64,
-    /// When it last sent something.
+    /// The time at which it last sent something.
     heard: Instant,
 }
 
@@ -208,7 +208,7 @@ impl Patience {
 pub struct Conn {
     tls: TlsStream<TcpStream>,
     info: ConnectInfo,
-    /// Ready when somebody ends the connection; wakes whoever reads or writes.
+    /// Ready when the connection is ended from outside; wakes its reader and writer.
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     patience: Patience,
     /// Set to the end of the patience, or earlier.

@@ -276,7 +276,7 @@ mod tests {
             assert_eq!(door.accepted(id, from(HOSTILE)), Verdict::Stay);
         }
         assert_eq!(door.accepted(99, from(2)), Verdict::Stay);
-        // The oldest of the greediest, whoever comes; the other's stays.
+        // The oldest of the address that holds most goes, whichever address comes.
         for (id, host) in [(100, 3), (101, HOSTILE), (102, HOSTILE)] {
             assert_eq!(door.accepted(id, from(host)), Verdict::Displace(id - 100));
         }

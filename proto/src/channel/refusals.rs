@@ -27,7 +27,7 @@ struct Period {
 }
 
 impl Refusals {
-    /// A connection from `remote` was refused or dropped for `reason`.
+    /// Notes that a connection from `remote` was refused or dropped for `reason`.
     pub(super) fn note(&self, remote: SocketAddr, reason: &str) {
         let mut period = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         period.refused += 1;
@@ -42,17 +42,49 @@ impl Refusals {
         reason.clone_into(&mut period.last);
     }
 
-    /// Ends the period, with a line about what was not told in full.
+    /// Ends the period, with a line that counts the connections without a line of their own.
     pub(super) fn tell(&self) {
         let period = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let Some((most, count)) = period.by_origin.iter().max_by_key(|(_, count)| **count) else {
-            return;
-        };
-        let (more, addresses) = (period.refused - LINES, period.by_origin.len());
-        tracing::warn!(
+        if let Some(line) = period.counted() {
+            tracing::warn!("{line}");
+        }
+    }
+}
+
+impl Period {
+    fn counted(&self) -> Option<String> {
+        let (most, count) = self.by_origin.iter().max_by_key(|(_, count)| **count)?;
+        let (more, addresses) = (self.refused - LINES, self.by_origin.len());
+        Some(format!(
             "{more} more connections refused or dropped in {} s, from {addresses} addresses; most ({count}) from {most}; the last: {}",
             PERIOD.as_secs(),
-            period.last,
-        );
+            self.last,
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A3d. Failed before: every refused connection wrote a line.
+    #[test]
+    fn a_flood_of_refusals_is_five_lines_and_one_that_counts_the_rest() {
+        let refusals = Refusals::default();
+        let counted = || refusals.0.lock().unwrap().counted();
+        for port in 0..LINES {
+            refusals.note(SocketAddr::from(([10, 0, 0, 1], port as u16)), "garbage");
+            assert_eq!(counted(), None, "told in full");
+        }
+        for port in 0..2000 {
+            refusals.note(SocketAddr::from(([10, 0, 0, 1], port)), "garbage");
+        }
+        refusals.note(SocketAddr::from(([10, 0, 0, 2], 1)), "silence");
+        let line = counted().unwrap();
+        let parts =
+            ["2001 more connections", "from 2 addresses", "most (2000) from 10.0.0.1", "silence"];
+        assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+        refusals.tell();
+        assert_eq!(counted(), None, "a new period");
     }
 }

@@ -196,7 +196,7 @@ impl Acceptor {
         // Not set by tonic for an incoming stream of our own; without it uploads are 5x slower.
         socket.set_nodelay(true)?;
         let shaken = async {
-            // Nothing is spent on TLS before somebody speaks.
+            // Nothing is spent on TLS before the first byte.
             socket.readable().await?;
             entry.spoke();
             self.tls.accept(socket).await

@@ -24,6 +24,8 @@ const META_GROUP: u16 = 0x0002;
 const TRANSFER_SYNTAX: Tag = Tag(META_GROUP, 0x0010);
 /// Longest transfer syntax UID, bytes.
 const UID_BYTES_MAX: u64 = 64;
+/// Start of a JPEG 2000 codestream and its size marker.
+const SOC_SIZ: [u8; 4] = [0xFF, 0x4F, 0xFF, 0x51];
 /// Value representations with a length of four bytes (PS3.5 table 7.1-1).
 const LONG: [&[u8; 2]; 13] =
     [b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"];
@@ -74,10 +76,13 @@ fn walk(
             reason = "the enum may grow; the rest holds no length"
         )]
         match token.map_err(|e| format(&e))? {
-            LazyDataToken::ElementHeader(header) if header_only && header.tag == PIXEL_DATA => {
+            // An icon within a sequence has pixels too, and elements may follow it.
+            LazyDataToken::ElementHeader(header)
+                if header_only && depth == 0 && header.tag == PIXEL_DATA =>
+            {
                 return Ok(());
             }
-            LazyDataToken::PixelSequenceStart if header_only => return Ok(()),
+            LazyDataToken::PixelSequenceStart if header_only && depth == 0 => return Ok(()),
             LazyDataToken::SequenceStart { .. } | LazyDataToken::PixelSequenceStart => {
                 depth += 1;
                 if depth > DEPTH_MAX {
@@ -86,9 +91,6 @@ fn walk(
             }
             LazyDataToken::SequenceEnd => depth = depth.saturating_sub(1),
             LazyDataToken::LazyValue { header, decoder } => {
-                if header_only && header.tag == PIXEL_DATA {
-                    return Ok(());
-                }
                 fits(header.tag, header.len.0, bytes.saturating_sub(decoder.position()))?;
                 decoder.skip_bytes(header.len.0).map_err(|e| format(&e))?;
             }
@@ -173,8 +175,12 @@ pub(super) fn samples(stream: &[u8]) -> Option<u64> {
     if stream.starts_with(&[0xFF, 0xD8]) {
         return jpeg_sides(stream).map(|sides| product(sides).unwrap_or(u64::MAX));
     }
-    // SOC and SIZ stand at the beginning, or behind the boxes of a JP2 file.
-    let siz = stream.windows(4).take(4096).position(|w| w == [0xFF, 0x4F, 0xFF, 0x51])?;
+    // SOC and SIZ stand at the beginning, or behind the boxes of a JP2 file. Other streams, such as RLE, may hold the
+    // same bytes by chance.
+    if !stream.starts_with(&SOC_SIZ) && stream.get(4..8) != Some(b"jP  ") {
+        return None;
+    }
+    let siz = stream.windows(4).position(|bytes| bytes == SOC_SIZ)?;
     let siz = stream.get(siz + 4..)?;
     let word = |at: usize| {
         let bytes = siz.get(at..)?.first_chunk::<4>()?;

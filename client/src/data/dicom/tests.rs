@@ -211,6 +211,15 @@ fn a_length_that_the_file_cannot_hold_is_refused_before_it_is_reserved() {
             assert!(matches!(problem, DicomProblem::Length { .. }), "{problem}");
         }
     }
+    // Behind an icon, whose pixels are not those of the file.
+    let mut icon =
+        b"\x88\0\0\x02SQ\0\0\x1C\0\0\0\xFE\xFF\0\xE0\x10\0\0\0\xE0\x7F\x10\0OB\0\0\x04\0\0\0abcd"
+            .to_vec();
+    icon[8..12].copy_from_slice(&24u32.to_le_bytes());
+    icon.extend(b"\x99\0\x10\x10OB\0\0\xFE\xFF\xFF\xFF");
+    let icon = file(&icon);
+    let problem = header(icon.path()).err().unwrap();
+    assert!(matches!(problem, DicomProblem::Length { .. }), "{problem}");
     // In the meta information itself.
     let meta = tempfile::NamedTempFile::new().unwrap();
     let mut bytes = vec![0; 128];
@@ -248,6 +257,12 @@ fn the_size_that_a_compressed_picture_claims_is_read_without_decoding_it() {
     }
     j2k.extend([0, 3]);
     assert_eq!(survey::samples(&j2k), Some(900 * 1800 * 3));
+    let mut jp2 = b"\0\0\0\x0CjP  \r\n\x87\n".to_vec();
+    jp2.extend(vec![0; 100_000]);
+    jp2.extend(&j2k);
+    assert_eq!(survey::samples(&jp2), Some(900 * 1800 * 3));
+    let by_chance = [&[0, 1, 2][..], &j2k].concat();
+    assert_eq!(survey::samples(&by_chance), None, "not at its beginning, and no JP2 file");
     for end in 0..j2k.len() {
         survey::samples(&j2k[..end]);
     }

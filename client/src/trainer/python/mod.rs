@@ -59,7 +59,7 @@ fn write_directory(out: &Path, files: &[(&str, Vec<u8>)]) -> Result<(), ExportEr
         return Err(ExportError::Exists(out.to_owned()));
     }
     let failed = |source| ExportError::Write { path: out.to_owned(), source };
-    // Under a name that nobody can foresee, and removed again unless it gets its own.
+    // Under a random name, and removed again unless it gets its own.
     let temporary = tempfile::Builder::new()
         .permissions(fs::Permissions::from_mode(0o700))
         .tempdir_in(durable::folder_of(out))

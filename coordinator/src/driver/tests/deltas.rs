@@ -262,7 +262,7 @@ async fn a_site_sends_for_one_run_at_a_time_where_two_deltas_are_too_much() {
     trial.contribute("a", 5, 1.0).await;
 }
 
-/// What a power failure leaves is held against nobody.
+/// A part that a power failure damaged is not held against its site.
 #[tokio::test]
 async fn a_part_that_lost_bytes_has_not_arrived() {
     let trial = Trial::start(manifest("run", 1, 1), &["a"]).await;
