@@ -63,23 +63,18 @@ impl Heads {
         self.lock().clone()
     }
 
-    /// The head of `size` leaves as a signed note; remembered if it is the largest.
-    pub fn sign(&self, size: u64, root: Digest) -> String {
+    /// Signs the head of `size` leaves; gives the signed note. If it is the largest, it is written to
+    /// the file first. An error means that it could not be written and must not be given out: a restored
+    /// database would not be known to be older than what a site holds.
+    pub fn sign(&self, size: u64, root: Digest) -> io::Result<String> {
         let note = Checkpoint::sign(size, root, &self.0.signer);
-        self.learn(Head { size, root, note: note.clone() });
-        note
-    }
-
-    /// Remembers a head of which the log's signature was checked, if it is the largest.
-    pub fn learn(&self, head: Head) {
         let mut largest = self.lock();
-        if largest.as_ref().is_none_or(|known| known.size < head.size) {
-            if let Err(error) = replace(&self.0.path, &head.note) {
-                tracing::warn!(%error, "{}: cannot remember the signed head", self.0.path.display());
-            }
-            *largest = Some(head);
+        if largest.as_ref().is_none_or(|known| known.size < size) {
+            replace(&self.0.path, &note)?;
+            *largest = Some(Head { size, root, note: note.clone() });
             self.0.grown.notify_one();
         }
+        Ok(note)
     }
 
     /// Makes the file durable as it is. Blocks.
@@ -207,8 +202,8 @@ mod tests {
         let signer = Arc::new(Signer::from_pkcs8("log", &pkcs8).unwrap());
         let heads = Heads::open(folder.path(), signer.clone()).unwrap();
         assert_eq!(heads.largest(), None);
-        let large = heads.sign(7, Digest::of(b"7"));
-        heads.sign(3, Digest::of(b"3"));
+        let large = heads.sign(7, Digest::of(b"7")).unwrap();
+        heads.sign(3, Digest::of(b"3")).unwrap();
         heads.write().unwrap();
         let again = Heads::open(folder.path(), signer.clone()).unwrap();
         assert_eq!(again.largest().unwrap().note, large);
@@ -217,5 +212,22 @@ mod tests {
         assert_eq!(read(folder.path(), &key).unwrap().unwrap().size, 4);
         std::fs::write(folder.path().join(SIGNED_HEAD), "7 leaves").unwrap();
         assert!(Heads::open(folder.path(), signer).is_err());
+    }
+    /// Failed before: on a full disk the head was given out, and after a restore `recover` did not know of it.
+    #[test]
+    fn a_head_that_cannot_be_remembered_is_not_given_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let pkcs8 = Signer::generate(&SystemRandom::new()).unwrap();
+        let signer = Arc::new(Signer::from_pkcs8("log", &pkcs8).unwrap());
+        let heads = Heads::open(folder.path(), signer).unwrap();
+        let first = heads.sign(3, Digest::of(b"3")).unwrap();
+        // A folder where the file's successor would be written.
+        let blocked = folder.path().join(SIGNED_HEAD).with_extension("part");
+        std::fs::create_dir(&blocked).unwrap();
+        assert!(heads.sign(7, Digest::of(b"7")).is_err());
+        assert_eq!(heads.sign(3, Digest::of(b"3")).unwrap(), first, "it is in the file already");
+        std::fs::remove_dir(&blocked).unwrap();
+        let large = heads.sign(7, Digest::of(b"7")).unwrap();
+        assert_eq!(std::fs::read_to_string(folder.path().join(SIGNED_HEAD)).unwrap(), large);
     }
 }

@@ -164,7 +164,10 @@ async fn drained(stop: &CancellationToken) {
 /// Signs the present head, so that there is a memory of it from the first start on.
 async fn remember_head(store: &Store, heads: &Heads) -> Result<(), Failure> {
     let head = store.head().await.map_err(|e| store_failure(&e))?;
-    heads.sign(head.size, head.root);
+    // A full disk keeps no coordinator from serving; a head is given out only after it was written.
+    if let Err(error) = heads.sign(head.size, head.root) {
+        tracing::warn!(%error, "cannot remember the signed head");
+    }
     Ok(())
 }
 

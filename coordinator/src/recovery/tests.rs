@@ -87,7 +87,7 @@ impl Home {
         }
         let head = store.head().await.unwrap();
         let heads = self.heads();
-        heads.sign(head.size, head.root);
+        heads.sign(head.size, head.root).unwrap();
         heads.write().unwrap();
         store.close().await;
         head.size

@@ -29,7 +29,7 @@ pub(super) async fn export(
     role: Role,
 ) -> Result<impl Stream<Item = Piece> + Send + use<>, Status> {
     let head = driver.store().head().await.map_err(|e| status(DriverError::Store(e)))?;
-    let note = heads.sign(head.size, head.root);
+    let note = history::sign(heads, head.size, head.root)?;
     let (sender, receiver) = tokio::sync::mpsc::channel(2);
     let driver = driver.clone();
     tokio::spawn(async move {

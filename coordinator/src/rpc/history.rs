@@ -44,8 +44,14 @@ pub(super) async fn checkpoint(
     let proof = store.consistency_proof(old_size, head.size).await;
     let proof = proof.map_err(|e| fault(e.into()))?;
     let consistency = proof.iter().map(|hash| Bytes::copy_from_slice(hash.as_bytes())).collect();
-    let note = heads.sign(head.size, head.root);
+    let note = sign(heads, head.size, head.root)?;
     Ok(v1::CheckpointReply { note, consistency, recoveries_json: Vec::new() })
+}
+
+/// The head of `size` leaves, signed; refused while it cannot be remembered.
+pub(super) fn sign(heads: &Heads, size: u64, root: Digest) -> Result<String, Status> {
+    let signed = heads.sign(size, root);
+    signed.map_err(|e| status(DriverError::io("remembering the signed head")(e)))
 }
 
 /// [`checkpoint`] for a site, which shows the head it holds. A head that this log has signed and
@@ -90,7 +96,7 @@ pub(super) async fn witnessed(
         );
         return Err(Status::failed_precondition(text));
     }
-    let note = heads.sign(head.size, head.root);
+    let note = sign(heads, head.size, head.root)?;
     Ok(v1::CheckpointReply { note, consistency: Vec::new(), recoveries_json })
 }
 
