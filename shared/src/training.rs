@@ -24,7 +24,8 @@ pub struct Training {
     pub batch_size: usize,
     /// AdamW peak learning rate.
     pub learning_rate: f64,
-    /// AdamW decoupled weight decay; biases are exempt.
+    /// AdamW decoupled weight decay of matrices; tensors of one dimension (biases, normalisation scales,
+    /// LayerScale, DoRA magnitudes) are exempt.
     #[serde(default)]
     pub weight_decay: f64,
     /// Steps of linear warm-up over the whole run, before the cosine decay to zero.

@@ -12,7 +12,7 @@ use super::batch::{Draws, Source, Step};
 use super::cache::PrefixCache;
 use super::descent::{Descent, Path};
 use super::loss::Weighing;
-use super::optimizer::AdamW;
+use super::optimizer::{AdamW, decayed};
 use super::self_supervised;
 use super::session::{Session, TrainError, shuffled};
 use super::units::{Unit, units};
@@ -215,8 +215,7 @@ impl<'a> Round<'a> {
         let training = session.training;
         let steps_of_epoch = self.cases.len().div_ceil(training.batch_size) as u64;
         let mut meter = Meter::new(Phase::Training, steps_of_epoch * u64::from(training.epochs));
-        let decayed =
-            session.model.layout().tensors().iter().map(|t| !t.name.ends_with(".bias")).collect();
+        let decayed = decayed(session.model.layout().tensors());
         let optimizer = AdamW::new(self.base, decayed, training.weight_decay);
         let path = path(training, self.number, self.rounds, steps_of_epoch);
         let mut descent = Descent::new(optimizer, path, training.gradient_clip);

@@ -4,11 +4,18 @@
 //! keeps its state behind process-wide ids; an adapter is small enough not to notice.
 
 use rayon::prelude::*;
+use tributary_shared::layout::TensorSpec;
 
 use crate::model::Values;
 
 const BETA1: f64 = 0.9;
 const EPSILON: f32 = 1e-8;
+
+/// The tensors that weight decay applies to: those of two or more dimensions. Biases, normalisation scales,
+/// LayerScale and DoRA magnitudes are exempt, as in timm's optimisers.
+pub(super) fn decayed(specs: &[TensorSpec]) -> Vec<bool> {
+    specs.iter().map(|spec| spec.shape.len() > 1).collect()
+}
 
 /// AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), its moments starting at zero.
 #[derive(Clone, Debug)]
@@ -90,6 +97,22 @@ mod tests {
     use burn::tensor::{Device, Tensor, TensorData};
 
     use super::*;
+
+    /// Failed before: supervised rounds decayed DoRA magnitudes and normalisation scales.
+    #[test]
+    fn weight_decay_applies_to_matrices_alone() {
+        let spec =
+            |name: &str, shape: &[usize]| TensorSpec { name: name.into(), shape: shape.into() };
+        let specs = [
+            spec("blocks.0.attn.q.lora_A", &[4, 8]),
+            spec("blocks.0.attn.q.lora_magnitude_vector", &[8]),
+            spec("blocks.0.norm1.weight", &[8]),
+            spec("blocks.0.ls1.gamma", &[8]),
+            spec("head.bias", &[2]),
+            spec("prompts", &[3, 8]),
+        ];
+        assert_eq!(decayed(&specs), [true, false, false, false, false, true]);
+    }
 
     #[test]
     fn the_first_step_is_the_learning_rate_against_the_sign() {

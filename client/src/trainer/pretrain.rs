@@ -11,7 +11,7 @@ use tributary_shared::objective::Objective;
 use tributary_shared::problems::Problems;
 
 use super::descent::{Descent, Path};
-use super::optimizer::AdamW;
+use super::optimizer::{AdamW, decayed};
 use super::self_supervised::{Learner, Passes, Views};
 use super::session::TrainError;
 use super::shards::shard_images;
@@ -105,8 +105,7 @@ pub fn pretrain(
         untrained(&TensorSpec { name, shape: spec.shape.clone() }, plan.seed)
     };
     let mut values: Values = specs.iter().map(start).collect();
-    let decayed = specs.iter().map(|spec| spec.shape.len() > 1).collect();
-    let optimizer = AdamW::new(&values, decayed, plan.weight_decay).beta2(0.95);
+    let optimizer = AdamW::new(&values, decayed(specs), plan.weight_decay).beta2(0.95);
     let cases: Vec<usize> = (0..dataset.len()).collect();
     let total = cases.len().div_ceil(plan.batch_size) as u64 * u64::from(plan.epochs);
     let path = Path { peak: plan.learning_rate, warmup: total / 20, done: 0, total };

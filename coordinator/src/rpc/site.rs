@@ -367,7 +367,8 @@ fn known_rounds(wire: Vec<v1::KnownRound>) -> Result<Vec<KnownRound>, Status> {
         .collect()
 }
 
-/// Metrics go into the history: small, known fields. Their ranges are judged with the delta.
+/// Reads a site's metrics, of which known fields alone go into the history: those that a newer client sends
+/// beside them are dropped. Their ranges are judged with the delta.
 fn read_metrics(json: &str) -> Result<SiteMetrics, Status> {
     if json.len() > METRICS_BYTES_MAX {
         let text = format!("metrics_json: {} bytes, above {METRICS_BYTES_MAX}", json.len());

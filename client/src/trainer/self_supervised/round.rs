@@ -9,7 +9,7 @@ use super::{Learner, Passes, Views};
 use crate::model::Compute;
 use crate::trainer::descent::Descent;
 use crate::trainer::local::path;
-use crate::trainer::optimizer::AdamW;
+use crate::trainer::optimizer::{AdamW, decayed};
 use crate::trainer::session::{Session, TrainError};
 use crate::trainer::{Control, Inference, LocalTraining, LocalUpdate, Meter, Phase, Progress};
 
@@ -62,7 +62,7 @@ pub(in crate::trainer) fn train(
     let (epochs, batch_size) = (training.epochs, training.batch_size);
     let passes = Passes { views, cases, epochs, batch_size };
     let steps_of_epoch = cases.len().div_ceil(batch_size) as u64;
-    let decayed = session.model.layout().tensors().iter().map(|t| t.shape.len() > 1).collect();
+    let decayed = decayed(session.model.layout().tensors());
     let optimizer = AdamW::new(work.base, decayed, training.weight_decay);
     let rounds = u64::from(work.manifest.rounds.count);
     let path = path(training, u64::from(work.round.max(1)), rounds, steps_of_epoch);
