@@ -24,8 +24,8 @@ pub struct Terms {
     pub deadline: Timestamp,
 }
 
-/// What a site says of its training beside the delta: counts and means, never a case. Fields of other
-/// names are dropped when it is read: a newer client may send more than this coordinator knows.
+/// Metrics of one site's training in one round, sent beside the delta: counts and means, never a case.
+/// Unknown fields are dropped on reading: a newer client may send more than this coordinator knows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SiteMetrics {
     /// Optimiser steps taken.

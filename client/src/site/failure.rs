@@ -1,4 +1,4 @@
-//! Failures of a round's work: the words that the coordinator is told, those for the site's engineer, and the time
+//! Failures of a round's work: the words that are sent to the coordinator, those for the site's log, and the time
 //! that each holds.
 
 use tributary_shared::check::CheckAnswer;
@@ -12,9 +12,9 @@ use crate::trainer::TrainError;
 /// Reason for which the site could not do the work of a round.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct WorkFailure {
-    /// What the coordinator is told: no path, no case, no patient.
+    /// Words that are sent to the coordinator; they name no path, no case and no patient.
     pub(super) told: String,
-    /// What the site's own log says.
+    /// Words for the site's own log.
     pub(super) detail: String,
     /// The time that it holds.
     pub(super) class: RefusalClass,
@@ -29,7 +29,7 @@ impl WorkFailure {
         Self { told: told.into(), detail: detail.into(), class, about }
     }
 
-    /// A failure of this round whose detail may be told.
+    /// A failure of this round whose detail may be sent.
     pub(super) fn open(text: impl Into<String>) -> Self {
         let text = text.into();
         Self::new(text.clone(), text)
@@ -45,7 +45,7 @@ impl WorkFailure {
         Self { about, ..self }
     }
 
-    /// The refusal that the coordinator is told.
+    /// The refusal that is sent to the coordinator.
     pub(super) fn refusal(&self) -> Refusal {
         Refusal::SiteFailed { reason: self.told.clone(), class: self.class }
     }

@@ -1,4 +1,4 @@
-//! What several tests of the site begin with.
+//! Fixtures that several tests of the site share.
 
 use tributary_shared::manifest::RunManifest;
 

@@ -109,7 +109,7 @@ impl Site {
         }
     }
 
-    /// The highest rounds of which the ledger holds a delta, as the coordinator is told them.
+    /// The highest rounds of which the ledger holds a delta, as they are sent to the coordinator.
     pub(super) fn known_rounds(&self) -> Vec<v1::KnownRound> {
         let known = self.ledger.known_rounds().into_iter();
         known
