@@ -39,7 +39,7 @@ impl Site {
             return Ok(());
         };
         // A training may take hours: nothing leaves under a history that was rewritten meanwhile.
-        self.witness().await?;
+        self.witness_when_there_is_room(id, trained.bytes).await?;
         if !released {
             let event = Event::Released { digest: trained.digest, bytes: trained.bytes };
             self.record(id, event)?;
@@ -66,12 +66,7 @@ impl Site {
     ) -> Result<Result<(), Refusal>, Halt> {
         let mut backoff = super::backoff();
         loop {
-            self.activity.send_modify(|a| {
-                a.round = Some(id.clone());
-                let trouble = std::mem::take(&mut a.trouble);
-                a.enter(Phase::Uploading, trained.bytes);
-                a.trouble = trouble;
-            });
+            self.show_upload(id, trained.bytes);
             match self.send(id, trained).await {
                 Err(Halt::Call(CallError::Busy(failure))) => {
                     self.wait_for_room(&failure, &mut backoff).await;
@@ -79,6 +74,31 @@ impl Site {
                 ended => return ended,
             }
         }
+    }
+
+    /// Follows the history; a coordinator that has no room to remember the head it signs is asked again
+    /// and again, while the round's heartbeats go on.
+    async fn witness_when_there_is_room(&mut self, id: &RoundId, bytes: u64) -> Result<(), Halt> {
+        let mut backoff = super::backoff();
+        loop {
+            match self.witness().await {
+                Err(Halt::Call(CallError::Busy(failure))) => {
+                    self.show_upload(id, bytes);
+                    self.wait_for_room(&failure, &mut backoff).await;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Shows that a delta of `bytes` bytes is on its way; what keeps it stays shown.
+    fn show_upload(&self, id: &RoundId, bytes: u64) {
+        self.activity.send_modify(|a| {
+            a.round = Some(id.clone());
+            let trouble = std::mem::take(&mut a.trouble);
+            a.enter(Phase::Uploading, bytes);
+            a.trouble = trouble;
+        });
     }
 
     /// Sends what the coordinator still needs of a delta and asks for it to be counted. The inner

@@ -32,7 +32,14 @@ impl Site {
             old_size: self.keeper.size(),
             held_note: self.keeper.note(),
         };
-        let reply = self.coordinator()?.evidence(request).await?;
+        let mut backoff = super::backoff();
+        // The lease of the round goes on meanwhile.
+        let reply = loop {
+            match self.coordinator()?.evidence(request.clone()).await {
+                Err(CallError::Busy(failure)) => self.wait_for_room(&failure, &mut backoff).await,
+                answered => break answered?,
+            }
+        };
         let checkpoint = reply.checkpoint.unwrap_or_default();
         self.follow(&checkpoint)?;
         if !checkpoint.recoveries_json.is_empty() {

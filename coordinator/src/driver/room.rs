@@ -1,11 +1,13 @@
 //! The room on the disks: measured against what the open runs need, asked before anything new is
 //! begun, and given up to the coordinator's own commits.
 
+use tributary_shared::digest::Digest;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::timestamp::Timestamp;
 
 use super::{Driver, DriverError};
 use crate::clock;
+use crate::heads::Heads;
 use crate::round::event::RegistryEvent;
 use crate::round::record::{Event, Record, Stream};
 use crate::round::{Phase, Run};
@@ -84,11 +86,22 @@ impl Driver {
         }
     }
 
+    /// Signs the head of `size` leaves with `heads`; gives the signed note. On a full disk the room that is
+    /// kept for the coordinator is given up to remember it. An error means that it could not be written.
+    pub fn sign_head(&self, heads: &Heads, size: u64, root: Digest) -> Result<String, DriverError> {
+        let sign =
+            || heads.sign(size, root).map_err(DriverError::io("remembering the signed head"));
+        match sign() {
+            Err(error) if error.is_full() && self.give_up_reserve() => sign(),
+            signed => signed,
+        }
+    }
+
     /// Says whether there was a reserve to give up.
     fn give_up_reserve(&self) -> bool {
         let gave = self.0.space.give_up(clock::now());
         let what = if gave { "the room kept for it is given up" } else { "no room is left for it" };
-        tracing::error!("a commit met a full disk; {what}");
+        tracing::error!("a write of the coordinator met a full disk; {what}");
         self.wake();
         gave
     }

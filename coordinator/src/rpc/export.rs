@@ -29,7 +29,7 @@ pub(super) async fn export(
     role: Role,
 ) -> Result<impl Stream<Item = Piece> + Send + use<>, Status> {
     let head = driver.store().head().await.map_err(|e| status(DriverError::Store(e)))?;
-    let note = history::sign(heads, head.size, head.root)?;
+    let note = driver.sign_head(heads, head.size, head.root).map_err(status)?;
     let (sender, receiver) = tokio::sync::mpsc::channel(2);
     let driver = driver.clone();
     tokio::spawn(async move {

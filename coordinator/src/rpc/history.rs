@@ -18,7 +18,6 @@ use crate::driver::{Driver, DriverError};
 use crate::heads::Heads;
 use crate::round::event::RunEvent;
 use crate::round::record::{self, Event, Record};
-use crate::store::Store;
 
 /// Time between the first head that shows this history to be old and the end of the service: other
 /// sites may hold larger ones, which a recovery should name.
@@ -30,10 +29,11 @@ pub(super) const LEAVES_AT_ONCE: u32 = 16;
 
 /// The signed head of the log, and the proof that it continues the one of `old_size` leaves.
 pub(super) async fn checkpoint(
-    store: &Store,
+    driver: &Driver,
     heads: &Heads,
     old_size: u64,
 ) -> Result<v1::CheckpointReply, Status> {
+    let store = driver.store();
     let fault = |e| status(DriverError::Store(e));
     let head = store.head().await.map_err(fault)?;
     if old_size > head.size {
@@ -44,14 +44,8 @@ pub(super) async fn checkpoint(
     let proof = store.consistency_proof(old_size, head.size).await;
     let proof = proof.map_err(|e| fault(e.into()))?;
     let consistency = proof.iter().map(|hash| Bytes::copy_from_slice(hash.as_bytes())).collect();
-    let note = sign(heads, head.size, head.root)?;
+    let note = driver.sign_head(heads, head.size, head.root).map_err(status)?;
     Ok(v1::CheckpointReply { note, consistency, recoveries_json: Vec::new() })
-}
-
-/// The head of `size` leaves, signed; refused while it cannot be remembered.
-pub(super) fn sign(heads: &Heads, size: u64, root: Digest) -> Result<String, Status> {
-    let signed = heads.sign(size, root);
-    signed.map_err(|e| status(DriverError::io("remembering the signed head")(e)))
 }
 
 /// [`checkpoint`] for a site, which shows the head it holds. A head that this log has signed and
@@ -64,7 +58,7 @@ pub(super) async fn witnessed(
 ) -> Result<v1::CheckpointReply, Status> {
     let store = driver.store();
     if request.held_note.is_empty() {
-        return checkpoint(store, heads, request.old_size).await;
+        return checkpoint(driver, heads, request.old_size).await;
     }
     let held = Head::open(&request.held_note, &heads.signer().verifier_key())
         .map_err(|e| Status::invalid_argument(format!("held_note: {}", chain(&e))))?;
@@ -73,7 +67,7 @@ pub(super) async fn witnessed(
     let continued =
         held.size <= head.size && store.root_at(held.size).await.map_err(fault)? == held.root;
     if continued {
-        return checkpoint(store, heads, held.size).await;
+        return checkpoint(driver, heads, held.size).await;
     }
     let recoveries = driver.recoveries();
     let forks = recoveries.iter().filter(|r| r.statement.kept.size < held.size);
@@ -96,7 +90,7 @@ pub(super) async fn witnessed(
         );
         return Err(Status::failed_precondition(text));
     }
-    let note = sign(heads, head.size, head.root)?;
+    let note = driver.sign_head(heads, head.size, head.root).map_err(status)?;
     Ok(v1::CheckpointReply { note, consistency: Vec::new(), recoveries_json })
 }
 

@@ -320,7 +320,7 @@ impl Operator for OperatorService {
         request: Request<v1::CheckpointRequest>,
     ) -> Result<Response<v1::CheckpointReply>, Status> {
         let old_size = request.into_inner().old_size;
-        let reply = history::checkpoint(self.0.driver.store(), &self.0.heads, old_size).await?;
+        let reply = history::checkpoint(&self.0.driver, &self.0.heads, old_size).await?;
         Ok(Response::new(reply))
     }
 
