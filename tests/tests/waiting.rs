@@ -117,7 +117,11 @@ fn sites_that_ask_for_company_come_back_from_their_hours_together() {
     follow.until(PATIENCE, |event| event.is("round_withdrawn", 1)).unwrap();
     // The first to come back alone is no cohort; `run show` says what it waits for now.
     fs::write(&policies[0], &open).unwrap();
-    follow.until(PATIENCE, |event| event.kind == "refusal_changed").unwrap();
+    let back = |event: &Event| {
+        let reason = event.fields["reason"].to_string();
+        event.kind == "refusal_changed" && event.site() == "site-0" && !reason.contains("`hours`")
+    };
+    follow.until(PATIENCE, back).unwrap();
     let detail = scratch.show("company")["detail"].to_string();
     assert!(detail.contains("site-0: the site's policy refuses: a cohort of 1"), "{detail}");
     policies.iter().for_each(|policy| fs::write(policy, &open).unwrap());

@@ -41,6 +41,8 @@ pub struct LiveRun {
     aggregating: AtomicU32,
     /// Reason this coordinator itself does not get on with the run; empty when it does.
     trouble: Mutex<String>,
+    /// Held by the one caller that brings the files in line with the fold.
+    pub(super) tidying: tokio::sync::Mutex<()>,
     /// The deltas of rounds up to this one were removed by this process.
     pub(super) removed_to: AtomicU32,
     /// True when time stood still for the run's sites at the last tick.
@@ -73,6 +75,7 @@ impl LiveRun {
             run: RwLock::new(Some(run)),
             leases: Mutex::new(Leases::new(now)),
             aggregating: AtomicU32::new(0),
+            tidying: tokio::sync::Mutex::default(),
             removed_to: AtomicU32::new(0),
             trouble: Mutex::default(),
             held: AtomicBool::new(false),
@@ -268,10 +271,15 @@ impl LiveRun {
                     }
                 }
                 Phase::Aggregating(aggregating) => {
-                    // A counted delta may not have its name yet; the ticker tries again.
-                    if let Err(error) = tidied {
-                        self.set_trouble(&chain(&error));
-                        return Ok(());
+                    match tidied {
+                        Ok(Phase::Aggregating(then)) if then.round == aggregating.round => {}
+                        // The last delta was counted meanwhile, and may not be a blob yet.
+                        Ok(_) => continue,
+                        // The ticker tries again.
+                        Err(error) => {
+                            self.set_trouble(&chain(&error));
+                            return Ok(());
+                        }
                     }
                     let bytes = self.read(|run| run.contract().layout.payload_bytes());
                     if !driver.space().fits(bytes) {

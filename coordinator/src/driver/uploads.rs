@@ -306,19 +306,25 @@ impl Driver {
 impl LiveRun {
     /// Brings the files in line with the fold: a delta that is counted becomes a blob, one that may
     /// still be counted stays in the spool, any other goes, and so does a blob that is damaged or
-    /// no longer kept.
-    pub(super) async fn tidy(&self, driver: &Driver) -> Result<(), DriverError> {
+    /// no longer kept. Gives the phase that the fold had: of it, every counted delta is a blob now.
+    pub(super) async fn tidy(&self, driver: &Driver) -> Result<Phase, DriverError> {
+        // One at a time: another caller's half-made blob is not there yet.
+        let _turn = self.tidying.lock().await;
         let blobs = driver.blobs().clone();
         // Listed before the fold is read: what is there now was begun under this fold or an older.
         let listed = blocking("reading the spool", move || blobs.parts()).await?;
         let parts = listed.map_err(DriverError::io("reading the spool"))?;
         let ours = parts.into_iter().filter(|key| key.run == *self.name());
         let before = self.removed_to.load(Ordering::SeqCst);
-        let (fates, useless, removed_to) = self.read(|run| {
+        let (phase, fates, useless, removed_to) = self.read(|run| {
             driver.uploads().forget(self.name(), |site, round| is_wanted(run, site, round));
-            let fate = |key: SpoolKey| (Fate::of(run, &key), key);
-            let fates: Vec<_> = ours.map(fate).collect();
-            (fates, [damaged(run), removed(run, before)].concat(), run.removed_to())
+            // A delta may have come and been counted since the spool was listed.
+            let fates: Vec<_> = ours
+                .map(|key| (Fate::of(run, &key), key))
+                .chain(counted(run).map(|key| (Fate::Blob, key)))
+                .collect();
+            let useless = [damaged(run), removed(run, before)].concat();
+            (run.phase().clone(), fates, useless, run.removed_to())
         });
         let blobs = driver.blobs().clone();
         let done = blocking("tidying the spool", move || {
@@ -333,8 +339,24 @@ impl LiveRun {
         });
         done.await?.map_err(DriverError::io("tidying the spool"))?;
         self.removed_to.fetch_max(removed_to, Ordering::SeqCst);
-        Ok(())
+        Ok(phase)
     }
+}
+
+/// The deltas that an owed aggregation folds.
+fn counted(run: &Run) -> impl Iterator<Item = SpoolKey> {
+    let aggregating = match run.phase() {
+        Phase::Aggregating(aggregating) => Some(aggregating),
+        Phase::Waiting | Phase::Collecting(_) | Phase::Ended { .. } => None,
+    };
+    aggregating.into_iter().flat_map(|aggregating| {
+        aggregating.accepted.iter().map(|(site, accepted)| SpoolKey {
+            run: run.manifest().name.clone(),
+            round: aggregating.round,
+            site: site.clone(),
+            digest: accepted.digest,
+        })
+    })
 }
 
 /// The end of a part in the spool.
