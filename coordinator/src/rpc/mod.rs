@@ -9,6 +9,7 @@ mod evidence;
 mod export;
 mod history;
 mod operator;
+mod requests;
 mod rows;
 mod site;
 mod turns;
@@ -30,6 +31,7 @@ use tributary_shared::refusal::{Refusal, RefusalClass};
 pub use calls::{Calls, Counted};
 pub use enrolment::EnrolmentService;
 pub use operator::OperatorService;
+pub use requests::{REQUESTS, check_request};
 pub use site::SiteService;
 pub use turns::Turns;
 

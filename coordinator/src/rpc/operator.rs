@@ -338,7 +338,7 @@ impl Operator for OperatorService {
 }
 
 /// Reads a manifest, whose values may make no sense yet.
-fn read_manifest(text: &str) -> Result<RunManifest, Status> {
+pub(super) fn read_manifest(text: &str) -> Result<RunManifest, Status> {
     RunManifest::read_toml(text).map_err(|e| Status::invalid_argument(format!("manifest: {e}")))
 }
 

@@ -346,7 +346,7 @@ fn inquiry(delivery: Delivery) -> v1::Inquiry {
 }
 
 /// A site's warnings: few words of a class, and nothing else.
-fn warnings(wire: &[String]) -> Vec<String> {
+pub(super) fn warnings(wire: &[String]) -> Vec<String> {
     let plain = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_';
     let word =
         |text: &String| -> String { text.chars().filter(plain).take(WARNING_CHARS_MAX).collect() };
@@ -354,7 +354,7 @@ fn warnings(wire: &[String]) -> Vec<String> {
 }
 
 /// The rounds that a site says its ledger holds, bounded.
-fn known_rounds(wire: Vec<v1::KnownRound>) -> Result<Vec<KnownRound>, Status> {
+pub(super) fn known_rounds(wire: Vec<v1::KnownRound>) -> Result<Vec<KnownRound>, Status> {
     if wire.len() > KNOWN_ROUNDS_MAX {
         let text = format!("known_rounds: {} of at most {KNOWN_ROUNDS_MAX}", wire.len());
         return Err(Status::invalid_argument(text));
@@ -369,7 +369,7 @@ fn known_rounds(wire: Vec<v1::KnownRound>) -> Result<Vec<KnownRound>, Status> {
 
 /// Reads a site's metrics, of which known fields alone go into the history: those that a newer client sends
 /// beside them are dropped. Their ranges are judged with the delta.
-fn read_metrics(json: &str) -> Result<SiteMetrics, Status> {
+pub(super) fn read_metrics(json: &str) -> Result<SiteMetrics, Status> {
     if json.len() > METRICS_BYTES_MAX {
         let text = format!("metrics_json: {} bytes, above {METRICS_BYTES_MAX}", json.len());
         return Err(Status::invalid_argument(text));
@@ -381,7 +381,7 @@ fn read_metrics(json: &str) -> Result<SiteMetrics, Status> {
 
 /// A site's reason goes into the history, where an entry has a size limit. Only a site's own
 /// kinds of no are taken from it.
-fn shortened(reason: Refusal) -> Result<Refusal, Status> {
+pub(super) fn shortened(reason: Refusal) -> Result<Refusal, Status> {
     let cut =
         |text: String| -> String { printable(&text).chars().take(REASON_CHARS_MAX).collect() };
     #[expect(

@@ -1,0 +1,308 @@
+//! Writes the first inputs of every corpus: `cargo run -p tributary-fuzz --example seeds`.
+//!
+//! From the fixtures of the client and from this project's own writers.
+
+use std::error::Error;
+use std::fs;
+use std::io::{Cursor, Read as _};
+use std::path::{Path, PathBuf};
+
+use image::{DynamicImage, ImageFormat, RgbImage};
+use prost::Message;
+use tributary_coordinator::audit::ExportWriter;
+use tributary_coordinator::round::event::RegistryEvent;
+use tributary_coordinator::round::record::{Event, Record, Stream};
+use tributary_coordinator::round::{Command, Run};
+use tributary_fuzz::signer;
+use tributary_proto::v1;
+use tributary_shared::digest::Digest;
+use tributary_shared::initial::initial_adapter;
+use tributary_shared::manifest::RunManifest;
+use tributary_shared::timestamp::Timestamp;
+use tributary_shared::tlog::checkpoint::Checkpoint;
+use tributary_shared::tlog::frontier::Frontier;
+use tributary_shared::tlog::merkle::leaf_hash;
+
+type Done = Result<(), Box<dyn Error>>;
+
+/// Longest input kept, bytes.
+const FILE_BYTES_MAX: usize = 64 * 1024;
+
+const MANIFEST: &str = r#"schema_version = 1
+name = "demo"
+[task]
+kind = "rehearsal"
+payload_bytes = 12
+[rounds]
+count = 2
+round_deadline_s = 60
+stall_timeout_s = 30
+[quorum]
+sites = 1
+"#;
+
+const KIT: &str = r#"schema = 1
+consortium = "demo"
+address = "coordinator.example:7443"
+root_fingerprint = "ROOT"
+token = "0123456789abcdef"
+role = "site"
+name = "a"
+expires = "2026-01-01T00:00:00Z"
+"#;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn keep(target: &str, name: &str, bytes: &[u8]) -> Done {
+    if bytes.len() > FILE_BYTES_MAX {
+        return Ok(());
+    }
+    let folder = root().join("tests/fuzz/corpus").join(target);
+    fs::create_dir_all(&folder)?;
+    let file = folder.join(format!("seed-{name}"));
+    // What is there stays: a certificate request has a new key each time.
+    if !file.exists() {
+        fs::write(file, bytes)?;
+    }
+    Ok(())
+}
+
+/// The files of a folder whose names end with one of `endings`, by their names.
+fn fixtures(folder: &str, endings: &[&str]) -> Result<Vec<(String, Vec<u8>)>, Box<dyn Error>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root().join("client/tests/fixtures").join(folder))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if endings.iter().any(|ending| name.ends_with(ending)) {
+            found.push((name, fs::read(path)?));
+        }
+    }
+    Ok(found)
+}
+
+fn files() -> Done {
+    let of: [(&str, &str, &[&str]); 9] = [
+        ("dicom", "dicom", &[".dcm"]),
+        ("nifti", "nifti", &[".nii", ".nii.gz"]),
+        ("tiff", "slides", &[".svs", ".tif"]),
+        ("csv", "manifests", &[".csv"]),
+        ("parquet", "manifests", &[".parquet"]),
+        ("npz", "data", &[".npz"]),
+        ("npz", "data", &[".jpg"]),
+        ("checkpoint", "backbones", &[".pth", ".bin"]),
+        ("safetensors", "backbones", &[".safetensors", "legacy.pth"]),
+    ];
+    for (target, folder, endings) in of {
+        for (name, bytes) in fixtures(folder, endings)? {
+            keep(target, &name, &bytes)?;
+        }
+    }
+    for (name, bytes) in fixtures("backbones", &[".pth", ".bin"])? {
+        let Ok(mut archive) = zip::ZipArchive::new(Cursor::new(bytes)) else { continue };
+        let inside = archive.file_names().find(|name| name.ends_with("data.pkl"));
+        let Some(inside) = inside.map(str::to_owned) else { continue };
+        let mut pickle = Vec::new();
+        archive.by_name(&inside)?.read_to_end(&mut pickle)?;
+        keep("pickle", &name, &pickle)?;
+    }
+    for (name, bytes) in fixtures("peft", &["run.toml"])? {
+        keep("manifest", &name, &bytes)?;
+    }
+    let picture =
+        DynamicImage::from(RgbImage::from_fn(9, 7, |x, y| [x as u8, y as u8, 200].into()));
+    let mut tiff = Cursor::new(Vec::new());
+    picture.write_to(&mut tiff, ImageFormat::Tiff)?;
+    keep("tiff", "plain.tif", tiff.get_ref())?;
+    keep("tiff", "cut.tif", &tiff.get_ref()[..20])?;
+    keep("nifti", "cut.nii", &[0; 400])?;
+    keep("csv", "no-file.csv", b"picture,patient\na.png,p\n")?;
+    keep("csv", "good.csv", b"file,patient,label\na.png,p,ill\n")
+}
+
+fn history() -> Result<(Vec<Record>, Vec<u8>), Box<dyn Error>> {
+    let at = Timestamp::from_millis(1_000);
+    let mut records = Vec::new();
+    let (consortium, root) = ("demo".to_owned(), Digest::of(b"root"));
+    let member = "site/a".to_owned();
+    let by = "operator/o".to_owned();
+    let registry = [
+        RegistryEvent::Founded { consortium, root },
+        RegistryEvent::Invited { member: member.clone(), expires: at, by, replaces: false },
+        RegistryEvent::Enrolled { member, certificate: Digest::of(b"certificate") },
+    ];
+    for (seq, event) in (0..).zip(registry) {
+        records.push(Record::new(at, Stream::Registry, seq, Event::Registry(event)));
+    }
+    let manifest = RunManifest::from_toml(MANIFEST)?;
+    let stream = Stream::Run(manifest.name.clone());
+    let adapter = initial_adapter(&manifest);
+    let start = Run::start(manifest, Digest::of(&adapter), "operator/o");
+    let run = Run::open(at, &start)?;
+    let stop = run.decide(at, Command::Stop { reason: "a rehearsal was enough".to_owned() });
+    let stopped = stop.map_err(|refusal| refusal.to_string())?;
+    for (seq, event) in (0..).zip(std::iter::once(start).chain(stopped)) {
+        records.push(Record::new(at, stream.clone(), seq, Event::Run(event)));
+    }
+    Ok((records, adapter))
+}
+
+fn log() -> Done {
+    let (records, adapter) = history()?;
+    let leaves: Vec<Vec<u8>> = records.iter().map(Record::to_bytes).collect();
+    for (index, leaf) in leaves.iter().enumerate() {
+        keep("record", &index.to_string(), leaf)?;
+    }
+    keep("record", "cut", &leaves[0][..20])?;
+    keep("export", "lines", &leaves[..3].join(&b'\n'))?;
+    keep("export", "run-lines", &leaves.join(&b'\n'))?;
+    let mut frontier = Frontier::new();
+    for leaf in &leaves {
+        frontier.append(leaf_hash(leaf));
+    }
+    let note = Checkpoint::sign(frontier.size(), frontier.root(), signer());
+    keep("note", "signed", note.as_bytes())?;
+    let text = note.split("\n\n").next().unwrap_or_default();
+    keep("note", "text", format!("{text}\n").as_bytes())?;
+    keep("note", "cut", &note.as_bytes()[..40])?;
+    let mut writer = ExportWriter::begin(Vec::new(), &note, frontier.size())?;
+    for leaf in &leaves {
+        writer.leaf(leaf, leaf_hash(leaf))?;
+    }
+    writer.tensor_from(Digest::of(&adapter), adapter.len() as u64, &adapter[..])?;
+    let export = writer.finish()?;
+    keep("export", "whole", &export)?;
+    keep("export", "cut", &export[..export.len() / 2])?;
+    keep("tensors", "initial", &adapter)?;
+    keep("tensors", "cut", &adapter[..adapter.len() - 1])?;
+    keep("manifest", "written", MANIFEST.as_bytes())?;
+    keep("manifest", "travelled", &RunManifest::from_toml(MANIFEST)?.to_json())?;
+    keep("manifest", "cut", &MANIFEST.as_bytes()[..60])?;
+    let kit = KIT.replace("ROOT", &Digest::of(b"root").to_string());
+    keep("kit", "whole", kit.as_bytes())?;
+    keep("kit", "cut", &KIT.as_bytes()[..60])
+}
+
+fn wire() -> Done {
+    let manifest = RunManifest::from_toml(MANIFEST)?;
+    let digest = || Digest::of(b"x").as_bytes().to_vec();
+    let run = || "demo".to_owned();
+    let refusal = || {
+        let json = r#"{"code":"policy","reason":"not on Mondays","class":"never"}"#.to_owned();
+        Some(v1::Refusal { json })
+    };
+    let known = v1::KnownRound { run: run(), round: 1, answered: true };
+    let (held, _) = history()?;
+    let note = Checkpoint::sign(1, leaf_hash(&held[0].to_bytes()), signer());
+    let subject = v1::UploadStatusRequest {
+        run: run(),
+        round: 1,
+        digest: digest().into(),
+        cases: 10,
+        bytes: 200,
+    };
+    let assignment = v1::Assignment {
+        run: run(),
+        round: 1,
+        manifest_json: manifest.to_json().into(),
+        base_digest: digest().into(),
+        ..v1::Assignment::default()
+    };
+    let certificate = rcgen::CertificateParams::default()
+        .serialize_request(&rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519)?)?;
+    let messages: [(u8, Vec<u8>); 16] = [
+        (
+            0,
+            v1::EnrollRequest { token: run(), csr_der: certificate.der().to_vec().into() }
+                .encode_to_vec(),
+        ),
+        (1, v1::HelloRequest { known_rounds: vec![known], ..Default::default() }.encode_to_vec()),
+        (
+            2,
+            v1::AnswerInquiryRequest { id: run(), refusal: refusal(), warnings: vec![run()] }
+                .encode_to_vec(),
+        ),
+        (
+            3,
+            v1::AcceptTermsRequest {
+                run: run(),
+                round: 1,
+                manifest_digest: digest().into(),
+                base_digest: digest().into(),
+                cases: 9,
+            }
+            .encode_to_vec(),
+        ),
+        (4, v1::DeclineRequest { run: run(), round: 1, reason: refusal() }.encode_to_vec()),
+        (
+            5,
+            v1::HeartbeatRequest { run: run(), phase: run(), ..Default::default() }.encode_to_vec(),
+        ),
+        (6, v1::FetchRequest { run: run(), digest: digest().into(), offset: 7 }.encode_to_vec()),
+        (
+            7,
+            v1::UploadChunk { subject: Some(subject), offset: 0, data: digest().into() }
+                .encode_to_vec(),
+        ),
+        (
+            8,
+            v1::SubmitRequest {
+                run: run(),
+                round: 1,
+                digest: digest().into(),
+                cases: 9,
+                metrics_json: r#"{"steps":3,"train_loss":0.5}"#.to_owned(),
+            }
+            .encode_to_vec(),
+        ),
+        (9, v1::CheckpointRequest { old_size: 1, held_note: note.clone() }.encode_to_vec()),
+        (
+            10,
+            v1::EvidenceRequest {
+                run: run(),
+                round: 1,
+                base_digest: digest().into(),
+                old_size: 1,
+                held_note: note,
+            }
+            .encode_to_vec(),
+        ),
+        (
+            11,
+            v1::InviteRequest { role: "site".to_owned(), name: run(), ..Default::default() }
+                .encode_to_vec(),
+        ),
+        (
+            12,
+            v1::CheckRunRequest { manifest_toml: MANIFEST.to_owned(), wait_ms: 1 }.encode_to_vec(),
+        ),
+        (
+            15,
+            v1::NextAssignmentReply { assignment: Some(assignment), inquiry: None }.encode_to_vec(),
+        ),
+        (16, v1::SubmitReply { refusal: refusal() }.encode_to_vec()),
+        (
+            17,
+            v1::EvidenceReply {
+                checkpoint: None,
+                leaves: vec![v1::ProvenLeaf {
+                    leaf: 0,
+                    record_json: held[0].to_bytes().into(),
+                    inclusion: vec![digest().into()],
+                }],
+            }
+            .encode_to_vec(),
+        ),
+    ];
+    for (choice, message) in messages {
+        keep("wire", &choice.to_string(), &[&[choice][..], &message].concat())?;
+    }
+    keep("wire", "cut", &[1, 0x1A, 0x7F, 0])
+}
+
+fn main() -> Done {
+    files()?;
+    log()?;
+    wire()
+}
