@@ -67,6 +67,7 @@ ELSEWHERE = [
     ("docs/explain.md", "--bag slide-17.svs", "needs a whole slide; client/tests/explain_cli.rs has bags"),
     ("docs/gpu.md", "", "needs a CUDA device and LibTorch"),
     ("docs/libtorch.md", "", "needs LibTorch from PyPI"),
+    ("docs/security-testing.md", "", "runs for hours; tests/fuzz/tests/replay.rs replays the corpora"),
     ("docs/performance.md", "cargo", "takes minutes on an idle machine; its options are read by `--help`"),
 ]
 

@@ -52,15 +52,20 @@ for target in "${targets[@]}"; do
     case "$mode" in
     input) exec "$fuzz" "${limits[@]}" "$input" ;;
     minimize)
-        # Only what adds coverage, the smallest first, up to 64 files and 1 MiB.
+        # Of what adds coverage to the kept files, inputs of all sizes, evenly: up to 48 files and
+        # 768 KiB, so that there is room for findings.
         merged="$(mktemp -d)"
-        "$fuzz" "${limits[@]}" -merge=1 "$merged" "$kept" "$grown" 2>"$state/$target/merge.log"
-        files=$(find "$kept" -type f | wc -l) bytes=$(cat "$kept"/* | wc -c)
-        while read -r size file; do
-            [ "$files" -lt 64 ] && [ $((bytes + size)) -le 1048576 ] || break
-            cmp --silent "$file" "$kept/$(basename "$file")" || cp "$file" "$kept/"
-            files=$((files + 1)) bytes=$((bytes + size))
-        done < <(find "$merged" -type f -size -64k -printf '%s %p\n' | sort -n)
+        cp "$kept"/* "$merged"
+        "$fuzz" "${limits[@]}" -merge=1 "$merged" "$grown" 2>"$state/$target/merge.log"
+        for file in "$kept"/*; do rm "$merged/$(basename "$file")"; done
+        room=$((48 - $(find "$kept" -type f | wc -l))) bytes=$(cat "$kept"/* | wc -c)
+        all=$(find "$merged" -type f | wc -l)
+        find "$merged" -type f -size -64k -printf '%s %p\n' | sort -n |
+            awk -v all="$all" -v room="$room" 'room > 0 && int(NR * room / all) > int((NR - 1) * room / all)' |
+            while read -r size file; do
+                bytes=$((bytes + size))
+                [ "$bytes" -le 786432 ] && cp "$file" "$kept/"
+            done || true
         rm -r "$merged"
         ;;
     fuzz)

@@ -24,6 +24,10 @@ use tributary_shared::tlog::frontier::Frontier;
 use tributary_shared::tlog::merkle::leaf_hash;
 
 type Done = Result<(), Box<dyn Error>>;
+/// Files by their names.
+type Files = Vec<(String, Vec<u8>)>;
+/// Messages by their places in the target's list.
+type Messages = Vec<(u8, Vec<u8>)>;
 
 /// Longest input kept, bytes.
 const FILE_BYTES_MAX: usize = 64 * 1024;
@@ -70,7 +74,7 @@ fn keep(target: &str, name: &str, bytes: &[u8]) -> Done {
 }
 
 /// The files of a folder whose names end with one of `endings`, by their names.
-fn fixtures(folder: &str, endings: &[&str]) -> Result<Vec<(String, Vec<u8>)>, Box<dyn Error>> {
+fn fixtures(folder: &str, endings: &[&str]) -> Result<Files, Box<dyn Error>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root().join("client/tests/fixtures").join(folder))? {
         let path = entry?.path();
@@ -184,117 +188,112 @@ fn log() -> Done {
     keep("kit", "cut", &KIT.as_bytes()[..60])
 }
 
-fn wire() -> Done {
-    let manifest = RunManifest::from_toml(MANIFEST)?;
-    let digest = || Digest::of(b"x").as_bytes().to_vec();
-    let run = || "demo".to_owned();
-    let refusal = || {
-        let json = r#"{"code":"policy","reason":"not on Mondays","class":"never"}"#.to_owned();
-        Some(v1::Refusal { json })
-    };
-    let known = v1::KnownRound { run: run(), round: 1, answered: true };
-    let (held, _) = history()?;
-    let note = Checkpoint::sign(1, leaf_hash(&held[0].to_bytes()), signer());
-    let subject = v1::UploadStatusRequest {
+/// What several messages hold.
+struct Parts {
+    run: String,
+    digest: Vec<u8>,
+    refusal: Option<v1::Refusal>,
+    leaf: Vec<u8>,
+    note: String,
+}
+
+fn site_requests(parts: &Parts) -> Messages {
+    let run = || parts.run.clone();
+    let digest = || parts.digest.clone().into();
+    let refusal = || parts.refusal.clone();
+    let held_note = || parts.note.clone();
+    let known_rounds = vec![v1::KnownRound { run: run(), round: 1, answered: true }];
+    let hello = v1::HelloRequest { known_rounds, ..Default::default() };
+    let warnings = vec!["warmup_too_long".to_owned()];
+    let inquiry = v1::AnswerInquiryRequest { id: run(), refusal: refusal(), warnings };
+    let (manifest_digest, base_digest) = (digest(), digest());
+    let terms =
+        v1::AcceptTermsRequest { run: run(), round: 1, manifest_digest, base_digest, cases: 9 };
+    let decline = v1::DeclineRequest { run: run(), round: 1, reason: refusal() };
+    let beat = v1::HeartbeatRequest { run: run(), phase: run(), ..Default::default() };
+    let fetch = v1::FetchRequest { run: run(), digest: digest(), offset: 7 };
+    let subject =
+        v1::UploadStatusRequest { run: run(), round: 1, digest: digest(), cases: 9, bytes: 200 };
+    let upload = v1::UploadChunk { subject: Some(subject), offset: 0, data: digest() };
+    let metrics_json = r#"{"steps":3,"train_loss":0.5}"#.to_owned();
+    let submit =
+        v1::SubmitRequest { run: run(), round: 1, digest: digest(), cases: 9, metrics_json };
+    let checkpoint = v1::CheckpointRequest { old_size: 1, held_note: held_note() };
+    let evidence = v1::EvidenceRequest {
         run: run(),
         round: 1,
-        digest: digest().into(),
-        cases: 10,
-        bytes: 200,
+        base_digest: digest(),
+        old_size: 1,
+        held_note: held_note(),
     };
-    let assignment = v1::Assignment {
-        run: run(),
+    vec![
+        (1, hello.encode_to_vec()),
+        (2, inquiry.encode_to_vec()),
+        (3, terms.encode_to_vec()),
+        (4, decline.encode_to_vec()),
+        (5, beat.encode_to_vec()),
+        (6, fetch.encode_to_vec()),
+        (7, upload.encode_to_vec()),
+        (8, submit.encode_to_vec()),
+        (9, checkpoint.encode_to_vec()),
+        (10, evidence.encode_to_vec()),
+    ]
+}
+
+fn other_requests(parts: &Parts) -> Result<Messages, Box<dyn Error>> {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
+    let certificate = rcgen::CertificateParams::default().serialize_request(&key)?;
+    let csr_der = certificate.der().to_vec().into();
+    let enrol = v1::EnrollRequest { token: parts.run.clone(), csr_der };
+    let (role, name) = ("site".to_owned(), parts.run.clone());
+    let invite = v1::InviteRequest { role, name, ..Default::default() };
+    let check = v1::CheckRunRequest { manifest_toml: MANIFEST.to_owned(), wait_ms: 1 };
+    let (run, reason) = (parts.run.clone(), "enough".to_owned());
+    let stop = v1::StopRunRequest { run: run.clone(), reason };
+    let pull = v1::PullRequest { run, version: Some(1) };
+    Ok(vec![
+        (0, enrol.encode_to_vec()),
+        (11, invite.encode_to_vec()),
+        (12, check.encode_to_vec()),
+        (13, stop.encode_to_vec()),
+        (14, pull.encode_to_vec()),
+    ])
+}
+
+fn replies(parts: &Parts) -> Result<Messages, Box<dyn Error>> {
+    let assignment = Some(v1::Assignment {
+        run: parts.run.clone(),
         round: 1,
-        manifest_json: manifest.to_json().into(),
-        base_digest: digest().into(),
+        manifest_json: RunManifest::from_toml(MANIFEST)?.to_json().into(),
+        base_digest: parts.digest.clone().into(),
         ..v1::Assignment::default()
+    });
+    let given = v1::NextAssignmentReply { assignment, inquiry: None };
+    let submitted = v1::SubmitReply { refusal: parts.refusal.clone() };
+    let record_json = parts.leaf.clone().into();
+    let inclusion = vec![parts.digest.clone().into()];
+    let leaves = vec![v1::ProvenLeaf { leaf: 0, record_json, inclusion }];
+    let proven = v1::EvidenceReply { checkpoint: None, leaves };
+    Ok(vec![
+        (15, given.encode_to_vec()),
+        (16, submitted.encode_to_vec()),
+        (17, proven.encode_to_vec()),
+    ])
+}
+
+/// The first byte is the message's place in the target's list.
+fn wire() -> Done {
+    let (held, _) = history()?;
+    let leaf = held[0].to_bytes();
+    let json = r#"{"code":"policy","reason":"not on Mondays","class":"never"}"#.to_owned();
+    let parts = Parts {
+        run: "demo".to_owned(),
+        digest: Digest::of(b"x").as_bytes().to_vec(),
+        refusal: Some(v1::Refusal { json }),
+        note: Checkpoint::sign(1, leaf_hash(&leaf), signer()),
+        leaf,
     };
-    let certificate = rcgen::CertificateParams::default()
-        .serialize_request(&rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519)?)?;
-    let messages: [(u8, Vec<u8>); 16] = [
-        (
-            0,
-            v1::EnrollRequest { token: run(), csr_der: certificate.der().to_vec().into() }
-                .encode_to_vec(),
-        ),
-        (1, v1::HelloRequest { known_rounds: vec![known], ..Default::default() }.encode_to_vec()),
-        (
-            2,
-            v1::AnswerInquiryRequest { id: run(), refusal: refusal(), warnings: vec![run()] }
-                .encode_to_vec(),
-        ),
-        (
-            3,
-            v1::AcceptTermsRequest {
-                run: run(),
-                round: 1,
-                manifest_digest: digest().into(),
-                base_digest: digest().into(),
-                cases: 9,
-            }
-            .encode_to_vec(),
-        ),
-        (4, v1::DeclineRequest { run: run(), round: 1, reason: refusal() }.encode_to_vec()),
-        (
-            5,
-            v1::HeartbeatRequest { run: run(), phase: run(), ..Default::default() }.encode_to_vec(),
-        ),
-        (6, v1::FetchRequest { run: run(), digest: digest().into(), offset: 7 }.encode_to_vec()),
-        (
-            7,
-            v1::UploadChunk { subject: Some(subject), offset: 0, data: digest().into() }
-                .encode_to_vec(),
-        ),
-        (
-            8,
-            v1::SubmitRequest {
-                run: run(),
-                round: 1,
-                digest: digest().into(),
-                cases: 9,
-                metrics_json: r#"{"steps":3,"train_loss":0.5}"#.to_owned(),
-            }
-            .encode_to_vec(),
-        ),
-        (9, v1::CheckpointRequest { old_size: 1, held_note: note.clone() }.encode_to_vec()),
-        (
-            10,
-            v1::EvidenceRequest {
-                run: run(),
-                round: 1,
-                base_digest: digest().into(),
-                old_size: 1,
-                held_note: note,
-            }
-            .encode_to_vec(),
-        ),
-        (
-            11,
-            v1::InviteRequest { role: "site".to_owned(), name: run(), ..Default::default() }
-                .encode_to_vec(),
-        ),
-        (
-            12,
-            v1::CheckRunRequest { manifest_toml: MANIFEST.to_owned(), wait_ms: 1 }.encode_to_vec(),
-        ),
-        (
-            15,
-            v1::NextAssignmentReply { assignment: Some(assignment), inquiry: None }.encode_to_vec(),
-        ),
-        (16, v1::SubmitReply { refusal: refusal() }.encode_to_vec()),
-        (
-            17,
-            v1::EvidenceReply {
-                checkpoint: None,
-                leaves: vec![v1::ProvenLeaf {
-                    leaf: 0,
-                    record_json: held[0].to_bytes().into(),
-                    inclusion: vec![digest().into()],
-                }],
-            }
-            .encode_to_vec(),
-        ),
-    ];
+    let messages = [site_requests(&parts), other_requests(&parts)?, replies(&parts)?].concat();
     for (choice, message) in messages {
         keep("wire", &choice.to_string(), &[&[choice][..], &message].concat())?;
     }
