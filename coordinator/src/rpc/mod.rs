@@ -31,7 +31,7 @@ use tributary_shared::refusal::{Refusal, RefusalClass};
 pub use calls::{Calls, Counted};
 pub use enrolment::EnrolmentService;
 pub use operator::OperatorService;
-pub use requests::{REQUESTS, check_request};
+pub use requests::check_request;
 pub use site::SiteService;
 pub use turns::Turns;
 

@@ -155,15 +155,7 @@ impl Operator for OperatorService {
         let request = request.into_inner();
         let member =
             Member { role: parse("role", &request.role)?, name: parse("name", &request.name)? };
-        let state = match request.state.as_str() {
-            "active" => MemberState::Active,
-            "suspended" => MemberState::Suspended,
-            "revoked" => MemberState::Revoked,
-            other => {
-                let text = format!("state: `{other}` is none of active, suspended, revoked");
-                return Err(Status::invalid_argument(text));
-            }
-        };
+        let state = member_state(&request.state)?;
         if member == by && state != MemberState::Active {
             // So that there always is an operator left.
             let text = "an operator cannot suspend or revoke itself; another operator can";
@@ -344,4 +336,17 @@ pub(super) fn read_manifest(text: &str) -> Result<RunManifest, Status> {
 
 fn shortened(reason: &str) -> String {
     reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
+}
+
+/// Reads the state that a member is put in.
+pub(super) fn member_state(text: &str) -> Result<MemberState, Status> {
+    match text {
+        "active" => Ok(MemberState::Active),
+        "suspended" => Ok(MemberState::Suspended),
+        "revoked" => Ok(MemberState::Revoked),
+        other => {
+            let text = format!("state: `{other}` is none of active, suspended, revoked");
+            Err(Status::invalid_argument(text))
+        }
+    }
 }

@@ -13,7 +13,8 @@ use tributary_coordinator::audit::ExportWriter;
 use tributary_coordinator::round::event::RegistryEvent;
 use tributary_coordinator::round::record::{Event, Record, Stream};
 use tributary_coordinator::round::{Command, Run};
-use tributary_fuzz::signer;
+use tributary_fuzz::{REPLIES, signer};
+use tributary_proto::calls::Call;
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
 use tributary_shared::initial::initial_adapter;
@@ -26,8 +27,8 @@ use tributary_shared::tlog::merkle::leaf_hash;
 type Done = Result<(), Box<dyn Error>>;
 /// Files by their names.
 type Files = Vec<(String, Vec<u8>)>;
-/// Messages by their places in the target's list.
-type Messages = Vec<(u8, Vec<u8>)>;
+/// Requests by their calls.
+type Requests = Vec<(Call, Vec<u8>)>;
 
 /// Longest input kept, bytes.
 const FILE_BYTES_MAX: usize = 64 * 1024;
@@ -197,7 +198,7 @@ struct Parts {
     note: String,
 }
 
-fn site_requests(parts: &Parts) -> Messages {
+fn site_requests(parts: &Parts) -> Requests {
     let run = || parts.run.clone();
     let digest = || parts.digest.clone().into();
     let refusal = || parts.refusal.clone();
@@ -214,7 +215,7 @@ fn site_requests(parts: &Parts) -> Messages {
     let fetch = v1::FetchRequest { run: run(), digest: digest(), offset: 7 };
     let subject =
         v1::UploadStatusRequest { run: run(), round: 1, digest: digest(), cases: 9, bytes: 200 };
-    let upload = v1::UploadChunk { subject: Some(subject), offset: 0, data: digest() };
+    let upload = v1::UploadChunk { subject: Some(subject.clone()), offset: 0, data: digest() };
     let metrics_json = r#"{"steps":3,"train_loss":0.5}"#.to_owned();
     let submit =
         v1::SubmitRequest { run: run(), round: 1, digest: digest(), cases: 9, metrics_json };
@@ -227,40 +228,62 @@ fn site_requests(parts: &Parts) -> Messages {
         held_note: held_note(),
     };
     vec![
-        (1, hello.encode_to_vec()),
-        (2, inquiry.encode_to_vec()),
-        (3, terms.encode_to_vec()),
-        (4, decline.encode_to_vec()),
-        (5, beat.encode_to_vec()),
-        (6, fetch.encode_to_vec()),
-        (7, upload.encode_to_vec()),
-        (8, submit.encode_to_vec()),
-        (9, checkpoint.encode_to_vec()),
-        (10, evidence.encode_to_vec()),
+        (Call::SiteHello, hello.encode_to_vec()),
+        (Call::SiteAnswerInquiry, inquiry.encode_to_vec()),
+        (Call::SiteAcceptTerms, terms.encode_to_vec()),
+        (Call::SiteDecline, decline.encode_to_vec()),
+        (Call::SiteHeartbeat, beat.encode_to_vec()),
+        (Call::SiteFetchAdapter, fetch.encode_to_vec()),
+        (Call::SiteUploadStatus, subject.encode_to_vec()),
+        (Call::SiteUpload, upload.encode_to_vec()),
+        (Call::SiteSubmit, submit.encode_to_vec()),
+        (Call::SiteCheckpoint, checkpoint.encode_to_vec()),
+        (Call::SiteEvidence, evidence.encode_to_vec()),
     ]
 }
 
-fn other_requests(parts: &Parts) -> Result<Messages, Box<dyn Error>> {
+fn other_requests(parts: &Parts) -> Result<Requests, Box<dyn Error>> {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
     let certificate = rcgen::CertificateParams::default().serialize_request(&key)?;
     let csr_der = certificate.der().to_vec().into();
     let enrol = v1::EnrollRequest { token: parts.run.clone(), csr_der };
     let (role, name) = ("site".to_owned(), parts.run.clone());
+    let persons = v1::ListPersonsRequest { role: role.clone() };
+    let withdraw = v1::WithdrawInvitationsRequest { role: role.clone(), name: name.clone() };
+    let state = v1::SetMemberStateRequest {
+        role: role.clone(),
+        name: name.clone(),
+        state: "suspended".to_owned(),
+        reason: "audit".to_owned(),
+    };
     let invite = v1::InviteRequest { role, name, ..Default::default() };
-    let check = v1::CheckRunRequest { manifest_toml: MANIFEST.to_owned(), wait_ms: 1 };
+    let manifest_toml = || MANIFEST.to_owned();
+    let check = v1::CheckRunRequest { manifest_toml: manifest_toml(), wait_ms: 1 };
+    let start = v1::StartRunRequest { manifest_toml: manifest_toml(), anyway: true, wait_ms: 1 };
     let (run, reason) = (parts.run.clone(), "enough".to_owned());
     let stop = v1::StopRunRequest { run: run.clone(), reason };
+    let resume = v1::ResumeRunRequest { run: run.clone(), reason: "go on".to_owned() };
+    let show = v1::ShowRunRequest { run: run.clone() };
+    let log = v1::LogRequest { run: run.clone(), from_leaf: 3, follow: true };
     let pull = v1::PullRequest { run, version: Some(1) };
     Ok(vec![
-        (0, enrol.encode_to_vec()),
-        (11, invite.encode_to_vec()),
-        (12, check.encode_to_vec()),
-        (13, stop.encode_to_vec()),
-        (14, pull.encode_to_vec()),
+        (Call::EnrolmentEnroll, enrol.encode_to_vec()),
+        (Call::OperatorInvite, invite.encode_to_vec()),
+        (Call::OperatorListPersons, persons.encode_to_vec()),
+        (Call::OperatorSetMemberState, state.encode_to_vec()),
+        (Call::OperatorWithdrawInvitations, withdraw.encode_to_vec()),
+        (Call::OperatorCheckRun, check.encode_to_vec()),
+        (Call::OperatorStartRun, start.encode_to_vec()),
+        (Call::OperatorStopRun, stop.encode_to_vec()),
+        (Call::OperatorResumeRun, resume.encode_to_vec()),
+        (Call::OperatorShowRun, show.encode_to_vec()),
+        (Call::OperatorLog, log.encode_to_vec()),
+        (Call::OperatorPull, pull.encode_to_vec()),
     ])
 }
 
-fn replies(parts: &Parts) -> Result<Messages, Box<dyn Error>> {
+/// Replies in the order of the target.
+fn replies(parts: &Parts) -> Result<Vec<Vec<u8>>, Box<dyn Error>> {
     let assignment = Some(v1::Assignment {
         run: parts.run.clone(),
         round: 1,
@@ -274,11 +297,7 @@ fn replies(parts: &Parts) -> Result<Messages, Box<dyn Error>> {
     let inclusion = vec![parts.digest.clone().into()];
     let leaves = vec![v1::ProvenLeaf { leaf: 0, record_json, inclusion }];
     let proven = v1::EvidenceReply { checkpoint: None, leaves };
-    Ok(vec![
-        (15, given.encode_to_vec()),
-        (16, submitted.encode_to_vec()),
-        (17, proven.encode_to_vec()),
-    ])
+    Ok(vec![given.encode_to_vec(), submitted.encode_to_vec(), proven.encode_to_vec()])
 }
 
 /// The first byte is the message's place in the target's list.
@@ -293,11 +312,16 @@ fn wire() -> Done {
         note: Checkpoint::sign(1, leaf_hash(&leaf), signer()),
         leaf,
     };
-    let messages = [site_requests(&parts), other_requests(&parts)?, replies(&parts)?].concat();
-    for (choice, message) in messages {
-        keep("wire", &choice.to_string(), &[&[choice][..], &message].concat())?;
+    for (choice, message) in (0..REPLIES).zip(replies(&parts)?) {
+        keep("wire", &format!("reply-{choice}"), &[&[choice][..], &message].concat())?;
     }
-    keep("wire", "cut", &[1, 0x1A, 0x7F, 0])
+    for (call, message) in [site_requests(&parts), other_requests(&parts)?].concat() {
+        let at = Call::ALL.iter().position(|c| *c == call).ok_or("a call of none of all")?;
+        let choice = REPLIES + u8::try_from(at)?;
+        let name = format!("{call:?}").to_lowercase();
+        keep("wire", &name, &[&[choice][..], &message].concat())?;
+    }
+    keep("wire", "cut", &[REPLIES + 1, 0x1A, 0x7F, 0])
 }
 
 fn main() -> Done {

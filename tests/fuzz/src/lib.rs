@@ -12,6 +12,7 @@ mod wire;
 use std::panic::PanicHookInfo;
 
 pub use log::signer;
+pub use wire::REPLIES;
 
 /// What a decoder made of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,8 @@
 
 use prost::Message;
 use tributary_coordinator::round::record::Record;
-use tributary_coordinator::rpc::{REQUESTS, check_request};
+use tributary_coordinator::rpc::check_request;
+use tributary_proto::calls::Call;
 use tributary_proto::channel::StartupKit;
 use tributary_proto::{convert, v1};
 use tributary_shared::digest::Digest;
@@ -10,16 +11,20 @@ use tributary_shared::manifest::RunManifest;
 
 use crate::{Outcome, log};
 
-/// Replies that a site parses, after the requests.
-const REPLIES: usize = 4;
+/// Replies that a site parses, by their places: of `NextAssignment`, `Submit`, `Evidence`, `Hello`.
+pub const REPLIES: u8 = 4;
 
-/// The first byte chooses a message, [`REQUESTS`] first; the others are the message.
+/// The first byte chooses a message: a reply, or after those the request of a [`Call`]. The others
+/// are the message.
 pub(crate) fn wire(data: &[u8]) -> Outcome {
     let Some((choice, body)) = data.split_first() else { return Outcome::Refused };
-    let choice = usize::from(*choice) % (REQUESTS.len() + REPLIES);
-    match REQUESTS.get(choice) {
-        Some(message) => Outcome::of(check_request(message, body, &log::signer().verifier_key())),
-        None => reply(choice - REQUESTS.len(), body),
+    let choice = usize::from(*choice) % (usize::from(REPLIES) + Call::ALL.len());
+    match choice.checked_sub(usize::from(REPLIES)) {
+        Some(call) => {
+            let key = log::signer().verifier_key();
+            Outcome::of(check_request(Call::ALL[call], body, &key))
+        }
+        None => reply(choice, body),
     }
 }
 
