@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write, stderr, stdout};
+use std::path::Path;
 use std::process;
 
 use clap::error::ErrorKind;
@@ -11,6 +12,7 @@ use tributary_client::cli::data::DataCommand;
 use tributary_client::cli::site::SiteCommand;
 use tributary_client::cli::train::TrainCommand;
 use tributary_client::cli::{Format, aside, data, site, train};
+use tributary_client::data::isolate::{self, Isolation};
 use tributary_client::site::progress::Display;
 use tributary_proto::private::keep_to_owner;
 use tributary_shared::outcome::{self, ExitCode, Failure, asks_for_json, error_envelope};
@@ -38,6 +40,12 @@ enum Command {
     Data(DataCommand),
     #[command(flatten)]
     Train(TrainCommand),
+    /// Decode pictures for another process of this program; it starts this itself.
+    #[command(hide = true)]
+    DecodeWorker {
+        /// Most address space, MiB.
+        memory_mib: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -56,6 +64,13 @@ fn main() -> process::ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return usage(&error, asks_for_json(&typed)),
     };
+    if let Command::DecodeWorker { memory_mib } = arguments.command {
+        // Its standard error is closed: the client names the file.
+        return exit(isolate::serve(memory_mib).map_or(ExitCode::Invalid, |()| ExitCode::Ok));
+    }
+    if let Err(failure) = isolated() {
+        return report(arguments.format, &failure);
+    }
     let display = Display::new(arguments.log_format == LogFormat::Json);
     log(&arguments, display.clone());
     let format = arguments.format;
@@ -63,11 +78,28 @@ fn main() -> process::ExitCode {
         Command::Site(command) => site::run(&command, format, display),
         Command::Data(command) => data::run(command, format),
         Command::Train(command) => train::run(&command, format),
+        Command::DecodeWorker { .. } => Ok(()),
     };
     match ended {
         Ok(()) => exit(ExitCode::Ok),
         Err(failure) => report(format, &failure),
     }
+}
+
+/// From here on decoders with unsafe code run in other processes of this program.
+fn isolated() -> Result<(), Failure> {
+    // Linux has this name for the running program even after an upgrade has replaced its file.
+    let own = Path::new("/proc/self/exe");
+    let program = if cfg!(target_os = "linux") && own.exists() {
+        own.to_owned()
+    } else {
+        std::env::current_exe().map_err(|error| {
+            let message = format!("the program does not find its own file: {error}");
+            Failure::invalid("program", message).hint("start it by its full path")
+        })?
+    };
+    Isolation::processes(program).choose();
+    Ok(())
 }
 
 fn usage(error: &clap::Error, json: bool) -> process::ExitCode {

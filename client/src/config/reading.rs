@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use tributary_shared::dataset::{DataContract, Plane, Window};
 
+use crate::data::isolate::Isolation;
+
 /// How files become pictures. Image files have no choices; DICOM, NIfTI and slides do.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -27,6 +29,13 @@ pub struct Reading {
     /// The OpenSlide library, where the system does not find it by its name; only in a program built
     /// with `--features openslide`.
     pub openslide: Option<PathBuf>,
+    /// Most memory of one decoder's process, MiB of address space: 128 to 65536.
+    pub decoder_memory_mib: u64,
+    /// Most time of a decoder's process for one picture, seconds: 1 to 3600.
+    pub decoder_seconds: u64,
+    /// Where decoders with unsafe code run: the program's choice and not the site's.
+    #[serde(skip)]
+    pub isolation: Isolation,
     /// DICOM modality code of files that name none.
     pub modality: Option<String>,
     /// Distance of neighbouring pixels in files that name none, millimetres.
@@ -128,6 +137,9 @@ impl Default for Reading {
             patches: None,
             slides: Slides::default(),
             openslide: None,
+            decoder_memory_mib: 1024,
+            decoder_seconds: 60,
+            isolation: Isolation::default(),
             modality: None,
             spacing_mm: None,
         }
@@ -167,6 +179,12 @@ impl Reading {
             let mend = "this program has no OpenSlide in it; leave it out, or use one built with \
                         --features openslide";
             return Err(("data.reading.openslide", mend.to_owned()));
+        }
+        if !(128..=65_536).contains(&self.decoder_memory_mib) {
+            return Err(("data.reading.decoder_memory_mib", "write 128 to 65536".to_owned()));
+        }
+        if !(1..=3600).contains(&self.decoder_seconds) {
+            return Err(("data.reading.decoder_seconds", "write 1 to 3600".to_owned()));
         }
         if !length(self.spacing_mm) {
             return Err(("data.reading.spacing_mm", "write a length above 0".to_owned()));

@@ -188,7 +188,7 @@ impl Opened {
     ) -> Result<Picture, DataError> {
         guarded(path, || match (self, part) {
             (Self::Dicom(object), Part::Frame(frame)) => {
-                object.frame(frame, reading.window).map_err(|p| dicom_error(path, p))
+                object.frame(frame, reading).map_err(|p| dicom_error(path, p))
             }
             (Self::Volume(volume), Part::Slice(_) | Part::Patch(_)) => {
                 Ok(volume.picture(reading, part))

@@ -12,6 +12,7 @@ pub mod divide;
 mod folder;
 mod frame;
 mod image_file;
+pub mod isolate;
 mod label;
 mod labels;
 mod look;

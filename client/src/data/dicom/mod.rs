@@ -1,6 +1,7 @@
 //! DICOM files: what the header says, and the pixels of one frame as a doctor would see them.
 
 mod colour;
+mod foreign;
 mod grey;
 mod lookup;
 mod survey;
@@ -10,12 +11,14 @@ use std::path::Path;
 
 use dicom_object::{DefaultDicomObject, OpenFileOptions, Tag};
 use dicom_pixeldata::PixelDecoder;
-use tributary_shared::dataset::{Plane, Window};
+use tributary_shared::dataset::Plane;
 use tributary_shared::outcome::chain;
 
 use super::image_file::{DECODE_MIB_MAX, SIDE_MAX};
+use super::isolate::DecoderProblem;
 use super::medium::Facts;
 use super::pixels::Picture;
+use crate::config::reading::Reading;
 
 /// Largest file read, bytes: enhanced multi-frame objects are large.
 const FILE_BYTES_MAX: u64 = 2 << 30;
@@ -99,6 +102,9 @@ pub enum DicomProblem {
         /// What the decoder said.
         detail: String,
     },
+    /// The decoder's own process did not give the pixels.
+    #[error(transparent)]
+    Decoder(#[from] DecoderProblem),
     /// Samples that are no grey levels or colours of 8 or 16 bits.
     #[error("{photometric} with {samples} samples of {bits} bits is not read here")]
     Layout {
@@ -185,8 +191,8 @@ impl Object {
     }
 
     /// One frame, windowed, MONOCHROME1 turned so that more is brighter, colours as RGB.
-    pub(super) fn frame(&self, frame: u32, window: Window) -> Result<Picture, DicomProblem> {
-        let object = &self.0;
+    pub(super) fn frame(&self, frame: u32, reading: &Reading) -> Result<Picture, DicomProblem> {
+        let (object, window) = (&self.0, reading.window);
         let number = |tag| object.get(tag).and_then(|e| e.to_int::<u64>().ok()).unwrap_or(0);
         let samples = number(ROWS) * number(COLUMNS) * number(SAMPLES_PER_PIXEL).max(1);
         if number(ROWS) > u64::from(SIDE_MAX)
@@ -202,7 +208,12 @@ impl Object {
             let detail = format!("its compressed picture is of more than {DECODE_MIB_MAX} MiB");
             return Err(DicomProblem::Pixels { detail });
         }
-        let decoded = object
+        let plain = foreign::is_foreign(object)
+            .then(|| foreign::decoded(object, frame, reading))
+            .transpose()?;
+        let decoded = plain
+            .as_ref()
+            .unwrap_or(object)
             .decode_pixel_data_frame(frame)
             .map_err(|error| DicomProblem::Pixels { detail: chain(&error) })?;
         match decoded.samples_per_pixel() {

@@ -4,9 +4,15 @@ use std::path::PathBuf;
 
 use dicom_object::OpenFileOptions;
 
+use tributary_shared::dataset::Window;
+
 use super::*;
 use crate::config::reading::Reading;
 use crate::data::medium::{self, Kind, Opened, Part};
+
+fn windowed(window: Window) -> Reading {
+    Reading { window, ..Reading::default() }
+}
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/dicom")).join(name)
@@ -41,7 +47,7 @@ fn pictures_are_pydicoms() {
         assert_eq!(u64::from(header.frames), expected["frames"].as_u64().unwrap(), "{name}");
         let picture = Object::open(&fixture(&name))
             .unwrap_or_else(|e| panic!("{name}: {e}"))
-            .frame(0, Window::File)
+            .frame(0, &windowed(Window::File))
             .unwrap();
         let (width, height) = picture.dimensions();
         assert_eq!(u64::from(width), expected["width"].as_u64().unwrap(), "{name}");
@@ -90,14 +96,15 @@ fn rescaled_values_are_pydicoms() {
 #[test]
 fn a_given_window_cuts_hounsfield_units() {
     let object = Object::open(&fixture("CT_small.dcm")).unwrap();
-    let window = |centre, width| object.frame(0, Window::Given { centre, width }).unwrap();
+    let window =
+        |centre, width| object.frame(0, &windowed(Window::Given { centre, width })).unwrap();
     // Values run from -896 to 1167: all below, all above, and split in between.
     assert_eq!(mean(&window(3000.0, 100.0)), 0.0);
     assert_eq!(mean(&window(-3000.0, 100.0)), 255.0);
     let split = mean(&window(0.0, 1.0));
     assert!(split > 20.0 && split < 235.0, "{split}");
-    let all = object.frame(0, Window::Percentile { low: 0.0, high: 100.0 }).unwrap();
-    assert_eq!(mean(&all), mean(&object.frame(0, Window::MinMax).unwrap()));
+    let all = object.frame(0, &windowed(Window::Percentile { low: 0.0, high: 100.0 })).unwrap();
+    assert_eq!(mean(&all), mean(&object.frame(0, &windowed(Window::MinMax)).unwrap()));
 }
 
 #[test]
@@ -117,7 +124,7 @@ fn a_patient_without_an_id_is_known_by_the_study_and_monochrome1_is_turned() {
     let mut object = OpenFileOptions::new().open_file(fixture("MR_small.dcm")).unwrap();
     let study = text(&object, STUDY_INSTANCE_UID);
     object.remove_element(PATIENT_ID);
-    let plain = Object(object.clone()).frame(0, Window::MinMax).unwrap();
+    let plain = Object(object.clone()).frame(0, &windowed(Window::MinMax)).unwrap();
     let mut photometric = object.get(PHOTOMETRIC).unwrap().clone();
     photometric.update_value(|value| *value = "MONOCHROME1".into());
     object.put_element(photometric);
@@ -125,7 +132,7 @@ fn a_patient_without_an_id_is_known_by_the_study_and_monochrome1_is_turned() {
     let header = header(&path).unwrap();
     assert_eq!((header.patient, header.by_study), (study, true));
     assert!(header.facts.inverted);
-    let turned = Object::open(&path).unwrap().frame(0, Window::MinMax).unwrap();
+    let turned = Object::open(&path).unwrap().frame(0, &windowed(Window::MinMax)).unwrap();
     for (x, y) in [(0, 0), (20, 30), (63, 63)] {
         assert_eq!(level(&turned, x, y)[0], 255.0 - level(&plain, x, y)[0]);
     }
@@ -137,7 +144,7 @@ fn what_is_not_read_has_its_reason() {
         let path = fixture(name);
         header(&path)
             .and_then(|_| Object::open(&path))
-            .and_then(|object| object.frame(0, Window::File))
+            .and_then(|object| object.frame(0, &windowed(Window::File)))
             .err()
             .map(|problem| problem.to_string())
             .unwrap_or_default()

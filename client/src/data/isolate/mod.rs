@@ -1,0 +1,125 @@
+//! Decoders with unsafe code run in processes of their own, so that a hostile file costs itself and not the client: a
+//! process has bounded memory and time, no environment, and ends with the client.
+
+mod pool;
+mod wire;
+mod worker;
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use self::pool::Pool;
+pub(super) use self::wire::Coded;
+pub use self::worker::serve;
+
+/// The subcommand of the program by which a decoder's process is started; its argument is its memory in MiB.
+pub const COMMAND: &str = "decode-worker";
+
+/// The program's own choice.
+static CHOSEN: OnceLock<Isolation> = OnceLock::new();
+
+/// Where decoders with unsafe code run.
+#[derive(Clone, Debug)]
+pub enum Isolation {
+    /// In the process that reads the file: for tests and benches. A decoder that crashes ends it.
+    InProcess,
+    /// In processes of a program, which is started with the arguments [`COMMAND`] and the memory in MiB.
+    Process(Processes),
+}
+
+/// The processes of one program, shared by clones.
+#[derive(Clone, Debug)]
+pub struct Processes(Arc<Pool>);
+
+/// What one picture may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// Address space of the process, MiB.
+    pub(super) memory_mib: u64,
+    /// Until the picture is there, seconds.
+    pub(super) seconds: u64,
+}
+
+/// Why a decoder's process gave no picture.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecoderProblem {
+    /// The process or a thread for it was not started.
+    #[error("the decoder's process cannot be started: {detail}")]
+    Start {
+        /// What the system said.
+        detail: String,
+    },
+    /// It was killed.
+    #[error("decoding took longer than {seconds} s (data.reading.decoder_seconds)")]
+    Time {
+        /// The limit.
+        seconds: u64,
+    },
+    /// It said so.
+    #[error("the decoder needed more than {mib} MiB (data.reading.decoder_memory_mib)")]
+    Memory {
+        /// The limit.
+        mib: u64,
+    },
+    /// It ended by `abort`, which is what becomes of a refused allocation.
+    #[error(
+        "the decoder aborted, as it does when it needs more than {mib} MiB \
+         (data.reading.decoder_memory_mib)"
+    )]
+    Abort {
+        /// The limit.
+        mib: u64,
+    },
+    /// It ended in another way.
+    #[error("the decoder crashed ({how})")]
+    Crash {
+        /// Its exit status.
+        how: String,
+    },
+    /// It said what makes no sense.
+    #[error("the decoder's process gave no valid answer")]
+    Answer,
+}
+
+impl Isolation {
+    /// Processes of `program`; none is started yet.
+    pub fn processes(program: PathBuf) -> Self {
+        Self::Process(Processes(Arc::new(Pool::new(program))))
+    }
+
+    /// Makes this the choice of every [`Reading`](crate::config::reading::Reading) from now on; a second call changes
+    /// nothing.
+    pub fn choose(self) {
+        let _ = CHOSEN.set(self);
+    }
+
+    /// Decodes one picture to samples side by side, little endian, [`Coded::bytes`] of them; the inner error is what the
+    /// decoder said.
+    pub(super) fn decode(
+        &self,
+        coded: &Coded<'_>,
+        limits: Limits,
+    ) -> Result<Result<Vec<u8>, String>, DecoderProblem> {
+        match self {
+            Self::InProcess => Ok(worker::decode(coded)),
+            Self::Process(Processes(pool)) => pool.decode(coded, limits),
+        }
+    }
+}
+
+impl Default for Isolation {
+    /// What [`Isolation::choose`] was told; in process where the library is used without the program.
+    fn default() -> Self {
+        CHOSEN.get().cloned().unwrap_or(Self::InProcess)
+    }
+}
+
+impl PartialEq for Isolation {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::InProcess, Self::InProcess) => true,
+            (Self::Process(one), Self::Process(another)) => Arc::ptr_eq(&one.0, &another.0),
+            (Self::InProcess, Self::Process(_)) | (Self::Process(_), Self::InProcess) => false,
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The client's side of the decoders' processes: starts them, hands them one picture at a time, and ends those that take
+//! too long or say what makes no sense.
+
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, channel, sync_channel};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::wire::{self, Answer, Coded};
+use super::{COMMAND, DecoderProblem, Limits};
+
+/// Bytes that a process may be ahead of the client.
+#[cfg(target_os = "linux")]
+const PIPE_BYTES: usize = 1 << 20;
+
+/// Processes of one program that wait for work. There are never more than threads that decode at once.
+#[derive(Debug)]
+pub(super) struct Pool {
+    program: PathBuf,
+    idle: Mutex<Vec<Worker>>,
+}
+
+impl Pool {
+    pub(super) fn new(program: PathBuf) -> Self {
+        Self { program, idle: Mutex::default() }
+    }
+
+    pub(super) fn decode(
+        &self,
+        coded: &Coded<'_>,
+        limits: Limits,
+    ) -> Result<Result<Vec<u8>, String>, DecoderProblem> {
+        let (mut worker, mut used_before) = match self.waiting(limits) {
+            Some(worker) => (worker, true),
+            None => (Worker::start(&self.program, limits)?, false),
+        };
+        loop {
+            match worker.ask(coded, limits) {
+                // The most that it ever took may have been another picture's.
+                Ok(Answered { answer: Answer::Memory, .. }) if used_before => {
+                    worker = Worker::start(&self.program, limits)?;
+                    used_before = false;
+                }
+                Ok(answer) => {
+                    if answer.keep {
+                        self.idle().push(worker);
+                    }
+                    return match answer.answer {
+                        Answer::Samples(samples) => Ok(Ok(samples)),
+                        Answer::Refused(words) => Ok(Err(words)),
+                        Answer::Memory => Err(DecoderProblem::Memory { mib: limits.memory_mib }),
+                    };
+                }
+                // It had ended while it waited: this picture is not to blame.
+                Err(Failed { unheard: true, .. }) if used_before => {
+                    worker = Worker::start(&self.program, limits)?;
+                    used_before = false;
+                }
+                Err(failed) => return Err(failed.problem),
+            }
+        }
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Worker>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One that lives and was started with the same memory.
+    fn waiting(&self, limits: Limits) -> Option<Worker> {
+        loop {
+            let mut worker = self.idle().pop()?;
+            let lives = matches!(worker.child.try_wait(), Ok(None));
+            if lives && worker.memory_mib == limits.memory_mib {
+                return Some(worker);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Worker {
+    child: Child,
+    requests: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    memory_mib: u64,
+}
+
+struct Answered {
+    answer: Answer,
+    /// Whether the process may be given another picture.
+    keep: bool,
+}
+
+struct Failed {
+    problem: DecoderProblem,
+    /// The request did not reach it.
+    unheard: bool,
+}
+
+impl Worker {
+    fn start(program: &Path, limits: Limits) -> Result<Self, DecoderProblem> {
+        let failed = |detail: String| DecoderProblem::Start { detail };
+        let mut command = Command::new(program);
+        command.arg(COMMAND).arg(limits.memory_mib.to_string());
+        // A second heap for the thread that reads requests would take 64 MiB of the address space.
+        command.env_clear().env("MALLOC_ARENA_MAX", "1");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child =
+            spawn(command).map_err(|error| failed(format!("{}: {error}", program.display())))?;
+        let (requests, answers) = (child.stdin.take(), child.stdout.take());
+        let (Some(requests), Some(answers)) = (requests, answers) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(failed("it has no standard input and output".to_owned()));
+        };
+        // Fewer turns of the two processes; the usual 64 KiB do as well where the system allows no more.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::pipe::fcntl_setpipe_size(&answers, PIPE_BYTES);
+        let answers = BufReader::new(answers);
+        Ok(Self { child, requests, answers, memory_mib: limits.memory_mib })
+    }
+
+    /// Sends one picture and waits for its answer, at most as long as the limit says: then the process is killed, which
+    /// ends the reading and writing here.
+    fn ask(&mut self, coded: &Coded<'_>, limits: Limits) -> Result<Answered, Failed> {
+        let Self { child, requests, answers, .. } = self;
+        let (done, unless_done) = channel::<()>();
+        let watch = move || {
+            let late = unless_done.recv_timeout(Duration::from_secs(limits.seconds))
+                == Err(RecvTimeoutError::Timeout);
+            if late {
+                // It fails where the process has ended by itself.
+                let _ = child.kill();
+            }
+            late
+        };
+        let (sent, received, late) = thread::scope(|scope| {
+            let watch = thread::Builder::new()
+                .name("decoder time".to_owned())
+                .spawn_scoped(scope, watch)
+                .map_err(|error| Failed {
+                    problem: DecoderProblem::Start { detail: error.to_string() },
+                    unheard: false,
+                })?;
+            let sent = wire::send(requests, &[&coded.head(), coded.stream]);
+            let received = match sent {
+                Ok(()) => Answer::receive(answers, coded.bytes()),
+                Err(_) => Ok(None),
+            };
+            drop(done);
+            Ok((sent, received, watch.join().unwrap_or(false)))
+        })?;
+        match received {
+            Ok(Some(answer)) => {
+                // A process that was short of memory may be so again for the next picture.
+                let keep = !late && answer != Answer::Memory && answers.buffer().is_empty();
+                Ok(Answered { answer, keep })
+            }
+            _ if late => {
+                let problem = DecoderProblem::Time { seconds: limits.seconds };
+                Err(Failed { problem, unheard: false })
+            }
+            Ok(None) if sent.is_ok() => {
+                Err(Failed { problem: DecoderProblem::Answer, unheard: false })
+            }
+            Ok(None) | Err(_) => {
+                // Standard output may be closed before the process ends.
+                let _ = self.child.kill();
+                let problem = match self.child.wait() {
+                    Ok(status) => ended(status, limits),
+                    Err(error) => DecoderProblem::Crash { how: error.to_string() },
+                };
+                Err(Failed { problem, unheard: sent.is_err() })
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Why a process ended that was to answer.
+fn ended(status: ExitStatus, limits: Limits) -> DecoderProblem {
+    #[cfg(unix)]
+    if std::os::unix::process::ExitStatusExt::signal(&status)
+        == Some(rustix::process::Signal::ABORT.as_raw())
+    {
+        return DecoderProblem::Abort { mib: limits.memory_mib };
+    }
+    DecoderProblem::Crash { how: status.to_string() }
+}
+
+type Spawned = std::io::Result<Child>;
+/// A program to start, and where its process is awaited.
+type Start = (Command, SyncSender<Spawned>);
+
+/// Starts a process on a thread that lives as long as the client: Linux ends a process with the thread that started it
+/// (`prctl(2)`, `PR_SET_PDEATHSIG`), and threads that read images come and go.
+fn spawn(command: Command) -> Spawned {
+    static STARTER: OnceLock<Option<SyncSender<Start>>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (ask, asked) = sync_channel::<Start>(0);
+        let start = move || {
+            while let Ok((mut command, reply)) = asked.recv() {
+                // The thread that asked waits for it.
+                let _ = reply.send(command.spawn());
+            }
+        };
+        thread::Builder::new().name("decoder start".to_owned()).spawn(start).ok().map(|_| ask)
+    });
+    let gone = || std::io::Error::other("the thread that starts decoders cannot be started");
+    let (reply, spawned) = sync_channel(1);
+    starter.as_ref().ok_or_else(gone)?.send((command, reply)).map_err(|_| gone())?;
+    spawned.recv().map_err(|_| gone())?
+}

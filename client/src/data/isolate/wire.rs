@@ -1,0 +1,180 @@
+//! What the client and a decoder's process say to each other: messages with their length before them.
+
+use std::io::{self, Read, Write};
+
+/// Most bytes of a request: a file has at most 2 GiB.
+pub(super) const REQUEST_BYTES_MAX: u64 = (2 << 30) + (1 << 20);
+/// Most bytes of an answer that is no picture.
+pub(super) const WORDS_BYTES_MAX: u64 = 4096;
+/// The five numbers and the length of the transfer syntax before a stream.
+const HEAD_BYTES: usize = 11;
+
+/// One compressed picture, and what its decoder asks of the file around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::data) struct Coded<'a> {
+    /// UID of its transfer syntax.
+    pub(in crate::data) syntax: &'a str,
+    pub(in crate::data) rows: u16,
+    pub(in crate::data) columns: u16,
+    pub(in crate::data) samples: u16,
+    pub(in crate::data) bits_allocated: u16,
+    pub(in crate::data) bits_stored: u16,
+    pub(in crate::data) stream: &'a [u8],
+}
+
+impl<'a> Coded<'a> {
+    /// Bytes of the decoded picture.
+    pub(in crate::data) fn bytes(&self) -> u64 {
+        let bytes_per_sample = u64::from(self.bits_allocated / 8);
+        u64::from(self.rows) * u64::from(self.columns) * u64::from(self.samples) * bytes_per_sample
+    }
+
+    /// Everything before the stream, as it is sent.
+    pub(super) fn head(&self) -> Vec<u8> {
+        let mut head = Vec::with_capacity(HEAD_BYTES + self.syntax.len());
+        for number in [self.rows, self.columns, self.samples, self.bits_allocated, self.bits_stored]
+        {
+            head.extend(number.to_le_bytes());
+        }
+        // A UID has at most 64 bytes; a longer one names no transfer syntax, and neither does its beginning.
+        let syntax = self.syntax.as_bytes();
+        let length = u8::try_from(syntax.len()).unwrap_or(u8::MAX);
+        head.push(length);
+        head.extend(&syntax[..usize::from(length)]);
+        head
+    }
+
+    /// Takes a request apart; `None` when it is none.
+    pub(super) fn read(request: &'a [u8]) -> Option<Self> {
+        let (numbers, rest) = request.split_first_chunk::<10>()?;
+        let number = |at: usize| u16::from_le_bytes([numbers[2 * at], numbers[2 * at + 1]]);
+        let (length, rest) = rest.split_first()?;
+        let (syntax, stream) = rest.split_at_checked(usize::from(*length))?;
+        Some(Self {
+            syntax: std::str::from_utf8(syntax).ok()?,
+            rows: number(0),
+            columns: number(1),
+            samples: number(2),
+            bits_allocated: number(3),
+            bits_stored: number(4),
+            stream,
+        })
+    }
+}
+
+/// What comes back.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Samples side by side, little endian.
+    Samples(Vec<u8>),
+    /// What the decoder said of a picture that it cannot decode.
+    Refused(String),
+    /// The decoder was given less memory than it asked for.
+    Memory,
+}
+
+impl Answer {
+    pub(super) fn send(&self, to: &mut impl Write) -> io::Result<()> {
+        match self {
+            Self::Samples(samples) => send(to, &[&[0], samples]),
+            Self::Refused(words) => {
+                let words: String = words.chars().take(1000).collect();
+                send(to, &[&[1], words.as_bytes()])
+            }
+            Self::Memory => send(to, &[&[2]]),
+        }
+    }
+
+    /// Reads an answer to a request for a picture of `bytes` bytes; `None` where it is none. The other side may say
+    /// anything: its length is compared before anything is reserved.
+    pub(super) fn receive(from: &mut impl Read, bytes: u64) -> io::Result<Option<Self>> {
+        let mut head = [0; 9];
+        from.read_exact(&mut head)?;
+        let [length @ .., kind] = head;
+        let Some(length) = u64::from_le_bytes(length).checked_sub(1) else { return Ok(None) };
+        Ok(match kind {
+            0 if length == bytes => Some(Self::Samples(exactly(from, length)?)),
+            1 if length <= WORDS_BYTES_MAX => {
+                let words = exactly(from, length)?;
+                let plain = |c: char| if c.is_control() { ' ' } else { c };
+                Some(Self::Refused(String::from_utf8_lossy(&words).chars().map(plain).collect()))
+            }
+            2 if length == 0 => Some(Self::Memory),
+            _ => None,
+        })
+    }
+}
+
+/// Sends the parts as one message.
+pub(super) fn send(to: &mut impl Write, parts: &[&[u8]]) -> io::Result<()> {
+    let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
+    to.write_all(&length.to_le_bytes())?;
+    for part in parts {
+        to.write_all(part)?;
+    }
+    to.flush()
+}
+
+/// The next message, of at most `most` bytes; `None` for a longer one.
+pub(super) fn receive(from: &mut impl Read, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut length = [0; 8];
+    from.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > most {
+        return Ok(None);
+    }
+    exactly(from, length).map(Some)
+}
+
+fn exactly(from: &mut impl Read, length: u64) -> io::Result<Vec<u8>> {
+    let mut message = Vec::new();
+    let room = usize::try_from(length).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    message.try_reserve_exact(room).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    if from.take(length).read_to_end(&mut message)? as u64 != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_read_as_it_was_written_and_none_of_its_prefixes_panics() {
+        let coded = Coded {
+            syntax: "1.2.840.10008.1.2.4.90",
+            rows: 3,
+            columns: 500,
+            samples: 3,
+            bits_allocated: 16,
+            bits_stored: 12,
+            stream: b"stream",
+        };
+        let request = [coded.head(), coded.stream.to_vec()].concat();
+        assert_eq!(Coded::read(&request), Some(coded.clone()));
+        assert_eq!(coded.bytes(), 3 * 500 * 3 * 2);
+        for end in 0..coded.head().len() {
+            assert_eq!(Coded::read(&request[..end]), None, "{end}");
+        }
+    }
+
+    #[test]
+    fn an_answer_of_another_size_than_the_picture_is_none_and_reserves_nothing() {
+        let answer = |bytes: &[u8]| Answer::receive(&mut &bytes[..], 4).unwrap();
+        let mut sent = Vec::new();
+        Answer::Samples(vec![1, 2, 3, 4]).send(&mut sent).unwrap();
+        assert_eq!(answer(&sent), Some(Answer::Samples(vec![1, 2, 3, 4])));
+        let mut sent = Vec::new();
+        Answer::Samples(vec![1, 2, 3]).send(&mut sent).unwrap();
+        assert_eq!(answer(&sent), None);
+        for kind in [0, 1, 2, 0xFF] {
+            let claim = [u64::MAX.to_le_bytes().as_slice(), &[kind]].concat();
+            assert_eq!(answer(&claim), None, "a length that would end the client");
+        }
+        let mut sent = Vec::new();
+        Answer::Refused("a\u{1b}[2Jb\n".to_owned()).send(&mut sent).unwrap();
+        assert_eq!(answer(&sent), Some(Answer::Refused("a [2Jb ".to_owned())));
+        assert!(Answer::receive(&mut &sent[..10], 4).is_err(), "cut short");
+    }
+}

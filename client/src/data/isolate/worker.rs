@@ -1,0 +1,137 @@
+//! The decoder's process: reads requests from standard input, decodes, and answers on standard output. It ends with its
+//! client.
+
+use std::borrow::Cow;
+use std::io::{self, stdin, stdout};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::sync_channel;
+
+use dicom_encoding::adapters::{DecodeError, PixelDataObject, RawPixelData};
+use dicom_encoding::transfer_syntax::Codec;
+use dicom_transfer_syntax_registry::{TransferSyntaxIndex, TransferSyntaxRegistry};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use tributary_shared::outcome::chain;
+
+use super::wire::{self, Answer, Coded};
+
+/// Answers requests until the client closes its end, with at most `memory_mib` MiB of address space.
+///
+/// # Errors
+/// The limits cannot be set, or standard output is closed.
+pub fn serve(memory_mib: u64) -> io::Result<()> {
+    let limit = |most: u64| Rlimit { current: Some(most), maximum: Some(most) };
+    setrlimit(Resource::Core, limit(0))?;
+    setrlimit(Resource::As, limit(memory_mib.saturating_mul(1 << 20)))?;
+    // The pool starts processes on a thread that lives as long as the client: the signal is sent when that thread ends.
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let (hand_over, requests) = sync_channel(0);
+    let read = move || {
+        // This thread notices the end of the client even while a picture is being decoded.
+        while let Ok(Some(request)) = wire::receive(&mut stdin().lock(), wire::REQUEST_BYTES_MAX) {
+            if hand_over.send(request).is_err() {
+                break;
+            }
+        }
+        std::process::exit(0);
+    };
+    std::thread::Builder::new().name("requests".to_owned()).stack_size(256 << 10).spawn(read)?;
+    while let Ok(request) = requests.recv() {
+        let answer = match Coded::read(&request) {
+            Some(coded) => answer(&coded, memory_mib),
+            None => Answer::Refused("no request".to_owned()),
+        };
+        answer.send(&mut stdout().lock())?;
+    }
+    Ok(())
+}
+
+fn answer(coded: &Coded<'_>, memory_mib: u64) -> Answer {
+    match catch_unwind(AssertUnwindSafe(|| decode(coded))) {
+        Ok(Ok(samples)) => Answer::Samples(samples),
+        // The decoder says of a refused allocation the same as of a damaged picture.
+        Ok(Err(_)) if lacked_memory(coded, memory_mib) => Answer::Memory,
+        Ok(Err(words)) => Answer::Refused(words),
+        Err(_) => Answer::Refused("the decoder gave up on it".to_owned()),
+    }
+}
+
+/// Whether the most memory that was taken so far leaves no room for the samples once more, which the decoder holds in
+/// four bytes each.
+fn lacked_memory(coded: &Coded<'_>, memory_mib: u64) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:"));
+    let peak = peak.and_then(|kib| kib.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    let samples =
+        u64::from(coded.rows) * u64::from(coded.columns) * u64::from(coded.samples.max(1));
+    peak.is_some_and(|kib| kib * 1024 + 4 * samples > memory_mib << 20)
+}
+
+/// Decodes one picture in this process: samples side by side, little endian.
+///
+/// # Errors
+/// What the decoder says, in words.
+pub(super) fn decode(coded: &Coded<'_>) -> Result<Vec<u8>, String> {
+    let syntax = TransferSyntaxRegistry.get(coded.syntax);
+    let Some(Codec::EncapsulatedPixelData(Some(decoder), _)) = syntax.map(|syntax| syntax.codec())
+    else {
+        return Err(format!("the transfer syntax {} is not read here", coded.syntax));
+    };
+    let mut samples = Vec::new();
+    decoder.decode_frame(coded, 0, &mut samples).map_err(|error: DecodeError| chain(&error))?;
+    if samples.len() as u64 != coded.bytes() {
+        return Err("another number of bytes than the picture needs".to_owned());
+    }
+    Ok(samples)
+}
+
+impl PixelDataObject for Coded<'_> {
+    fn transfer_syntax_uid(&self) -> &str {
+        self.syntax
+    }
+
+    fn rows(&self) -> Option<u16> {
+        Some(self.rows)
+    }
+
+    fn cols(&self) -> Option<u16> {
+        Some(self.columns)
+    }
+
+    fn samples_per_pixel(&self) -> Option<u16> {
+        Some(self.samples)
+    }
+
+    fn bits_allocated(&self) -> Option<u16> {
+        Some(self.bits_allocated)
+    }
+
+    fn bits_stored(&self) -> Option<u16> {
+        Some(self.bits_stored)
+    }
+
+    fn photometric_interpretation(&self) -> Option<&str> {
+        None
+    }
+
+    fn number_of_frames(&self) -> Option<u32> {
+        Some(1)
+    }
+
+    fn number_of_fragments(&self) -> Option<u32> {
+        Some(1)
+    }
+
+    fn fragment(&self, fragment: usize) -> Option<Cow<'_, [u8]>> {
+        (fragment == 0).then_some(Cow::Borrowed(self.stream))
+    }
+
+    fn offset_table(&self) -> Option<Cow<'_, [u32]>> {
+        Some(Cow::Borrowed(&[0]))
+    }
+
+    fn raw_pixel_data(&self) -> Option<RawPixelData> {
+        let fragments = std::iter::once(self.stream.to_vec()).collect();
+        Some(RawPixelData { fragments, offset_table: std::iter::once(0).collect() })
+    }
+}

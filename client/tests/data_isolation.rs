@@ -1,0 +1,261 @@
+//! JPEG 2000 is decoded in a process of its own: the same pixels, and a process that hangs, dies or asks for too much
+//! costs one file.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dicom_core::PrimitiveValue;
+use dicom_core::value::PixelFragmentSequence;
+use dicom_object::mem::InMemElement;
+use dicom_object::{DefaultDicomObject, Tag};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tributary_client::config::reading::Reading;
+use tributary_client::data::isolate::Isolation;
+use tributary_client::data::{DataSource, Dataset, InputSpec};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_tributary-client");
+const JPEG_2000: [&str; 3] = ["JPEG2000.dcm", "693_J2KI.dcm", "MR_small_jp2klossless.dcm"];
+const PIXEL_DATA: Tag = Tag(0x7FE0, 0x0010);
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dicom").join(name)
+}
+
+fn folder(names: &[&str]) -> TempDir {
+    let folder = TempDir::new().expect("a folder");
+    for name in names {
+        fs::copy(fixture(name), folder.path().join(name)).expect("copied");
+    }
+    folder
+}
+
+fn reading(isolation: Isolation) -> Reading {
+    Reading { refused_share_max: 0.5, isolation, ..Reading::default() }
+}
+
+fn open(folder: &TempDir, reading: &Reading) -> Dataset {
+    let source = DataSource::detect(folder.path()).expect("a folder");
+    let input = InputSpec::plain(64, 1, 0.0, 1.0);
+    Dataset::open_unlabelled_as(&source, &input, reading).expect("opens")
+}
+
+fn pixels(dataset: &Dataset) -> Vec<Vec<f32>> {
+    let one = |at| {
+        let mut pixels = vec![f32::NAN; 64 * 64];
+        dataset.pixels(at, &mut pixels).expect("read");
+        pixels
+    };
+    (0..dataset.len()).map(one).collect()
+}
+
+/// A program that does `first` when it is started first, and decodes when it is started again.
+fn program(folder: &TempDir, first: &str) -> Isolation {
+    let (path, mark) = (folder.path().join("decoder"), folder.path().join("mark"));
+    let script = format!(
+        "#!/bin/sh\nif /bin/mkdir '{}' 2> /dev/null; then\n{first}\nfi\nexec '{PROGRAM}' \"$@\"\n",
+        mark.display()
+    );
+    fs::write(&path, script).expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("executable");
+    Isolation::processes(path)
+}
+
+/// One of three files is refused, and the reason.
+fn one_is_refused(isolation: Isolation, seconds: u64) -> String {
+    let files = folder(&JPEG_2000);
+    let reading = Reading { decoder_seconds: seconds, ..reading(isolation) };
+    let dataset = open(&files, &reading);
+    assert_eq!((dataset.len(), dataset.report().refused()), (2, 1));
+    let line = dataset.report().lines()[0].clone();
+    assert!(JPEG_2000.iter().any(|name| line.contains(name)), "{line}");
+    line
+}
+
+#[test]
+fn pixels_are_the_same_in_a_process_of_their_own() {
+    let files = folder(&JPEG_2000);
+    let here = pixels(&open(&files, &reading(Isolation::InProcess)));
+    let there = open(&files, &reading(Isolation::processes(PROGRAM.into())));
+    assert_eq!((there.len(), there.report().refused()), (3, 0));
+    assert!(here == pixels(&there));
+    assert!(here.iter().all(|image| image.iter().any(|level| *level != image[0])));
+}
+
+#[test]
+fn a_decoder_that_hangs_is_killed_and_costs_one_file() {
+    let scripts = TempDir::new().expect("a folder");
+    let line = one_is_refused(program(&scripts, "exec /bin/sleep 600"), 5);
+    assert!(
+        line.ends_with("decoding took longer than 5 s (data.reading.decoder_seconds)"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_decoder_that_dies_costs_one_file() {
+    let scripts = TempDir::new().expect("a folder");
+    // It has read the request: else it would have ended before it was given a picture.
+    let line = one_is_refused(program(&scripts, "/bin/head -c 8 > /dev/null; kill -SEGV $$"), 60);
+    assert!(line.contains("the decoder crashed (signal: 11"), "{line}");
+}
+
+#[test]
+fn an_answer_that_makes_no_sense_costs_one_file() {
+    let scripts = TempDir::new().expect("a folder");
+    // A length of 2^63 and more.
+    let nonsense = "/bin/cat /dev/zero | /usr/bin/tr '\\0' '\\377'";
+    let line = one_is_refused(program(&scripts, nonsense), 60);
+    assert!(line.ends_with("the decoder's process gave no valid answer"), "{line}");
+}
+
+#[test]
+fn a_program_that_is_not_there_is_an_error_and_no_decoding_here() {
+    let files = folder(&["CT_small.dcm", "MR_small_jp2klossless.dcm"]);
+    let dataset = open(&files, &reading(Isolation::processes("/nowhere/decoder".into())));
+    assert_eq!((dataset.len(), dataset.report().refused()), (1, 1));
+    let line = &dataset.report().lines()[0];
+    assert!(line.contains("the decoder's process cannot be started: /nowhere/decoder"), "{line}");
+}
+
+fn set_sides(object: &mut DefaultDicomObject, side: u16) {
+    for tag in [Tag(0x0028, 0x0010), Tag(0x0028, 0x0011)] {
+        let vr = object.get(tag).expect("there").vr();
+        object.put_element(InMemElement::new(tag, vr, PrimitiveValue::from(side)));
+    }
+}
+
+fn change_stream(object: &mut DefaultDicomObject, change: impl FnOnce(Vec<u8>) -> Vec<u8>) {
+    let element = object.get(PIXEL_DATA).expect("pixels");
+    let (vr, stream) = (element.vr(), element.fragments().expect("fragments").concat());
+    let fragments = PixelFragmentSequence::new_fragments(vec![change(stream)]);
+    object.put_element(InMemElement::new(PIXEL_DATA, vr, fragments));
+}
+
+/// A picture of 11,000 pixels a side by its sizes, and of far fewer by its stream.
+fn claim(folder: &TempDir) {
+    const SIDE: u16 = 11_000;
+    let mut object = dicom_object::open_file(fixture("693_J2KI.dcm")).expect("opens");
+    set_sides(&mut object, SIDE);
+    change_stream(&mut object, |mut stream| {
+        // A short stream of a large picture is refused before anything is decoded.
+        stream.resize(4 << 20, 0);
+        // Width and height of the picture and of its tile (ITU-T T.800 A.5.1).
+        for at in [8, 12, 24, 28] {
+            stream[at..at + 4].copy_from_slice(&u32::from(SIDE).to_be_bytes());
+        }
+        stream
+    });
+    object.write_to_file(folder.path().join("claim.dcm")).expect("written");
+}
+
+#[test]
+fn a_picture_that_needs_more_than_the_memory_costs_one_file() {
+    let files = folder(&JPEG_2000);
+    claim(&files);
+    let isolation = Isolation::processes(PROGRAM.into());
+    let dataset = open(&files, &Reading { decoder_memory_mib: 512, ..reading(isolation) });
+    let lines = dataset.report().lines();
+    assert_eq!((dataset.len(), lines.len()), (3, 1), "{lines:?}");
+    assert!(lines[0].contains("claim.dcm: the decoder "), "{lines:?}");
+    assert!(lines[0].ends_with("more than 512 MiB (data.reading.decoder_memory_mib)"), "{lines:?}");
+}
+
+fn children(parent: u32) -> Vec<i32> {
+    let parent = format!("PPid:\t{parent}");
+    let of = |entry: fs::DirEntry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        status.lines().any(|line| line == parent).then_some(pid)
+    };
+    fs::read_dir("/proc").expect("there").flatten().filter_map(of).collect()
+}
+
+#[test]
+fn no_decoder_outlives_a_client_that_is_killed() {
+    let files = TempDir::new().expect("a folder");
+    let mut csv = "file,patient,label\n".to_owned();
+    for at in 0..400 {
+        fs::copy(fixture("693_J2KI.dcm"), files.path().join(format!("{at}.dcm"))).expect("copied");
+        csv.push_str(&format!("{at}.dcm,p{at},ill\n"));
+    }
+    fs::write(files.path().join("labels.csv"), csv).expect("written");
+    let mut client = Command::new(PROGRAM);
+    client.args(["data", "inspect"]).arg(files.path()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut client = client.spawn().expect("started");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let decoders = loop {
+        let found = children(client.id());
+        if !found.is_empty() {
+            break found;
+        }
+        assert!(Instant::now() < deadline, "no decoder was started");
+        assert!(client.try_wait().expect("known").is_none(), "the client ended before");
+    };
+    // One that is busy does not notice by itself.
+    let decoder = Pid::from_raw(decoders[0]).expect("a process");
+    kill_process(decoder, Signal::STOP).expect("stopped");
+    client.kill().expect("killed");
+    client.wait().expect("ended");
+    let lives = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        !status.is_empty() && !status.contains("State:\tZ")
+    };
+    while decoders.iter().any(lives) {
+        assert!(Instant::now() < deadline, "a decoder outlives its client");
+        std::thread::yield_now();
+    }
+}
+
+/// The stream of a picture of one tile, as a picture of 4 x 4 such tiles.
+fn sixteen(stream: &[u8]) -> Vec<u8> {
+    let begin = stream.windows(2).position(|marker| marker == [0xFF, 0x90]).expect("SOT");
+    let length = u32::from_be_bytes(*stream[begin + 6..].first_chunk().expect("Psot")) as usize;
+    let (mut out, tile) = (stream[..begin].to_vec(), &stream[begin..begin + length]);
+    for at in [8, 12] {
+        out[at..at + 4].copy_from_slice(&2048u32.to_be_bytes());
+    }
+    for index in 0..16u16 {
+        let at = out.len();
+        out.extend(tile);
+        out[at + 4..at + 6].copy_from_slice(&index.to_be_bytes());
+    }
+    out.extend([0xFF, 0xD9]);
+    out
+}
+
+#[test]
+#[ignore = "a measurement: cargo test -p tributary-client --test data_isolation -- --ignored --nocapture"]
+fn cost_of_a_picture_beside_decoding_it_in_process() {
+    for side in [512, 2048] {
+        let files = TempDir::new().expect("a folder");
+        let mut object = dicom_object::open_file(fixture("693_J2KI.dcm")).expect("opens");
+        if side == 2048 {
+            set_sides(&mut object, side);
+            change_stream(&mut object, |stream| sixteen(&stream));
+        }
+        object.write_to_file(files.path().join("x.dcm")).expect("written");
+        let open = |isolation| open(&files, &Reading { kept_bytes_max: 0, ..reading(isolation) });
+        let (here, there) =
+            (open(Isolation::InProcess), open(Isolation::processes(PROGRAM.into())));
+        assert!(pixels(&here) == pixels(&there));
+        let mut times = [Vec::new(), Vec::new()];
+        for _ in 0..31 {
+            for (times, dataset) in times.iter_mut().zip([&here, &there]) {
+                let begin = Instant::now();
+                drop(pixels(dataset));
+                times.push(begin.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        let [here, there] = times.map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        });
+        let more = there - here;
+        println!("{side}: {here:.2} ms in process, {there:.2} ms isolated, {more:.2} more");
+    }
+}
