@@ -188,9 +188,14 @@ fn no_decoder_outlives_a_client_that_is_killed() {
     client.args(["data", "inspect"]).arg(files.path()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut client = client.spawn().expect("started");
     let deadline = Instant::now() + Duration::from_secs(60);
+    // Its second thread reads requests: from then on it ends with its client.
+    let serves = |pid: &i32| {
+        let threads = fs::read_dir(format!("/proc/{pid}/task"));
+        threads.is_ok_and(|threads| threads.count() > 1)
+    };
     let decoders = loop {
         let found = children(client.id());
-        if !found.is_empty() {
+        if !found.is_empty() && found.iter().all(serves) {
             break found;
         }
         assert!(Instant::now() < deadline, "no decoder was started");
@@ -258,4 +263,44 @@ fn cost_of_a_picture_beside_decoding_it_in_process() {
         let more = there - here;
         println!("{side}: {here:.2} ms in process, {there:.2} ms isolated, {more:.2} more");
     }
+}
+
+/// A Parquet file without rows, whose columns lie `depth` levels within each other.
+fn nested(depth: usize) -> Vec<u8> {
+    // Thrift's compact protocol: the version, a list of `depth + 2` structs, no rows, no row groups.
+    let mut footer = vec![0x15, 2, 0x19, 0xFC];
+    let mut count = depth + 2;
+    while count >= 0x80 {
+        footer.push(count as u8 | 0x80);
+        count >>= 7;
+    }
+    footer.push(count as u8);
+    // A group: required, an empty name, one child.
+    let group = [0x35, 0, 0x18, 0, 0x15, 2, 0];
+    footer.extend([0x48, 0, 0x15, 2, 0]);
+    (0..depth).for_each(|_| footer.extend(group));
+    // A number.
+    footer.extend([0x15, 2, 0x25, 0, 0x18, 1, b'a', 0]);
+    footer.extend([0x16, 0, 0x19, 0x0C, 0]);
+    let length = (footer.len() as u32).to_le_bytes();
+    [b"PAR1".as_slice(), &footer, &length, b"PAR1"].concat()
+}
+
+/// Failed before: the reader called itself for each level until the stack was used up, which ended the program.
+#[test]
+fn a_parquet_file_of_deeply_nested_columns_is_refused_and_the_program_goes_on() {
+    let inspect = |depth: usize| {
+        let folder = folder(&["CT_small.dcm"]);
+        fs::write(folder.path().join("labels.parquet"), nested(depth)).expect("written");
+        let mut inspect = Command::new(PROGRAM);
+        let output = inspect.args(["data", "inspect"]).arg(folder.path()).output().expect("runs");
+        assert!(output.status.code().is_some(), "{depth}: {output:?}");
+        String::from_utf8(output.stderr).expect("text")
+    };
+    let shallow = inspect(20);
+    assert!(!shallow.contains("levels within each other"), "{shallow}");
+    let deep = inspect(40);
+    assert!(deep.contains("columns lie more than 32 levels within each other"), "{deep}");
+    let deepest = inspect(500_000);
+    assert!(deepest.contains("its description was not read: the decoder"), "{deepest}");
 }

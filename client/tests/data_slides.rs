@@ -191,6 +191,27 @@ fn a_broken_slide_costs_itself_alone() {
     assert!(census.refused[1].contains("other.mrxs: a slide of the kind .mrxs; "), "{census:?}");
 }
 
+/// Failed before: each tile took the memory that its JPEG header asked for, up to 800 MB.
+#[cfg(not(feature = "openslide"))]
+#[test]
+fn a_tile_whose_jpeg_says_that_it_is_larger_is_refused_before_it_is_decoded() {
+    let folder = folder(&["lossless.tif", "aperio.svs"]);
+    let mut bytes = fs::read(fixture("aperio.svs")).expect("read");
+    for at in 0..bytes.len() - 9 {
+        // A baseline frame header of three components and its height and width.
+        if bytes[at..at + 5] == [0xFF, 0xC0, 0, 17, 8] {
+            bytes[at + 5..at + 9].copy_from_slice(&[0x40, 0, 0x40, 0]);
+        }
+    }
+    fs::write(folder.path().join("aperio.svs"), bytes).expect("written");
+    let source = DataSource::detect(folder.path()).expect("a folder");
+    let slides = Slides { mpp: 0.5, tile: 64, ..Slides::default() };
+    let census = census::take(&source, &task(), &reading(slides), 0).expect("counts");
+    assert_eq!((census.cases, census.refused_count), (25, 1));
+    let expected = "aperio.svs: not readable as a slide: a JPEG tile says that it holds";
+    assert!(census.refused[0].contains(expected), "{census:?}");
+}
+
 #[test]
 fn every_flipped_byte_of_a_slide_is_refused_or_harmless() {
     let folder = folder(&["lossless.tif"]);

@@ -10,6 +10,9 @@ use image::{
     Limits,
 };
 
+use tiff::decoder::Decoder;
+
+use super::compressed::JpegChunks;
 use super::pixels::Picture;
 use super::{DataError, ImageProblem};
 
@@ -45,7 +48,9 @@ fn decode_bytes(bytes: &[u8]) -> Result<Picture, ImageProblem> {
     let format = image::guess_format(bytes).map_err(|_| ImageProblem::Format)?;
     if format == ImageFormat::Jpeg {
         check_jpeg(bytes)?;
-    } else if !matches!(format, ImageFormat::Png | ImageFormat::Tiff) {
+    } else if format == ImageFormat::Tiff {
+        check_tiff(bytes)?;
+    } else if format != ImageFormat::Png {
         return Err(ImageProblem::Format);
     }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
@@ -129,6 +134,18 @@ fn check_jpeg(bytes: &[u8]) -> Result<(), ImageProblem> {
     if ended { Ok(()) } else { Err(ImageProblem::Truncated) }
 }
 
+/// Before decoding: each JPEG stream in a TIFF has a size of its own, by which its decoder reserves.
+fn check_tiff(bytes: &[u8]) -> Result<(), ImageProblem> {
+    // What is no TIFF at all has its reason from the decoder.
+    let Ok(mut decoder) = Decoder::new(Cursor::new(bytes)) else { return Ok(()) };
+    let streams = JpegChunks::of(&mut decoder, FILE_BYTES_MAX);
+    let checked = streams.and_then(|streams| {
+        let Some(streams) = streams else { return Ok(()) };
+        (0..streams.len()).try_for_each(|index| streams.check(decoder.inner(), index))
+    });
+    checked.map_err(|error| ImageProblem::Damaged { detail: error.to_string() })
+}
+
 /// One line for what the decoder said.
 fn problem(error: &ImageError) -> ImageProblem {
     let damaged = |error: &dyn std::error::Error| ImageProblem::Damaged {
@@ -164,4 +181,50 @@ fn ends_early(error: &(dyn std::error::Error + 'static)) -> bool {
         inner = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use image::codecs::jpeg::JpegEncoder;
+
+    use super::*;
+
+    /// A TIFF of one strip of 16 x 16 grey pixels, compressed with JPEG.
+    fn tiff(jpeg: &[u8]) -> Vec<u8> {
+        let short = 3;
+        let fields: [(u16, u16, u32); 8] = [
+            (256, short, 16),
+            (257, short, 16),
+            (258, short, 8),
+            (259, short, 7),
+            (262, short, 1),
+            (273, 4, 8),
+            (277, short, 1),
+            (279, 4, jpeg.len() as u32),
+        ];
+        let directory = 8 + jpeg.len() as u32;
+        let mut bytes = [b"II\x2A\0".as_slice(), &directory.to_le_bytes(), jpeg].concat();
+        bytes.extend((fields.len() as u16).to_le_bytes());
+        for (tag, kind, value) in fields {
+            bytes.extend(tag.to_le_bytes());
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(1u32.to_le_bytes());
+            bytes.extend(value.to_le_bytes());
+        }
+        bytes.extend(0u32.to_le_bytes());
+        bytes
+    }
+
+    /// Failed before: the decoder reserved 256 MiB for the pixels that the stream says it holds.
+    #[test]
+    fn a_strip_whose_jpeg_says_that_it_is_larger_is_refused_before_it_is_decoded() {
+        let mut jpeg = Vec::new();
+        JpegEncoder::new(&mut jpeg).encode(&[90; 256], 16, 16, ExtendedColorType::L8).unwrap();
+        assert!(decode_bytes(&tiff(&jpeg)).is_ok(), "as it is, it is read");
+        let frame = jpeg.windows(2).position(|bytes| bytes == [0xFF, 0xC0]).unwrap();
+        jpeg[frame + 5..frame + 9].copy_from_slice(&[0x40, 0, 0x40, 0]);
+        let error = decode_bytes(&tiff(&jpeg)).err().map(|error| error.to_string());
+        let error = error.unwrap_or_default();
+        assert!(error.contains("a JPEG tile says that it holds 268435456 samples"), "{error}");
+    }
 }

@@ -12,6 +12,7 @@ use tributary_shared::manifest::Task;
 
 use self::rows::Rows;
 pub use self::table::TableProblem;
+pub(super) use self::table::check_footer;
 use super::folder::inside;
 use super::source::task_of;
 use super::{At, DataError, Label, ManifestProblem, RowProblem};

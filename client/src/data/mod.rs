@@ -6,6 +6,7 @@
 
 pub mod augment;
 pub mod census;
+mod compressed;
 mod contract;
 mod dicom;
 pub mod divide;

@@ -10,7 +10,7 @@ use dicom_transfer_syntax_registry::{TransferSyntaxIndex, TransferSyntaxRegistry
 
 use super::{DicomProblem, FRAMES_MAX, PIXEL_DATA};
 use crate::config::reading::Reading;
-use crate::data::isolate::{Coded, Limits};
+use crate::data::isolate::{Coded, Limits, Request};
 
 /// Encapsulated transfer syntaxes whose decoders are safe Rust: uncompressed, JPEG baseline, extended and lossless, RLE.
 /// Any other goes to another process.
@@ -57,7 +57,7 @@ pub(super) fn decoded(
     };
     let limits =
         Limits { memory_mib: reading.decoder_memory_mib, seconds: reading.decoder_seconds };
-    let samples = reading.isolation.decode(&coded, limits)?;
+    let samples = reading.isolation.ask(&Request::Picture(coded), limits)?;
     let samples = samples.map_err(|detail| DicomProblem::Pixels { detail })?;
     let mut fragments = vec![Vec::new(); frames as usize];
     fragments[frame as usize] = samples;

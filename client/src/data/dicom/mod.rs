@@ -14,6 +14,7 @@ use dicom_pixeldata::PixelDecoder;
 use tributary_shared::dataset::Plane;
 use tributary_shared::outcome::chain;
 
+use super::compressed;
 use super::image_file::{DECODE_MIB_MAX, SIDE_MAX};
 use super::isolate::DecoderProblem;
 use super::medium::Facts;
@@ -203,7 +204,7 @@ impl Object {
             return Err(DicomProblem::Pixels { detail });
         }
         let fragments = object.get(PIXEL_DATA).and_then(|e| e.value().fragments());
-        let largest = fragments.into_iter().flatten().filter_map(|f| survey::samples(f)).max();
+        let largest = fragments.into_iter().flatten().filter_map(|f| compressed::samples(f)).max();
         if largest.is_some_and(|samples| samples.saturating_mul(4) > DECODE_MIB_MAX << 20) {
             let detail = format!("its compressed picture is of more than {DECODE_MIB_MAX} MiB");
             return Err(DicomProblem::Pixels { detail });

@@ -24,8 +24,6 @@ const META_GROUP: u16 = 0x0002;
 const TRANSFER_SYNTAX: Tag = Tag(META_GROUP, 0x0010);
 /// Longest transfer syntax UID, bytes.
 const UID_BYTES_MAX: u64 = 64;
-/// Start of a JPEG 2000 codestream and its size marker.
-const SOC_SIZ: [u8; 4] = [0xFF, 0x4F, 0xFF, 0x51];
 /// Value representations with a length of four bytes (PS3.5 table 7.1-1).
 const LONG: [&[u8; 2]; 13] =
     [b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"];
@@ -166,51 +164,4 @@ fn element(file: &mut BufReader<File>, bytes: u64) -> Result<(Tag, u64), DicomPr
     let at = file.stream_position().map_err(|e| format(&e))?;
     fits(tag, length, bytes.saturating_sub(at))?;
     Ok((tag, u64::from(length)))
-}
-
-/// Samples of the picture that a JPEG or JPEG 2000 stream says it holds; `None` where it says none.
-/// The decoders reserve by it, whatever the DICOM header says (ITU-T T.81 B.2.2, T.800 A.5.1).
-pub(super) fn samples(stream: &[u8]) -> Option<u64> {
-    let product = |sides: [u64; 3]| sides.into_iter().try_fold(1u64, u64::checked_mul);
-    if stream.starts_with(&[0xFF, 0xD8]) {
-        return jpeg_sides(stream).map(|sides| product(sides).unwrap_or(u64::MAX));
-    }
-    // SOC and SIZ stand at the beginning, or behind the boxes of a JP2 file. Other streams, such as RLE, may hold the
-    // same bytes by chance.
-    if !stream.starts_with(&SOC_SIZ) && stream.get(4..8) != Some(b"jP  ") {
-        return None;
-    }
-    let siz = stream.windows(4).position(|bytes| bytes == SOC_SIZ)?;
-    let siz = stream.get(siz + 4..)?;
-    let word = |at: usize| {
-        let bytes = siz.get(at..)?.first_chunk::<4>()?;
-        Some(u64::from(u32::from_be_bytes(*bytes)))
-    };
-    let components = u64::from(u16::from_be_bytes(*siz.get(36..)?.first_chunk::<2>()?));
-    let width = word(4)?.saturating_sub(word(12)?);
-    let height = word(8)?.saturating_sub(word(16)?);
-    Some(product([width, height, components]).unwrap_or(u64::MAX))
-}
-
-fn jpeg_sides(stream: &[u8]) -> Option<[u64; 3]> {
-    let mut rest = stream.get(2..)?;
-    loop {
-        let [0xFF, marker, ..] = *rest else { return None };
-        match marker {
-            // Fill bytes, and markers without a segment.
-            0xFF => rest = rest.get(1..)?,
-            0x01 | 0xD0..=0xD7 => rest = rest.get(2..)?,
-            // Frame headers; C4, C8 and CC are tables.
-            0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xF7 => {
-                let [_, _, _, _, _, h0, h1, w0, w1, components] = *rest.first_chunk::<10>()?;
-                let side = |high, low| u64::from(u16::from_be_bytes([high, low]));
-                return Some([side(w0, w1), side(h0, h1), u64::from(components)]);
-            }
-            0xD9 | 0xDA => return None,
-            _ => {
-                let length = u16::from_be_bytes(*rest.get(2..)?.first_chunk::<2>()?);
-                rest = rest.get(2 + usize::from(length)..)?;
-            }
-        }
-    }
 }

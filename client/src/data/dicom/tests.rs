@@ -255,22 +255,22 @@ fn the_size_that_a_compressed_picture_claims_is_read_without_decoding_it() {
         bytes
     };
     for sof in [0xC0, 0xC2, 0xC3, 0xC9, 0xF7] {
-        assert_eq!(survey::samples(&jpeg(sof)), Some(0xFFFF * 0xFFFE * 3));
+        assert_eq!(compressed::samples(&jpeg(sof)), Some(0xFFFF * 0xFFFE * 3));
     }
-    assert_eq!(survey::samples(&jpeg(0xC4)), None, "a table");
+    assert_eq!(compressed::samples(&jpeg(0xC4)), None, "a table");
     let mut j2k = vec![0xFF, 0x4F, 0xFF, 0x51, 0, 47, 0, 0];
     for word in [1000u32, 2000, 100, 200, 0, 0, 0, 0] {
         j2k.extend(word.to_be_bytes());
     }
     j2k.extend([0, 3]);
-    assert_eq!(survey::samples(&j2k), Some(900 * 1800 * 3));
+    assert_eq!(compressed::samples(&j2k), Some(900 * 1800 * 3));
     let mut jp2 = b"\0\0\0\x0CjP  \r\n\x87\n".to_vec();
     jp2.extend(vec![0; 100_000]);
     jp2.extend(&j2k);
-    assert_eq!(survey::samples(&jp2), Some(900 * 1800 * 3));
+    assert_eq!(compressed::samples(&jp2), Some(900 * 1800 * 3));
     let by_chance = [&[0, 1, 2][..], &j2k].concat();
-    assert_eq!(survey::samples(&by_chance), None, "not at its beginning, and no JP2 file");
+    assert_eq!(compressed::samples(&by_chance), None, "not at its beginning, and no JP2 file");
     for end in 0..j2k.len() {
-        survey::samples(&j2k[..end]);
+        compressed::samples(&j2k[..end]);
     }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use self::pool::Pool;
-pub(super) use self::wire::Coded;
+pub(super) use self::wire::{Coded, Request};
 pub use self::worker::serve;
 
 /// The subcommand of the program by which a decoder's process is started; its argument is its memory in MiB.
@@ -31,13 +31,19 @@ pub enum Isolation {
 #[derive(Clone, Debug)]
 pub struct Processes(Arc<Pool>);
 
-/// What one picture may take.
+/// What one request may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     /// Address space of the process, MiB.
     pub(super) memory_mib: u64,
-    /// Until the picture is there, seconds.
+    /// Until the answer is there, seconds.
     pub(super) seconds: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { memory_mib: 1024, seconds: 60 }
+    }
 }
 
 /// Why a decoder's process gave no picture.
@@ -93,16 +99,16 @@ impl Isolation {
         let _ = CHOSEN.set(self);
     }
 
-    /// Decodes one picture to samples side by side, little endian, [`Coded::bytes`] of them; the inner error is what the
-    /// decoder said.
-    pub(super) fn decode(
+    /// Has a request carried out; the inner error is what the decoder said. Of a picture, samples side by side come back,
+    /// little endian, [`Coded::bytes`] of them.
+    pub(super) fn ask(
         &self,
-        coded: &Coded<'_>,
+        request: &Request<'_>,
         limits: Limits,
     ) -> Result<Result<Vec<u8>, String>, DecoderProblem> {
         match self {
-            Self::InProcess => Ok(worker::decode(coded)),
-            Self::Process(Processes(pool)) => pool.decode(coded, limits),
+            Self::InProcess => Ok(worker::carry_out(request)),
+            Self::Process(Processes(pool)) => pool.ask(request, limits),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::wire::{self, Answer, Coded};
+use super::wire::{self, Answer, Request};
 use super::{COMMAND, DecoderProblem, Limits};
 
 /// Bytes that a process may be ahead of the client.
@@ -28,9 +28,9 @@ impl Pool {
         Self { program, idle: Mutex::default() }
     }
 
-    pub(super) fn decode(
+    pub(super) fn ask(
         &self,
-        coded: &Coded<'_>,
+        request: &Request<'_>,
         limits: Limits,
     ) -> Result<Result<Vec<u8>, String>, DecoderProblem> {
         let (mut worker, mut used_before) = match self.waiting(limits) {
@@ -38,7 +38,7 @@ impl Pool {
             None => (Worker::start(&self.program, limits)?, false),
         };
         loop {
-            match worker.ask(coded, limits) {
+            match worker.ask(request, limits) {
                 // The most that it ever took may have been another picture's.
                 Ok(Answered { answer: Answer::Memory, .. }) if used_before => {
                     worker = Worker::start(&self.program, limits)?;
@@ -125,7 +125,7 @@ impl Worker {
 
     /// Sends one picture and waits for its answer, at most as long as the limit says: then the process is killed, which
     /// ends the reading and writing here.
-    fn ask(&mut self, coded: &Coded<'_>, limits: Limits) -> Result<Answered, Failed> {
+    fn ask(&mut self, request: &Request<'_>, limits: Limits) -> Result<Answered, Failed> {
         let Self { child, requests, answers, .. } = self;
         let (done, unless_done) = channel::<()>();
         let watch = move || {
@@ -145,9 +145,9 @@ impl Worker {
                     problem: DecoderProblem::Start { detail: error.to_string() },
                     unheard: false,
                 })?;
-            let sent = wire::send(requests, &[&coded.head(), coded.stream]);
+            let sent = wire::send(requests, &[&request.head(), request.body()]);
             let received = match sent {
-                Ok(()) => Answer::receive(answers, coded.bytes()),
+                Ok(()) => Answer::receive(answers, request.answer_bytes()),
                 Err(_) => Ok(None),
             };
             drop(done);

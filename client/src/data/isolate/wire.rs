@@ -8,6 +8,62 @@ pub(super) const REQUEST_BYTES_MAX: u64 = (2 << 30) + (1 << 20);
 pub(super) const WORDS_BYTES_MAX: u64 = 4096;
 /// The five numbers and the length of the transfer syntax before a stream.
 const HEAD_BYTES: usize = 11;
+/// The first bytes of the two requests.
+const PICTURE: u8 = 0;
+const FOOTER: u8 = 1;
+
+/// What a decoder's process is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::data) enum Request<'a> {
+    /// To decode a picture: its samples are the answer.
+    Picture(Coded<'a>),
+    /// To read the description of a Parquet file, whose reader calls itself for each level of nested columns. Nothing is
+    /// the answer where it can be read.
+    Footer(&'a [u8]),
+}
+
+impl<'a> Request<'a> {
+    /// Bytes of the answer.
+    pub(super) fn answer_bytes(&self) -> u64 {
+        match self {
+            Self::Picture(coded) => coded.bytes(),
+            Self::Footer(_) => 0,
+        }
+    }
+
+    /// Samples of the picture; 0 where none is asked for.
+    pub(super) fn samples(&self) -> u64 {
+        match self {
+            Self::Picture(coded) => coded.samples(),
+            Self::Footer(_) => 0,
+        }
+    }
+
+    /// What is sent before [`Self::body`].
+    pub(super) fn head(&self) -> Vec<u8> {
+        match self {
+            Self::Picture(coded) => coded.head(),
+            Self::Footer(_) => vec![FOOTER],
+        }
+    }
+
+    /// The file's own bytes.
+    pub(super) fn body(&self) -> &'a [u8] {
+        match self {
+            Self::Picture(coded) => coded.stream,
+            Self::Footer(footer) => footer,
+        }
+    }
+
+    /// Takes a request apart; `None` when it is none.
+    pub(super) fn read(request: &'a [u8]) -> Option<Self> {
+        match request.split_first()? {
+            (&PICTURE, rest) => Coded::read(rest).map(Self::Picture),
+            (&FOOTER, footer) => Some(Self::Footer(footer)),
+            _ => None,
+        }
+    }
+}
 
 /// One compressed picture, and what its decoder asks of the file around it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,13 +81,17 @@ pub(in crate::data) struct Coded<'a> {
 impl<'a> Coded<'a> {
     /// Bytes of the decoded picture.
     pub(in crate::data) fn bytes(&self) -> u64 {
-        let bytes_per_sample = u64::from(self.bits_allocated / 8);
-        u64::from(self.rows) * u64::from(self.columns) * u64::from(self.samples) * bytes_per_sample
+        u64::from(self.bits_allocated / 8) * self.samples()
+    }
+
+    fn samples(&self) -> u64 {
+        u64::from(self.rows) * u64::from(self.columns) * u64::from(self.samples)
     }
 
     /// Everything before the stream, as it is sent.
-    pub(super) fn head(&self) -> Vec<u8> {
-        let mut head = Vec::with_capacity(HEAD_BYTES + self.syntax.len());
+    fn head(&self) -> Vec<u8> {
+        let mut head = Vec::with_capacity(1 + HEAD_BYTES + self.syntax.len());
+        head.push(PICTURE);
         for number in [self.rows, self.columns, self.samples, self.bits_allocated, self.bits_stored]
         {
             head.extend(number.to_le_bytes());
@@ -44,8 +104,8 @@ impl<'a> Coded<'a> {
         head
     }
 
-    /// Takes a request apart; `None` when it is none.
-    pub(super) fn read(request: &'a [u8]) -> Option<Self> {
+    /// Takes what follows a request's first byte apart; `None` when it is no picture.
+    fn read(request: &'a [u8]) -> Option<Self> {
         let (numbers, rest) = request.split_first_chunk::<10>()?;
         let number = |at: usize| u16::from_le_bytes([numbers[2 * at], numbers[2 * at + 1]]);
         let (length, rest) = rest.split_first()?;
@@ -85,7 +145,7 @@ impl Answer {
         }
     }
 
-    /// Reads an answer to a request for a picture of `bytes` bytes; `None` where it is none. The other side may say
+    /// Reads an answer to a request whose answer has `bytes` bytes; `None` where it is none. The other side may say
     /// anything: its length is compared before anything is reserved.
     pub(super) fn receive(from: &mut impl Read, bytes: u64) -> io::Result<Option<Self>> {
         let mut head = [0; 9];
@@ -151,12 +211,17 @@ mod tests {
             bits_stored: 12,
             stream: b"stream",
         };
-        let request = [coded.head(), coded.stream.to_vec()].concat();
-        assert_eq!(Coded::read(&request), Some(coded.clone()));
-        assert_eq!(coded.bytes(), 3 * 500 * 3 * 2);
-        for end in 0..coded.head().len() {
-            assert_eq!(Coded::read(&request[..end]), None, "{end}");
+        let asked = Request::Picture(coded);
+        let request = [asked.head(), asked.body().to_vec()].concat();
+        assert_eq!(Request::read(&request), Some(asked.clone()));
+        assert_eq!(asked.answer_bytes(), 3 * 500 * 3 * 2);
+        for end in 0..asked.head().len() {
+            assert_eq!(Request::read(&request[..end]), None, "{end}");
         }
+        let asked = Request::Footer(b"footer");
+        let request = [asked.head(), asked.body().to_vec()].concat();
+        assert_eq!(Request::read(&request), Some(asked));
+        assert_eq!(Request::read(&[9, 9]), None);
     }
 
     #[test]

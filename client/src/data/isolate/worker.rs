@@ -12,7 +12,8 @@ use dicom_transfer_syntax_registry::{TransferSyntaxIndex, TransferSyntaxRegistry
 use rustix::process::{Resource, Rlimit, setrlimit};
 use tributary_shared::outcome::chain;
 
-use super::wire::{self, Answer, Coded};
+use super::wire::{self, Answer, Coded, Request};
+use crate::data::labels::check_footer;
 
 /// Answers requests until the client closes its end, with at most `memory_mib` MiB of address space.
 ///
@@ -37,8 +38,8 @@ pub fn serve(memory_mib: u64) -> io::Result<()> {
     };
     std::thread::Builder::new().name("requests".to_owned()).stack_size(256 << 10).spawn(read)?;
     while let Ok(request) = requests.recv() {
-        let answer = match Coded::read(&request) {
-            Some(coded) => answer(&coded, memory_mib),
+        let answer = match Request::read(&request) {
+            Some(request) => answer(&request, memory_mib),
             None => Answer::Refused("no request".to_owned()),
         };
         answer.send(&mut stdout().lock())?;
@@ -46,11 +47,11 @@ pub fn serve(memory_mib: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn answer(coded: &Coded<'_>, memory_mib: u64) -> Answer {
-    match catch_unwind(AssertUnwindSafe(|| decode(coded))) {
+fn answer(request: &Request<'_>, memory_mib: u64) -> Answer {
+    match catch_unwind(AssertUnwindSafe(|| carry_out(request))) {
         Ok(Ok(samples)) => Answer::Samples(samples),
         // The decoder says of a refused allocation the same as of a damaged picture.
-        Ok(Err(_)) if lacked_memory(coded, memory_mib) => Answer::Memory,
+        Ok(Err(_)) if lacked_memory(request, memory_mib) => Answer::Memory,
         Ok(Err(words)) => Answer::Refused(words),
         Err(_) => Answer::Refused("the decoder gave up on it".to_owned()),
     }
@@ -58,20 +59,26 @@ fn answer(coded: &Coded<'_>, memory_mib: u64) -> Answer {
 
 /// Whether the most memory that was taken so far leaves no room for the samples once more, which the decoder holds in
 /// four bytes each.
-fn lacked_memory(coded: &Coded<'_>, memory_mib: u64) -> bool {
+fn lacked_memory(request: &Request<'_>, memory_mib: u64) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:"));
     let peak = peak.and_then(|kib| kib.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    let samples =
-        u64::from(coded.rows) * u64::from(coded.columns) * u64::from(coded.samples.max(1));
-    peak.is_some_and(|kib| kib * 1024 + 4 * samples > memory_mib << 20)
+    peak.is_some_and(|kib| kib * 1024 + 4 * request.samples() > memory_mib << 20)
 }
 
-/// Decodes one picture in this process: samples side by side, little endian.
+/// Does what is asked in this process.
 ///
 /// # Errors
 /// What the decoder says, in words.
-pub(super) fn decode(coded: &Coded<'_>) -> Result<Vec<u8>, String> {
+pub(super) fn carry_out(request: &Request<'_>) -> Result<Vec<u8>, String> {
+    match request {
+        Request::Picture(coded) => decode(coded),
+        Request::Footer(footer) => check_footer(footer).map(|()| Vec::new()),
+    }
+}
+
+/// Decodes one picture: samples side by side, little endian.
+fn decode(coded: &Coded<'_>) -> Result<Vec<u8>, String> {
     let syntax = TransferSyntaxRegistry.get(coded.syntax);
     let Some(Codec::EncapsulatedPixelData(Some(decoder), _)) = syntax.map(|syntax| syntax.codec())
     else {

@@ -14,6 +14,7 @@ use parquet::schema::types::Type;
 
 use super::pages;
 use super::rows::MANIFEST_BYTES_MAX;
+use crate::data::isolate::{DecoderProblem, Isolation, Limits, Request};
 
 /// A Parquet file's first and last four bytes.
 pub(super) const MAGIC: &[u8] = b"PAR1";
@@ -23,6 +24,8 @@ pub(super) const ROWS_MAX: u64 = 2_000_000;
 const FOOTER_BYTES_MAX: u64 = 4 << 20;
 /// Most columns.
 const COLUMNS_MAX: usize = 1000;
+/// Most levels of columns within columns; tables that are read into a manifest have two.
+const DEPTH_MAX: usize = 32;
 /// Longest quotation of the reader.
 const DETAIL_CHARS_MAX: usize = 160;
 
@@ -38,6 +41,9 @@ pub enum TableProblem {
         /// What the reader said.
         detail: String,
     },
+    /// The process that tries the file's description first gave no answer.
+    #[error("its description was not read: {0}")]
+    Description(DecoderProblem),
     /// Too many of something.
     #[error("{found} {what}; a manifest has at most {max}")]
     TooMany {
@@ -93,10 +99,13 @@ fn encoding_name(encoding: i64) -> String {
 
 impl From<ParquetError> for TableProblem {
     fn from(error: ParquetError) -> Self {
-        // Some quote the bytes that they stumbled over.
-        let detail = error.to_string().chars().take(DETAIL_CHARS_MAX).collect();
-        Self::Damaged { detail }
+        Self::Damaged { detail: detail(&error) }
     }
+}
+
+fn detail(error: &ParquetError) -> String {
+    // Some quote the bytes that they stumbled over.
+    error.to_string().chars().take(DETAIL_CHARS_MAX).collect()
 }
 
 /// A Parquet manifest.
@@ -124,6 +133,25 @@ fn guarded<T>(read: impl FnOnce() -> Result<T, TableProblem>) -> Result<T, Table
     })
 }
 
+/// Reads a file's description alone, and looks how deep its columns lie within each other.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub(in crate::data) fn check_footer(footer: &[u8]) -> Result<(), String> {
+    let length = u32::try_from(footer.len()).map_err(|e| e.to_string())?.to_le_bytes();
+    let alone = [MAGIC, footer, &length, MAGIC].concat();
+    let reader = SerializedFileReader::new(Bytes::from(alone)).map_err(|error| detail(&error))?;
+    let mut level = vec![reader.metadata().file_metadata().schema()];
+    for _ in 0..=DEPTH_MAX {
+        let groups = level.iter().filter(|of| of.is_group());
+        level = groups.flat_map(|of| of.get_fields()).map(|field| &**field).collect();
+    }
+    match level.is_empty() {
+        true => Ok(()),
+        false => Err(format!("columns lie more than {DEPTH_MAX} levels within each other")),
+    }
+}
+
 impl Table {
     /// Reads the schema, and no row.
     pub(super) fn open(bytes: Vec<u8>) -> Result<Self, TableProblem> {
@@ -138,6 +166,15 @@ impl Table {
         }
         let footer = length.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
         at_most("bytes of description", footer, FOOTER_BYTES_MAX)?;
+        // The reader calls itself for each level of nested columns, and a stack that is used up ends the process: so
+        // another one reads the description first.
+        let tail = bytes.len() - 8;
+        let footer = usize::try_from(footer).ok().and_then(|footer| tail.checked_sub(footer));
+        let footer = footer.map(|at| Request::Footer(&bytes[at..tail]));
+        let tried =
+            Isolation::default().ask(&footer.ok_or(TableProblem::NotParquet)?, Limits::default());
+        let tried = tried.map_err(TableProblem::Description)?;
+        tried.map_err(|detail| TableProblem::Damaged { detail })?;
         let bytes = Bytes::from(bytes);
         guarded(|| {
             let reader = SerializedFileReader::new(bytes.clone())?;

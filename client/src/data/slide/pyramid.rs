@@ -8,11 +8,14 @@ use tiff::decoder::{ChunkType, Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 
 use super::SlideProblem;
+use crate::data::compressed::JpegChunks;
 
 /// Most directories of a file that are looked at.
 const DIRECTORIES_MAX: usize = 64;
 /// Most bytes of one decoded or stored tile.
 const TILE_BYTES_MAX: usize = 64 << 20;
+/// Least side of a tile, pixels: the standard wants multiples of 16, and smaller tiles are many calls for few pixels.
+const TILE_SIDE_MIN: u32 = 16;
 /// Most bytes of one tag; the offsets of four million tiles.
 const TAG_BYTES_MAX: usize = 32 << 20;
 /// Longest description read.
@@ -37,6 +40,8 @@ pub(super) struct Pyramid<R: Read + Seek> {
     levels: Vec<Level>,
     /// The directory that the decoder stands at.
     current: usize,
+    /// Its JPEG streams, once one of them was asked for.
+    streams: Option<JpegChunks>,
     mpp: Option<f64>,
 }
 
@@ -84,7 +89,7 @@ impl<R: Read + Seek> Pyramid<R> {
         if levels.len() < 2 || levels[0].width == levels[levels.len() - 1].width {
             return Err(SlideProblem::Levels { levels: levels.len() });
         }
-        Ok(Self { decoder, levels, current, mpp })
+        Ok(Self { decoder, levels, current, streams: None, mpp })
     }
 
     /// Micrometres a pixel of the finest level, if the file says it.
@@ -110,11 +115,21 @@ impl<R: Read + Seek> Pyramid<R> {
         if self.current != directory {
             self.decoder.seek_to_image(directory).map_err(|e| format(&e))?;
             self.current = directory;
+            self.streams = None;
+        }
+        if self.streams.is_none() {
+            let streams = JpegChunks::of(&mut self.decoder, TILE_BYTES_MAX as u64);
+            self.streams = streams.map_err(|e| format(&e))?;
         }
         let across = width.div_ceil(w);
         for row in corner[1] / h..=end[1] / h {
             for column in corner[0] / w..=end[0] / w {
+                // At most the number of tile offsets, which the decoder has compared.
                 let index = row * across + column;
+                if let Some(streams) = &self.streams {
+                    let checked = streams.check(self.decoder.inner(), index as usize);
+                    checked.map_err(|e| format(&e))?;
+                }
                 let decoded = self.decoder.read_chunk(index).map_err(|e| format(&e))?;
                 let DecodingResult::U8(mut bytes) = decoded else {
                     return Err(SlideProblem::Format { detail: "not 8 bits a sample".to_owned() });
@@ -171,7 +186,8 @@ fn level<R: Read + Seek>(
     };
     let tile = decoder.chunk_dimensions();
     let (w, h) = (u64::from(tile.0), u64::from(tile.1));
-    if w == 0 || h == 0 || w * h * 3 > TILE_BYTES_MAX as u64 || width == 0 || height == 0 {
+    let least = u64::from(TILE_SIDE_MIN);
+    if w < least || h < least || w * h * 3 > TILE_BYTES_MAX as u64 || width == 0 || height == 0 {
         let detail = format!("tiles of {w} x {h} pixels");
         return Err(SlideProblem::Format { detail });
     }
