@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tributary_shared::check::{CheckAnswer, CheckWarning};
 use tributary_shared::digest::Digest;
 use tributary_shared::name::RunName;
-use tributary_shared::refusal::Refusal;
+use tributary_shared::refusal::{Refusal, RefusalClass};
 use tributary_shared::terms::SiteMetrics;
 use tributary_shared::timestamp::Timestamp;
 
@@ -43,6 +43,11 @@ pub enum Event {
         manifest: Option<Digest>,
         /// What it told the coordinator.
         reason: Refusal,
+    },
+    /// Asked again about a round that it had declined, the site said that it would take part now.
+    Willing {
+        /// The manifest that was asked about.
+        manifest: Digest,
     },
     /// The coordinator ended the work before there was a delta.
     Stopped {
@@ -97,8 +102,15 @@ pub struct Trained {
 /// Where the site stands in a round: the fold of the round's entries.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Standing {
-    /// Agreed, not trained: a restart trains again, for nothing has left.
-    Agreed,
+    /// Agreed, not trained: a restart trains again, for no delta has left.
+    Agreed {
+        /// The manifest.
+        manifest: Digest,
+        /// The adapter to start from.
+        base: Digest,
+        /// Training cases declared.
+        cases: u64,
+    },
     /// Declined; asked again, it judges anew where the refusal may have ended, and else gives the
     /// same answer.
     Declined {
@@ -106,6 +118,11 @@ pub enum Standing {
         manifest: Option<Digest>,
         /// The answer.
         reason: Refusal,
+    },
+    /// Declined, and willing when it was asked again; asked for the round, it judges anew.
+    Willing {
+        /// The manifest that was judged.
+        manifest: Digest,
     },
     /// Stopped by the coordinator before there was a delta; asked again, it trains.
     Stopped,
@@ -124,13 +141,28 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// The no that the site gives when it is asked for the round again; `None` where there is none.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Declined { reason, .. } => Some(reason.clone()),
+            Self::Answered { digest } => {
+                let reason = format!("this site's delta {digest} was already answered");
+                Some(Refusal::SiteFailed { reason, class: RefusalClass::Never })
+            }
+            Self::Agreed { .. } | Self::Willing { .. } | Self::Stopped | Self::Owed { .. } => None,
+        }
+    }
+
     /// The standing after one more entry.
     pub(super) fn after(before: Option<Self>, event: &Event) -> Self {
         match event {
-            Event::Agreed { .. } => Self::Agreed,
+            Event::Agreed { manifest, base, cases, .. } => {
+                Self::Agreed { manifest: *manifest, base: *base, cases: *cases }
+            }
             Event::Declined { manifest, reason } => {
                 Self::Declined { manifest: *manifest, reason: reason.clone() }
             }
+            Event::Willing { manifest } => Self::Willing { manifest: *manifest },
             Event::Stopped { .. } => Self::Stopped,
             Event::Trained(trained) => Self::Owed { trained: trained.clone(), released: false },
             Event::Released { .. } => match before {

@@ -2,8 +2,10 @@
 //!
 //! One JSON object a line in `ledger.jsonl`, each made durable before the site acts on it. The
 //! round loop folds it at start to know what it still owes; `tributary-client ledger` prints it.
+//! What a site says of its work is built from it, by the release step alone ([`Released`]).
 
 mod entry;
+mod release;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -20,6 +22,7 @@ use tributary_shared::timestamp::Timestamp;
 use crate::config::policy::Done;
 
 pub use entry::{Entry, Event, Standing, Trained};
+pub use release::{Delta, Released};
 
 /// The file's name inside the site's directory.
 pub const FILE_NAME: &str = "ledger.jsonl";
@@ -56,6 +59,16 @@ pub enum LedgerError {
         #[source]
         source: serde_json::Error,
     },
+    /// A message was to leave before the ledger held what it says.
+    #[error("{}: no `{missing}` entry for {subject}; nothing leaves before its entry is on the disk. This is a bug of the client: report it", file.display())]
+    NotRecorded {
+        /// The ledger.
+        file: PathBuf,
+        /// The kind of the entry.
+        missing: &'static str,
+        /// What the message is about.
+        subject: String,
+    },
 }
 
 /// The ledger, open for writing by the one program that holds the site's directory.
@@ -72,6 +85,8 @@ pub struct Ledger {
     entries: u64,
     /// When checks were answered, and whether that was above the limit.
     checks: VecDeque<(Timestamp, bool)>,
+    /// The last entry of a check.
+    last_check: Option<Entry>,
     torn_bytes: u64,
     /// True when the last append failed. The bytes after `length` are unknown until it is mended.
     in_doubt: bool,
@@ -82,7 +97,8 @@ pub struct Ledger {
 pub struct Checks {
     /// Those that were looked at.
     pub answered: usize,
-    /// Those that were above the limit, as far as they were written down.
+    /// Those that were above the limit since the last that was looked at, as far as they were
+    /// written down.
     pub over: usize,
 }
 
@@ -105,6 +121,7 @@ impl Ledger {
             written: BTreeMap::new(),
             entries: 0,
             checks: VecDeque::new(),
+            last_check: None,
             torn_bytes: 0,
             in_doubt: false,
         };
@@ -114,6 +131,8 @@ impl Ledger {
         if read.torn_bytes > 0 {
             ledger.cut_back().map_err(failed("remove its torn last line"))?;
         }
+        // A program that was killed may have written lines that it had not synced yet.
+        ledger.file.sync_data().map_err(failed("sync"))?;
         Ok(ledger)
     }
 
@@ -147,6 +166,15 @@ impl Ledger {
         Ok(())
     }
 
+    /// As [`Self::append`], unless the round stands as `entry` says already: what is said again is
+    /// not written again.
+    pub fn append_news(&mut self, entry: &Entry) -> Result<(), LedgerError> {
+        let before = self.standing(&entry.run, entry.round);
+        let is_news =
+            before.is_none_or(|known| Standing::after(Some(known.clone()), &entry.event) != *known);
+        if is_news { self.append(entry) } else { Ok(()) }
+    }
+
     /// Takes away what the failed append may have left, and begins anew with what the file says.
     fn mend(&mut self) -> Result<(), LedgerError> {
         let failed = |source| LedgerError::Io {
@@ -166,14 +194,18 @@ impl Ledger {
         self.standings.get(&(run.clone(), round))
     }
 
-    /// The newest round of `run`, if the site has declined it: its number, the manifest that was judged, the answer.
-    pub fn declined(&self, run: &RunName) -> Option<(u32, Option<Digest>, &Refusal)> {
+    /// The newest round of `run`, if the site has declined it: its number, the manifest that was
+    /// judged, and the last answer, `None` where the site has said yes since.
+    pub fn declined(&self, run: &RunName) -> Option<(u32, Option<Digest>, Option<&Refusal>)> {
         let rounds = (run.clone(), 0)..=(run.clone(), u32::MAX);
-        match self.standings.range(rounds).next_back() {
-            Some(((_, round), Standing::Declined { manifest, reason })) => {
-                Some((*round, *manifest, reason))
-            }
-            Some(_) | None => None,
+        let ((_, round), standing) = self.standings.range(rounds).next_back()?;
+        match standing {
+            Standing::Declined { manifest, reason } => Some((*round, *manifest, Some(reason))),
+            Standing::Willing { manifest } => Some((*round, Some(*manifest), None)),
+            Standing::Agreed { .. }
+            | Standing::Stopped
+            | Standing::Owed { .. }
+            | Standing::Answered { .. } => None,
         }
     }
 
@@ -191,6 +223,7 @@ impl Ledger {
                 checks.over += 1;
             } else {
                 checks.answered += 1;
+                checks.over = 0;
             }
         }
         checks
@@ -200,8 +233,9 @@ impl Ledger {
     pub fn owed(&self) -> Vec<(RunName, u32)> {
         let pending = |((run, round), standing): (&(RunName, u32), &Standing)| match standing {
             Standing::Owed { .. } => Some((run.clone(), *round)),
-            Standing::Agreed
+            Standing::Agreed { .. }
             | Standing::Declined { .. }
+            | Standing::Willing { .. }
             | Standing::Stopped
             | Standing::Answered { .. } => None,
         };
@@ -239,7 +273,10 @@ impl Ledger {
                 match standing {
                     Standing::Answered { .. } => answered = Some(*round),
                     Standing::Owed { .. } => owed = Some(*round),
-                    Standing::Agreed | Standing::Declined { .. } | Standing::Stopped => {}
+                    Standing::Agreed { .. }
+                    | Standing::Declined { .. }
+                    | Standing::Willing { .. }
+                    | Standing::Stopped => {}
                 }
             }
             known.extend(answered.map(|round| (run.clone(), round, true)));
@@ -254,6 +291,7 @@ impl Ledger {
             if self.checks.len() > CHECKS_KEPT {
                 self.checks.pop_front();
             }
+            self.last_check = Some(entry.clone());
             return;
         }
         self.entries += 1;
@@ -316,183 +354,4 @@ fn scan(path: &Path, file: &File, mut each: impl FnMut(Entry)) -> Result<Scanned
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(round: u32, event: Event) -> Entry {
-        Entry { at: Timestamp::from_millis(1), run: "run".parse().unwrap(), round, event }
-    }
-
-    fn trained(round: u32) -> Entry {
-        let trained = Trained {
-            base: Digest::of(b"base"),
-            digest: Digest::of(&[u8::try_from(round).unwrap()]),
-            bytes: 9,
-            norm: 0.1,
-            cases: u64::MAX,
-            metrics: tributary_shared::terms::SiteMetrics {
-                train_loss: Some(0.1 + 0.2),
-                ..Default::default()
-            },
-        };
-        entry(round, Event::Trained(trained))
-    }
-
-    fn counted(round: u32) -> Entry {
-        let digest = Digest::of(&[u8::try_from(round).unwrap()]);
-        entry(round, Event::Answered { digest, refusal: None })
-    }
-
-    #[test]
-    fn what_was_appended_is_known_after_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE_NAME);
-        let all = [
-            trained(1),
-            counted(1),
-            trained(2),
-            entry(3, Event::Declined { manifest: None, reason: Refusal::Suspended }),
-        ];
-        let mut ledger = Ledger::open(&path).unwrap();
-        for entry in &all {
-            ledger.append(entry).unwrap();
-        }
-        drop(ledger);
-        assert_eq!(read(&path).unwrap(), all);
-        let ledger = Ledger::open(&path).unwrap();
-        let run = "run".parse().unwrap();
-        let declined = Standing::Declined { manifest: None, reason: Refusal::Suspended };
-        assert_eq!(ledger.standing(&run, 3), Some(&declined));
-        assert_eq!(ledger.owed(), [("run".parse().unwrap(), 2)]);
-    }
-
-    #[test]
-    fn only_a_refusal_of_the_newest_round_is_one_to_ask_about() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut ledger = Ledger::open(&folder.path().join(FILE_NAME)).unwrap();
-        let (run, other) = ("run".parse().unwrap(), "runs".parse().unwrap());
-        let reason = Refusal::Suspended;
-        let manifest = Some(Digest::of(b"manifest"));
-        let declined = Event::Declined { manifest, reason: reason.clone() };
-        ledger.append(&entry(2, declined)).unwrap();
-        assert_eq!(ledger.declined(&run), Some((2, manifest, &reason)));
-        assert_eq!(ledger.declined(&other), None);
-        ledger.append(&trained(3)).unwrap();
-        assert_eq!(ledger.declined(&run), None, "it took part since");
-    }
-
-    #[test]
-    fn a_line_cut_off_anywhere_is_dropped_and_reported_and_writing_goes_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE_NAME);
-        let mut whole = Ledger::open(&path).unwrap();
-        whole.append(&trained(1)).unwrap();
-        let kept = std::fs::read(&path).unwrap();
-        whole.append(&counted(1)).unwrap();
-        drop(whole);
-        let bytes = std::fs::read(&path).unwrap();
-        for cut in kept.len()..bytes.len() {
-            std::fs::write(&path, &bytes[..cut]).unwrap();
-            assert_eq!(read(&path).unwrap(), [trained(1)], "cut at {cut}");
-            let mut ledger = Ledger::open(&path).unwrap();
-            assert_eq!(ledger.torn_bytes(), (cut - kept.len()) as u64);
-            assert_eq!(ledger.owed().len(), 1);
-            ledger.append(&counted(1)).unwrap();
-            drop(ledger);
-            assert_eq!(read(&path).unwrap(), [trained(1), counted(1)], "cut at {cut}");
-        }
-    }
-
-    /// Failed before: the handle that had failed was used again, for good.
-    #[test]
-    fn after_a_failed_entry_the_ledger_is_opened_anew_and_goes_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE_NAME);
-        let mut ledger = Ledger::open(&path).unwrap();
-        ledger.append(&trained(1)).unwrap();
-        ledger.file = File::open(&path).unwrap();
-        let failed = ledger.append(&counted(1)).unwrap_err();
-        assert!(failed.to_string().contains("cannot append"), "{failed}");
-        assert_eq!(ledger.owed().len(), 1, "a failed entry does not count");
-        ledger.append(&counted(1)).unwrap();
-        assert_eq!(ledger.owed(), []);
-        assert_eq!(read(&path).unwrap(), [trained(1), counted(1)]);
-    }
-
-    /// Failed before: a line that could not be cut off stayed behind the next, shorter one.
-    #[test]
-    fn what_a_failed_entry_left_is_cut_off_before_the_next() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE_NAME);
-        let mut ledger = Ledger::open(&path).unwrap();
-        ledger.append(&trained(1)).unwrap();
-        let whole = std::fs::read(&path).unwrap();
-        let left =
-            [&whole[..], &b"{\"half of a line that is longer than the next\"".repeat(50)[..]];
-        std::fs::write(&path, left.concat()).unwrap();
-        ledger.in_doubt = true;
-        ledger.append(&counted(1)).unwrap();
-        assert_eq!(read(&path).unwrap(), [trained(1), counted(1)]);
-        drop(ledger);
-        assert_eq!(Ledger::open(&path).unwrap().torn_bytes(), 0);
-    }
-
-    #[test]
-    fn the_highest_answered_and_owed_rounds_of_each_run_are_known() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE_NAME);
-        let mut ledger = Ledger::open(&path).unwrap();
-        for line in [trained(1), counted(1), trained(2), counted(2), trained(5)] {
-            ledger.append(&line).unwrap();
-        }
-        let run: RunName = "other".parse().unwrap();
-        ledger.append(&Entry { run: run.clone(), ..trained(9) }).unwrap();
-        drop(ledger);
-        let ledger = Ledger::open(&path).unwrap();
-        let first: RunName = "run".parse().unwrap();
-        let known = [(run, 9, false), (first.clone(), 2, true), (first.clone(), 5, false)];
-        assert_eq!(ledger.known_rounds(), known);
-        let done = Done { deltas_of_run: 3, deltas: 4, other_runs: 1 };
-        assert_eq!(ledger.done(&first), done);
-    }
-
-    #[test]
-    fn checks_are_counted_over_a_span_after_a_restart_too_and_leave_every_round_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE_NAME);
-        let mut ledger = Ledger::open(&path).unwrap();
-        let checked = |at, answer| Entry {
-            at: Timestamp::from_millis(at),
-            run: "run".parse().unwrap(),
-            round: 0,
-            event: Event::Checked { manifest: Digest::of(b"m"), answer, warnings: Vec::new() },
-        };
-        for (at, answer) in [
-            (1_000, CheckAnswer::Ready),
-            (2_000, CheckAnswer::Policy),
-            (3_000, CheckAnswer::ChecksPerDay),
-        ] {
-            ledger.append(&checked(at, answer)).unwrap();
-        }
-        drop(ledger);
-        let ledger = Ledger::open(&path).unwrap();
-        let within = |span_ms| {
-            ledger.checks_within(Timestamp::from_millis(3_500), Duration::from_millis(span_ms))
-        };
-        assert_eq!(within(5_000), Checks { answered: 2, over: 1 });
-        assert_eq!(within(2_000), Checks { answered: 1, over: 1 });
-        assert_eq!(ledger.standing(&"run".parse().unwrap(), 0), None);
-        assert!(ledger.owed().is_empty());
-    }
-
-    #[test]
-    fn a_damaged_line_inside_stops_with_its_number() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(FILE_NAME);
-        std::fs::write(&path, "{}\n{}\n").unwrap();
-        let error = Ledger::open(&path).unwrap_err();
-        assert!(error.to_string().contains("ledger.jsonl:1: not a ledger entry"), "{error}");
-        std::fs::write(&path, vec![b'x'; 3 << 20]).unwrap();
-        assert!(matches!(Ledger::open(&path), Err(LedgerError::Damaged { line: 1, .. })));
-    }
-}
+mod tests;

@@ -8,7 +8,6 @@ use tributary_shared::check::{CheckAnswer, CheckWarning};
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::RunName;
-use tributary_shared::refusal::{Refusal, RefusalClass};
 
 use super::activity::{Activity, RoundId};
 use super::disclosure;
@@ -27,7 +26,12 @@ const NO_ROUND: u32 = 0;
 
 impl Site {
     /// Answers a check. Its record is durable before the answer leaves.
-    pub(super) async fn check(&mut self, run: RunName, asked: &v1::Inquiry) -> Result<(), Halt> {
+    pub(super) async fn check(
+        &mut self,
+        run: RunName,
+        manifest: Digest,
+        asked: &v1::Inquiry,
+    ) -> Result<(), Halt> {
         let file = self.config.policy.clone();
         let policy = tokio::task::spawn_blocking(move || Policy::load(&file)).await;
         // A policy that cannot be read refuses the run below, and counts as the usual one here.
@@ -41,18 +45,13 @@ impl Site {
         };
         tracing::info!(%run, "asked by an operator whether it would take part: {answer}");
         self.activity.send_modify(Activity::rest);
-        // One entry a day says that the limit was reached, however often it is.
+        // One entry a day says that the limit is reached, and one after each check below it.
         if within || spent.over == 0 {
-            let manifest = Digest::of(&asked.manifest_json);
-            let event = Event::Checked { manifest, answer, warnings: warnings.clone() };
-            self.record(&RoundId { run, round: NO_ROUND }, event)?;
+            let id = RoundId { run: run.clone(), round: NO_ROUND };
+            self.record(&id, Event::Checked { manifest, answer, warnings })?;
         }
-        let request = v1::AnswerInquiryRequest {
-            id: asked.id.clone(),
-            refusal: refusal(answer).as_ref().map(Into::into),
-            warnings: warnings.iter().map(ToString::to_string).collect(),
-        };
-        self.coordinator()?.answer_inquiry(request).await?;
+        let answer = self.ledger.release_check(&asked.id, &run, manifest)?;
+        self.coordinator()?.answer_inquiry(&answer).await?;
         Ok(())
     }
 
@@ -93,22 +92,4 @@ impl Site {
         let rising = trainer::warmup_outlasts(manifest, disclosure::count(work.cases()));
         Ok(rising.then_some(CheckWarning::WarmupTooLong).into_iter().collect())
     }
-}
-
-/// A refusal as the wire has it; `None` for [`CheckAnswer::Ready`].
-fn refusal(answer: CheckAnswer) -> Option<Refusal> {
-    let class = match answer {
-        CheckAnswer::Ready => return None,
-        CheckAnswer::Passing | CheckAnswer::ChecksPerDay => RefusalClass::Passing,
-        CheckAnswer::Policy
-        | CheckAnswer::Backbone
-        | CheckAnswer::Data
-        | CheckAnswer::Cases
-        | CheckAnswer::Other
-        | CheckAnswer::NotConnected
-        | CheckAnswer::NoAnswer
-        | CheckAnswer::NotEnrolled
-        | CheckAnswer::Suspended => RefusalClass::UntilChanged,
-    };
-    Some(Refusal::SiteFailed { reason: answer.as_str().to_owned(), class })
 }

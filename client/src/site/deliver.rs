@@ -2,13 +2,12 @@
 //! before and after restarts of either side; the answer is the same.
 
 use tributary_proto::convert::verdict;
-use tributary_proto::v1;
 use tributary_shared::outcome::Failure;
 use tributary_shared::refusal::{Refusal, RefusalClass};
 
 use super::activity::{Phase, RoundId};
 use super::{Halt, Site};
-use crate::ledger::{Event, Standing, Trained};
+use crate::ledger::{Delta, Event, Released, Standing};
 use crate::transport::{CallError, Upload};
 
 /// Times that a delta is sent again because it arrived damaged.
@@ -35,16 +34,13 @@ impl Site {
 
     /// Sends the delta of a round and records the verdict.
     pub(super) async fn deliver(&mut self, id: &RoundId) -> Result<(), Halt> {
-        let Some(Standing::Owed { trained, released }) = self.standing(id) else {
-            return Ok(());
-        };
+        let Some(Standing::Owed { trained, .. }) = self.standing(id) else { return Ok(()) };
         // A training may take hours: nothing leaves under a history that was rewritten meanwhile.
         self.witness_when_there_is_room(id, trained.bytes).await?;
-        if !released {
-            let event = Event::Released { digest: trained.digest, bytes: trained.bytes };
-            self.record(id, event)?;
-        }
-        let refusal = self.send_when_there_is_room(id, &trained).await?.err();
+        let event = Event::Released { digest: trained.digest, bytes: trained.bytes };
+        self.record_news(id, event)?;
+        let delta = self.ledger.release_delta(&id.run, id.round)?;
+        let refusal = self.send_when_there_is_room(id, &delta).await?.err();
         match &refusal {
             None => tracing::info!(run = %id.run, round = id.round, "the delta is counted"),
             Some(refusal) => {
@@ -62,12 +58,12 @@ impl Site {
     async fn send_when_there_is_room(
         &self,
         id: &RoundId,
-        trained: &Trained,
+        delta: &Released<Delta>,
     ) -> Result<Result<(), Refusal>, Halt> {
         let mut backoff = super::backoff();
         loop {
-            self.show_upload(id, trained.bytes);
-            match self.send(id, trained).await {
+            self.show_upload(id, delta.get().subject.bytes);
+            match self.send(id, delta).await {
                 Err(Halt::Call(CallError::Busy(failure))) => {
                     self.wait_for_room(&failure, &mut backoff).await;
                 }
@@ -103,44 +99,39 @@ impl Site {
 
     /// Sends what the coordinator still needs of a delta and asks for it to be counted. The inner
     /// result is the verdict.
-    async fn send(&self, id: &RoundId, trained: &Trained) -> Result<Result<(), Refusal>, Halt> {
+    async fn send(
+        &self,
+        id: &RoundId,
+        delta: &Released<Delta>,
+    ) -> Result<Result<(), Refusal>, Halt> {
         let coordinator = self.coordinator()?;
-        let subject = v1::UploadStatusRequest {
-            run: id.run.to_string(),
-            round: id.round,
-            digest: trained.digest.as_bytes().to_vec().into(),
-            cases: trained.cases,
-            bytes: trained.bytes,
-        };
+        let bytes = delta.get().subject.bytes;
         let file = self.outbox.path(&id.run, id.round);
         let mut damaged = 0;
         loop {
-            let status = coordinator.upload_status(subject.clone()).await?;
+            let status = coordinator.upload_status(delta).await?;
             if let Err(refusal) = verdict(status.refusal) {
                 return Ok(Err(refusal));
             }
             self.activity.send_modify(|a| a.trouble.clear());
-            if status.durable_offset == trained.bytes {
-                match self.submit(id, trained).await {
+            if status.durable_offset == bytes {
+                match self.submit(delta).await {
                     // Cut off between the last byte and its admission: a stream without bytes
                     // makes the coordinator finish.
                     Err(Halt::Call(CallError::Rejected(_))) => {}
                     ended => return ended,
                 }
             }
-            if status.durable_offset > trained.bytes {
+            if status.durable_offset > bytes {
                 let text = "the coordinator says that it holds more bytes than the delta has";
                 return Err(CallError::Rejected(Failure::refused("offset", text)).into());
             }
-            let upload =
-                Upload { subject: subject.clone(), file: &file, offset: status.durable_offset };
+            let upload = Upload { delta, file: &file, offset: status.durable_offset };
             let sent = |bytes| self.activity.send_modify(|a| a.step = bytes);
             let reply = coordinator.upload(upload, sent).await;
             let reply = reply.map_err(|e| Halt::disk("the outbox", &e))??;
             match verdict(reply.refusal) {
-                Ok(()) if reply.durable_offset == trained.bytes => {
-                    return self.submit(id, trained).await;
-                }
+                Ok(()) if reply.durable_offset == bytes => return self.submit(delta).await,
                 Ok(()) => return Err(CallError::broken_off("not every byte arrived").into()),
                 Err(Refusal::Digest { .. }) if damaged < DAMAGED_MAX => damaged += 1,
                 Err(refusal) => return Ok(Err(refusal)),
@@ -148,16 +139,9 @@ impl Site {
         }
     }
 
-    async fn submit(&self, id: &RoundId, trained: &Trained) -> Result<Result<(), Refusal>, Halt> {
+    async fn submit(&self, delta: &Released<Delta>) -> Result<Result<(), Refusal>, Halt> {
         self.activity.send_modify(|a| a.enter(Phase::Submitting, 0));
-        let request = v1::SubmitRequest {
-            run: id.run.to_string(),
-            round: id.round,
-            digest: trained.digest.as_bytes().to_vec().into(),
-            cases: trained.cases,
-            metrics_json: serde_json::to_string(&trained.metrics).expect("metrics are plain data"),
-        };
-        let reply = self.coordinator()?.submit(request).await?;
+        let reply = self.coordinator()?.submit(delta).await?;
         Ok(verdict(reply.refusal))
     }
 }

@@ -25,11 +25,12 @@ impl Site {
         };
         let known = self.ledger.manifest_of(&run);
         // The coordinator's word is not enough: under it, questions could be asked without limit.
-        let asked = Some(Digest::of(&inquiry.manifest_json));
-        let declined = self.ledger.declined(&run).is_some_and(|(_, manifest, _)| manifest == asked);
-        if inquiry.is_check || !declined {
-            return self.check(run, inquiry).await;
-        }
+        let manifest = Digest::of(&inquiry.manifest_json);
+        let declined = self.ledger.declined(&run).filter(|(_, of, _)| *of == Some(manifest));
+        let round = match declined {
+            Some((round, ..)) if !inquiry.is_check => round,
+            Some(_) | None => return self.check(run, manifest, inquiry).await,
+        };
         let answer = match read_manifest(&run, &inquiry.manifest_json, known) {
             Ok(manifest) => self.consider(&manifest, inquiry.cohort_size).await?,
             Err(refusal) => Some(reason_failed(refusal.to_string())),
@@ -39,34 +40,14 @@ impl Site {
             Some(refusal) => tracing::info!(%run, "asked whether it would take part: {refusal}"),
         }
         self.activity.send_modify(Activity::rest);
-        if let Some(refusal) = &answer
-            && refusal.may_end()
-        {
-            self.note_changed(&run, Digest::of(&inquiry.manifest_json), refusal)?;
-        }
-        let request = v1::AnswerInquiryRequest {
-            id: inquiry.id.clone(),
-            refusal: answer.as_ref().map(Into::into),
-            warnings: Vec::new(),
+        let event = match answer {
+            None => Event::Willing { manifest },
+            Some(reason) => Event::Declined { manifest: Some(manifest), reason },
         };
-        self.coordinator()?.answer_inquiry(request).await?;
+        self.record_news(&RoundId { run: run.clone(), round }, event)?;
+        let answer = self.ledger.release_answer(&inquiry.id, &run, manifest)?;
+        self.coordinator()?.answer_inquiry(&answer).await?;
         Ok(())
-    }
-
-    /// Records that a run is refused for another reason than before; the same answer again, and a
-    /// yes, which the next round's terms record, write no entry.
-    fn note_changed(
-        &mut self,
-        run: &RunName,
-        manifest: Digest,
-        refusal: &Refusal,
-    ) -> Result<(), Halt> {
-        let Some((round, _, before)) = self.ledger.declined(run) else { return Ok(()) };
-        if before == refusal {
-            return Ok(());
-        }
-        let id = RoundId { run: run.clone(), round };
-        self.record(&id, Event::Declined { manifest: Some(manifest), reason: refusal.clone() })
     }
 
     /// Judges a run; the refusal, if there is one. Reading all images may take minutes, in which

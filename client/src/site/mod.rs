@@ -373,9 +373,19 @@ impl Site {
 
     /// Makes an entry of the ledger durable.
     fn record(&mut self, id: &RoundId, event: Event) -> Result<(), Halt> {
-        let entry = Entry { at: clock::now(), run: id.run.clone(), round: id.round, event };
+        let entry = entry(id, event);
         Ok(tokio::task::block_in_place(|| self.ledger.append(&entry))?)
     }
+
+    /// As [`Self::record`], unless the round stands so already.
+    fn record_news(&mut self, id: &RoundId, event: Event) -> Result<(), Halt> {
+        let entry = entry(id, event);
+        Ok(tokio::task::block_in_place(|| self.ledger.append_news(&entry))?)
+    }
+}
+
+fn entry(id: &RoundId, event: Event) -> Entry {
+    Entry { at: clock::now(), run: id.run.clone(), round: id.round, event }
 }
 
 /// The consortium's operator wants nothing of this site, for the reason that was given.
@@ -489,7 +499,7 @@ mod tests {
             assert_eq!(take_stock(&ledger, &outbox).unwrap(), swept, "{step:?}");
             let run = "run".parse().unwrap();
             let standing = ledger.standing(&run, 3).unwrap();
-            assert_eq!(*standing == Standing::Agreed, trains, "{step:?}");
+            assert_eq!(matches!(standing, Standing::Agreed { .. }), trains, "{step:?}");
             let owed = !ledger.owed().is_empty();
             assert_eq!(owed, sends, "{step:?}");
             // Exactly what is owed is still there, byte for byte.

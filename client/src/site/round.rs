@@ -37,17 +37,15 @@ impl Site {
             let text = "the coordinator offers a round without a name or number";
             return Err(CallError::Rejected(Failure::refused("malformed", text)).into());
         };
-        match self.standing(&id) {
-            Some(Standing::Declined { reason, .. }) if !reason.may_end() => {
-                return self.repeat_decline(&id, &reason).await;
-            }
-            Some(Standing::Answered { digest }) => {
-                let reason = format!("this site's delta {digest} was already answered");
-                return self.repeat_decline(&id, &reason_failed(reason)).await;
-            }
-            Some(Standing::Owed { .. }) => return self.deliver(&id).await,
-            // A refusal that may have ended is judged anew.
-            Some(Standing::Agreed | Standing::Stopped | Standing::Declined { .. }) | None => {}
+        let standing = self.standing(&id);
+        // A refusal that may have ended is judged anew.
+        if let Some(reason) = standing.as_ref().and_then(Standing::refusal)
+            && !reason.may_end()
+        {
+            return self.repeat_decline(&id, &reason).await;
+        }
+        if matches!(standing, Some(Standing::Owed { .. })) {
+            return self.deliver(&id).await;
         }
         let round = Some(id.clone());
         self.activity.send_replace(Activity {
@@ -135,22 +133,14 @@ impl Site {
 
     async fn agree(&mut self, id: &RoundId, asked: &Asked, cases: u64) -> Result<(), Halt> {
         let terms = &asked.terms;
-        if self.standing(id) != Some(Standing::Agreed) {
-            let (manifest, base, cohort_size) = (terms.manifest, terms.base, terms.cohort_size);
-            self.record(id, Event::Agreed { manifest, base, cohort_size, cases })?;
-        }
-        let request = v1::AcceptTermsRequest {
-            run: id.run.to_string(),
-            round: id.round,
-            manifest_digest: terms.manifest.as_bytes().to_vec().into(),
-            base_digest: terms.base.as_bytes().to_vec().into(),
-            cases,
-        };
-        let reply = self.coordinator()?.accept_terms(request).await?;
+        let (manifest, base, cohort_size) = (terms.manifest, terms.base, terms.cohort_size);
+        self.record_news(id, Event::Agreed { manifest, base, cohort_size, cases })?;
+        let released = self.ledger.release_terms(&id.run, id.round)?;
+        let reply = self.coordinator()?.accept_terms(&released).await?;
         if let Err(refusal) = verdict(reply.refusal) {
             if let Some(told) = cases_changed(&refusal) {
                 let refused = Failure::refused(refusal.code(), told.clone());
-                self.decline(id, Some(terms.manifest), reason_failed(told)).await?;
+                self.decline(id, Some(manifest), reason_failed(told)).await?;
                 return Err(CallError::Rejected(refused).into());
             }
             self.record(id, Event::Stopped { reason: refusal.to_string() })?;
@@ -233,30 +223,22 @@ impl Site {
         manifest: Option<Digest>,
         reason: Refusal,
     ) -> Result<(), Halt> {
-        // The same answer again writes no entry.
-        let known = self.standing(id);
-        if !matches!(known, Some(Standing::Declined { reason: said, .. }) if said == reason) {
-            self.record(id, Event::Declined { manifest, reason: reason.clone() })?;
-        }
-        self.say_no(id, &reason).await
+        self.record_news(id, Event::Declined { manifest, reason })?;
+        self.say_no(id).await
     }
 
     /// Says a recorded no again. The coordinator has not heard it, or does not hear it: either
     /// way there is no hurry to ask for the next round.
     async fn repeat_decline(&self, id: &RoundId, reason: &Refusal) -> Result<(), Halt> {
-        self.say_no(id, reason).await?;
+        self.say_no(id).await?;
         let text = format!("round {} of {} was offered again: {reason}", id.round, id.run);
         Err(CallError::Rejected(Failure::refused("declined", text)).into())
     }
 
-    async fn say_no(&self, id: &RoundId, reason: &Refusal) -> Result<(), Halt> {
+    async fn say_no(&self, id: &RoundId) -> Result<(), Halt> {
         self.activity.send_modify(Activity::rest);
-        let request = v1::DeclineRequest {
-            run: id.run.to_string(),
-            round: id.round,
-            reason: Some(reason.into()),
-        };
-        let reply = self.coordinator()?.decline(request).await?;
+        let released = self.ledger.release_decline(&id.run, id.round)?;
+        let reply = self.coordinator()?.decline(&released).await?;
         if let Err(refusal) = verdict(reply.refusal) {
             tracing::info!(run = %id.run, round = id.round, "declining was too late: {refusal}");
         }

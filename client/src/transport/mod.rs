@@ -1,5 +1,5 @@
 //! Calls to the coordinator: one method a call, each with its time limit, and one error that says
-//! whether to try again.
+//! whether to try again. What the site says of its work comes from the ledger's release step alone.
 
 mod backoff;
 mod transfer;
@@ -18,6 +18,8 @@ use tributary_proto::channel::{
 use tributary_proto::v1;
 use tributary_proto::v1::site_client::SiteClient;
 use tributary_shared::outcome::Failure;
+
+use crate::ledger::{Delta, Released};
 
 pub use backoff::Backoff;
 pub use transfer::{Download, Upload};
@@ -177,28 +179,28 @@ impl Coordinator {
     /// Answers a question.
     pub async fn answer_inquiry(
         &self,
-        request: v1::AnswerInquiryRequest,
+        answer: &Released<v1::AnswerInquiryRequest>,
     ) -> Result<v1::AnswerInquiryReply, CallError> {
         let mut site = self.site.clone();
-        self.answer(ANSWER_TIMEOUT, site.answer_inquiry(request)).await
+        self.answer(ANSWER_TIMEOUT, site.answer_inquiry(answer.get().clone())).await
     }
 
     /// Agrees to a round's terms.
     pub async fn accept_terms(
         &self,
-        request: v1::AcceptTermsRequest,
+        terms: &Released<v1::AcceptTermsRequest>,
     ) -> Result<v1::AcceptTermsReply, CallError> {
         let mut site = self.site.clone();
-        self.answer(ANSWER_TIMEOUT, site.accept_terms(request)).await
+        self.answer(ANSWER_TIMEOUT, site.accept_terms(terms.get().clone())).await
     }
 
     /// Says no to a round.
     pub async fn decline(
         &self,
-        request: v1::DeclineRequest,
+        decline: &Released<v1::DeclineRequest>,
     ) -> Result<v1::DeclineReply, CallError> {
         let mut site = self.site.clone();
-        self.answer(ANSWER_TIMEOUT, site.decline(request)).await
+        self.answer(ANSWER_TIMEOUT, site.decline(decline.get().clone())).await
     }
 
     /// Tells how far the work is; `limit` keeps a lost beat from delaying the next.
@@ -214,16 +216,16 @@ impl Coordinator {
     /// Asks for the first byte of a delta that the coordinator still needs.
     pub async fn upload_status(
         &self,
-        request: v1::UploadStatusRequest,
+        delta: &Released<Delta>,
     ) -> Result<v1::UploadStatusReply, CallError> {
         let mut site = self.site.clone();
-        self.answer(ANSWER_TIMEOUT, site.upload_status(request)).await
+        self.answer(ANSWER_TIMEOUT, site.upload_status(delta.get().subject.clone())).await
     }
 
     /// Asks for an uploaded delta to be counted.
-    pub async fn submit(&self, request: v1::SubmitRequest) -> Result<v1::SubmitReply, CallError> {
+    pub async fn submit(&self, delta: &Released<Delta>) -> Result<v1::SubmitReply, CallError> {
         let mut site = self.site.clone();
-        self.answer(ANSWER_TIMEOUT, site.submit(request)).await
+        self.answer(ANSWER_TIMEOUT, site.submit(delta.get().submission.clone())).await
     }
 
     /// Asks for the proof that a round stands in the history.

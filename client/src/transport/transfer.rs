@@ -14,6 +14,7 @@ use tributary_proto::channel::CHUNK_BYTES;
 use tributary_proto::v1;
 
 use super::{CallError, Coordinator};
+use crate::ledger::{Delta, Released};
 
 /// A transfer in which nothing moves for this long has broken.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -39,8 +40,8 @@ impl Download {
 /// What to send, and from where.
 #[derive(Debug)]
 pub struct Upload<'a> {
-    /// What the delta is.
-    pub subject: v1::UploadStatusRequest,
+    /// The delta.
+    pub delta: &'a Released<Delta>,
     /// Its file.
     pub file: &'a Path,
     /// The first byte that the coordinator still needs.
@@ -111,7 +112,8 @@ async fn feed(
     moved: watch::Sender<u64>,
 ) -> io::Result<()> {
     let mut offset = upload.offset;
-    let mut next = v1::UploadChunk { subject: Some(upload.subject), offset, data: Bytes::new() };
+    let subject = Some(upload.delta.get().subject.clone());
+    let mut next = v1::UploadChunk { subject, offset, data: Bytes::new() };
     // A closed channel means that the call is over; its answer says why.
     while chunks.send(next).await.is_ok() {
         moved.send_replace(offset);

@@ -1,5 +1,7 @@
 //! `status` and `ledger`: what the client does, and everything it did.
 
+use std::collections::BTreeSet;
+
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
@@ -33,6 +35,7 @@ struct Now {
     last: Option<Status>,
     counted: usize,
     refused: usize,
+    /// Rounds, however many reasons each was declined for in turn.
     declined: usize,
     /// Deltas in the outbox, without an answer.
     owed: usize,
@@ -47,12 +50,14 @@ pub(super) fn status(config: &SiteConfig, format: Format) -> Result<(), Failure>
     let entries = read(config)?;
     let count = |what: fn(&Event) -> bool| entries.iter().filter(|e| what(&e.event)).count();
     let answered = count(|e| matches!(e, Event::Answered { .. }));
+    let declines = entries.iter().filter(|e| matches!(e.event, Event::Declined { .. }));
+    let declined: BTreeSet<_> = declines.map(|e| (&e.run, e.round)).collect();
     let now = Now {
         running: is_held(directory),
         last,
         counted: count(|e| matches!(e, Event::Answered { refusal: None, .. })),
         refused: count(|e| matches!(e, Event::Answered { refusal: Some(_), .. })),
-        declined: count(|e| matches!(e, Event::Declined { .. })),
+        declined: declined.len(),
         owed: count(|e| matches!(e, Event::Trained(_))).saturating_sub(answered),
     };
     print(format, &now, || tell(&now));
@@ -140,6 +145,9 @@ fn words(event: &Event) -> (&'static str, String) {
             format!("{cases} cases, cohort of {cohort_size}, manifest {}", manifest.short()),
         ),
         Event::Declined { reason, .. } => ("declined", printable(&reason.to_string())),
+        Event::Willing { manifest } => {
+            ("willing", format!("would take part now; manifest {}", manifest.short()))
+        }
         Event::Stopped { reason } => ("stopped", printable(reason)),
         Event::Trained(trained) => {
             let (digest, norm) = (trained.digest.short(), trained.norm);
