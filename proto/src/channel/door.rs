@@ -199,10 +199,14 @@ impl Door {
     }
 
     /// Of the address that holds most places in `stages`, the one in the earliest stage that is
-    /// the oldest there.
+    /// the oldest there; of several such addresses likewise.
     fn of_the_greediest(&self, stages: &[Stage]) -> Option<u64> {
-        let greediest = self.strangers.values().max_by_key(|held| count(held, stages))?;
-        stages.iter().find_map(|stage| greediest[*stage as usize].first().copied())
+        let most = self.strangers.values().map(|held| count(held, stages)).max()?;
+        let greediest = || self.strangers.values().filter(|held| count(held, stages) == most);
+        let oldest = |stage: &Stage| {
+            greediest().filter_map(|held| held[*stage as usize].first().copied()).min()
+        };
+        stages.iter().find_map(oldest)
     }
 
     fn take(&mut self, id: u64, holder: Holder, displaced: Option<u64>) -> Verdict {
@@ -292,6 +296,19 @@ mod tests {
         }
         door.spoke(0);
         assert_eq!(door.accepted(100, from(HOSTILE)), Verdict::Displace(1));
+    }
+
+    /// Failed before: of addresses that hold equally many, the highest one lost its place, also in its handshake.
+    #[test]
+    fn of_addresses_that_hold_equally_many_the_oldest_silent_connection_goes() {
+        let mut door = door(100);
+        for id in 0..100u8 {
+            door.accepted(id.into(), from(100 + id));
+        }
+        door.spoke(99);
+        assert_eq!(door.accepted(100, from(HOSTILE)), Verdict::Displace(0));
+        (1..=100).for_each(|id| door.spoke(id));
+        assert_eq!(door.accepted(101, from(HOSTILE + 1)), Verdict::Displace(1));
     }
 
     #[test]
