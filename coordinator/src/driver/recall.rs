@@ -1,7 +1,7 @@
 //! After a recovery: what sites' ledgers hold of the branch that was lost, so that no round is
 //! trained a second time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tributary_shared::name::{RunName, SiteName};
@@ -74,7 +74,8 @@ impl Driver {
         if self.recoveries().is_empty() {
             return Ok(());
         }
-        let runs: Vec<RunName> = known.iter().map(|row| row.run.clone()).collect();
+        let known = highest(known);
+        let runs: BTreeSet<RunName> = known.iter().map(|row| row.run.clone()).collect();
         self.0.recalled.lock().insert(site.clone(), known);
         for name in runs {
             let Ok(run) = self.run(&name).await else { continue };
@@ -89,17 +90,51 @@ impl Driver {
     }
 }
 
+/// Of each run the highest answered round and the highest owed one, which say it all.
+fn highest(known: Vec<KnownRound>) -> Vec<KnownRound> {
+    let mut highest: BTreeMap<(RunName, bool), u32> = BTreeMap::new();
+    for KnownRound { run, round, answered } in known {
+        let so_far = highest.entry((run, answered)).or_default();
+        *so_far = round.max(*so_far);
+    }
+    let row = |((run, answered), round)| KnownRound { run, round, answered };
+    highest.into_iter().map(row).collect()
+}
+
 impl LiveRun {
     /// Skips the rounds that sites know from a lost branch; says whether it did.
     pub(super) async fn skip_known(&self, driver: &Driver) -> Result<bool, DriverError> {
         let mut skipped = false;
+        let active = driver.members().active_sites();
         for recovery in driver.recoveries().iter().rev() {
             let (digest, most) = (recovery.statement.digest(), recovery.statement.lost_leaves());
             for (site, KnownRound { round, answered, .. }) in driver.0.recalled.of(self.name()) {
+                // A site that takes no part for now cuts no round of the others short.
+                if !active.contains(&site) {
+                    continue;
+                }
                 let skip = Skip { site, round, answered, recovery: digest, most };
                 skipped |= self.apply(driver, Command::Skip(skip)).await?;
             }
         }
         Ok(skipped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Failed before: each of a thousand equal rows was remembered and led to a look at the run.
+    #[test]
+    fn rows_of_one_run_are_two_at_most() {
+        let row = |run: &str, round, answered| {
+            let run = run.parse().unwrap();
+            KnownRound { run, round, answered }
+        };
+        let mut known = vec![row("a", 3, true); 1000];
+        known.extend([row("a", 7, true), row("a", 5, false), row("b", 1, false)]);
+        let expected = [row("a", 5, false), row("a", 7, true), row("b", 1, false)];
+        assert_eq!(highest(known), expected);
     }
 }
