@@ -8,6 +8,7 @@ use tributary_shared::check::{CheckAnswer, CheckWarning};
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::RunName;
+use tributary_shared::text::printable;
 
 use super::activity::{Activity, RoundId};
 use super::disclosure;
@@ -64,7 +65,8 @@ impl Site {
         let manifest = match read_manifest(run, &asked.manifest_json, known) {
             Ok(manifest) => manifest,
             Err(refusal) => {
-                tracing::error!(%run, "not a run to look at: {refusal}");
+                let told = printable(&refusal.to_string());
+                tracing::error!(%run, "not a run to look at: {told}");
                 return Ok((CheckAnswer::Other, Vec::new()));
             }
         };

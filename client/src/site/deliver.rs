@@ -4,12 +4,15 @@
 use tributary_proto::convert::verdict;
 use tributary_shared::outcome::Failure;
 use tributary_shared::refusal::{Refusal, RefusalClass};
+use tributary_shared::text::printable;
 
 use super::activity::{Phase, RoundId};
 use super::{Halt, Site};
 use crate::ledger::{Delta, Event, Released, Standing};
 use crate::transport::{CallError, Upload};
 
+/// Longest reason kept of a no, as the coordinator keeps it.
+const REASON_CHARS_MAX: usize = 500;
 /// Times that a delta is sent again because it arrived damaged.
 const DAMAGED_MAX: u32 = 3;
 
@@ -148,5 +151,7 @@ impl Site {
 
 /// The refusal of a round that the site could not train.
 pub(super) fn reason_failed(reason: impl Into<String>) -> Refusal {
-    Refusal::SiteFailed { reason: reason.into(), class: RefusalClass::Never }
+    // Some quote what the coordinator sent.
+    let reason = printable(&reason.into()).chars().take(REASON_CHARS_MAX).collect();
+    Refusal::SiteFailed { reason, class: RefusalClass::Never }
 }

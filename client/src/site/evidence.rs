@@ -52,8 +52,6 @@ impl Site {
         };
         let proved = check(&reply.leaves, head, asked, &self.name);
         Ok(proved.map_err(|problem| {
-            let (run, round) = (&asked.terms.run, asked.terms.round);
-            tracing::error!(%run, round, "not in the history that this site follows: {problem}");
             reason_failed(format!("the round is not proved by the history: {problem}"))
         }))
     }

@@ -13,7 +13,7 @@ use super::deliver::reason_failed;
 use super::lease::Lease;
 use super::terms::read_manifest;
 use super::{Halt, Site};
-use crate::ledger::Event;
+use crate::ledger::{Event, Ledger};
 use crate::transport::CallError;
 
 impl Site {
@@ -24,11 +24,9 @@ impl Site {
             return Err(CallError::Rejected(Failure::refused("malformed", text)).into());
         };
         let known = self.ledger.manifest_of(&run);
-        // The coordinator's word is not enough: under it, questions could be asked without limit.
         let manifest = Digest::of(&inquiry.manifest_json);
-        let declined = self.ledger.declined(&run).filter(|(_, of, _)| *of == Some(manifest));
-        let round = match declined {
-            Some((round, ..)) if !inquiry.is_check => round,
+        let round = match answered_in_words(&self.ledger, &run, manifest) {
+            Some(round) if !inquiry.is_check => round,
             Some(_) | None => return self.check(run, manifest, inquiry).await,
         };
         let answer = match read_manifest(&run, &inquiry.manifest_json, known) {
@@ -72,5 +70,48 @@ impl Site {
         self.activity.send_modify(|a| a.enter(Phase::Preparing, 0));
         let coordinator = self.coordinator()?.clone();
         Ok(Lease::begin(coordinator, round, manifest.rounds.lease(), self.activity.subscribe()))
+    }
+}
+
+/// The declined round for which a question about `run` is answered in words.
+///
+/// The coordinator's word is not enough: under it, questions could be asked without limit. A refusal
+/// that cannot end has no such question, and may be of a run that is not in the history.
+fn answered_in_words(ledger: &Ledger, run: &RunName, manifest: Digest) -> Option<u32> {
+    let (round, of, reason) = ledger.declined(run)?;
+    let may_end = reason.is_none_or(Refusal::may_end);
+    (of == Some(manifest) && may_end).then_some(round)
+}
+
+#[cfg(test)]
+mod tests {
+    use tributary_shared::refusal::RefusalClass;
+    use tributary_shared::timestamp::Timestamp;
+
+    use super::*;
+    use crate::ledger::Entry;
+
+    /// Failed before: a round that the history did not prove was declined under its manifest, and every
+    /// question about it was answered in words from then on.
+    #[test]
+    fn questions_are_answered_in_words_for_refusals_that_may_end_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(&folder.path().join("ledger.jsonl")).unwrap();
+        let run: RunName = "run".parse().unwrap();
+        let (known, other) = (Digest::of(b"known"), Digest::of(b"other"));
+        let mut stands = |event| {
+            let at = Timestamp::from_millis(1);
+            ledger.append(&Entry { at, run: run.clone(), round: 3, event }).unwrap();
+            [known, other].map(|manifest| answered_in_words(&ledger, &run, manifest))
+        };
+        let declined = |manifest, class| Event::Declined {
+            manifest,
+            reason: Refusal::Policy { reason: "hours".to_owned(), class },
+        };
+        assert_eq!(stands(declined(Some(known), RefusalClass::Never)), [None, None]);
+        assert_eq!(stands(declined(None, RefusalClass::Never)), [None, None]);
+        assert_eq!(stands(declined(Some(known), RefusalClass::Passing)), [Some(3), None]);
+        assert_eq!(stands(declined(Some(known), RefusalClass::UntilChanged)), [Some(3), None]);
+        assert_eq!(stands(Event::Willing { manifest: known }), [Some(3), None]);
     }
 }

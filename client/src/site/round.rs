@@ -60,28 +60,34 @@ impl Site {
         };
         let asked = match terms::check(&id, assignment, before) {
             Ok(asked) => asked,
-            Err(refusal) => {
-                tracing::error!(run = %id.run, round = id.round, "not a round to train: {refusal}");
-                return self.decline(&id, None, reason_failed(refusal.to_string())).await;
-            }
+            Err(refusal) => return self.reject(&id, reason_failed(refusal.to_string())).await,
         };
-        let manifest = Some(asked.terms.manifest);
+        let manifest = asked.terms.manifest;
         let coordinator = self.coordinator()?.clone();
         let every = asked.manifest.rounds.lease();
         // Reading all images may take minutes: the coordinator hears from the start that the site
         // is at work.
         let lease = Lease::begin(coordinator, id.clone(), every, self.activity.subscribe());
-        let judged = match self.prove(&asked).await? {
-            Ok(()) => self.judge_round(&asked).await,
-            Err(refusal) => Err(refusal),
-        };
-        match judged {
+        if let Err(refusal) = self.prove(&asked).await? {
+            // Without the manifest: no question about a run that is not in the history is answered in words.
+            return self.reject(&id, refusal).await;
+        }
+        match self.judge_round(&asked).await {
             Ok((policy, work)) => self.train_and_deliver(&id, asked, &policy, work, lease).await,
             Err(refusal) => {
                 tracing::warn!(run = %id.run, round = id.round, "declined: {refusal}");
-                self.decline(&id, manifest, refusal).await
+                self.decline(&id, Some(manifest), refusal).await
             }
         }
+    }
+
+    /// Declines what is no round to train. It is the coordinator's fault, and the site waits before it
+    /// asks for more: such offers cost an entry of the ledger each.
+    async fn reject(&mut self, id: &RoundId, refusal: Refusal) -> Result<(), Halt> {
+        tracing::error!(run = %id.run, round = id.round, "not a round to train: {refusal}");
+        let failure = Failure::refused("not_a_round", refusal.to_string());
+        self.decline(id, None, refusal).await?;
+        Err(CallError::Rejected(failure).into())
     }
 
     /// Judges a round: the policy and everything that the work needs, or the refusal.
