@@ -1,4 +1,4 @@
-//! JPEG 2000 is decoded in a process of its own: the same pixels, and a process that hangs, dies or asks for too much
+//! JPEG and JPEG 2000 of DICOM are decoded in a process of their own: the same pixels, and a process that hangs, dies or asks for too much
 //! costs one file.
 #![cfg(target_os = "linux")]
 
@@ -19,6 +19,8 @@ use tributary_client::data::isolate::Isolation;
 use tributary_client::data::{DataSource, Dataset, InputSpec};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tributary-client");
+const COMPRESSED: [&str; 4] =
+    ["JPEG2000.dcm", "693_J2KI.dcm", "MR_small_jp2klossless.dcm", "SC_rgb_jpeg_dcmtk.dcm"];
 const JPEG_2000: [&str; 3] = ["JPEG2000.dcm", "693_J2KI.dcm", "MR_small_jp2klossless.dcm"];
 const PIXEL_DATA: Tag = Tag(0x7FE0, 0x0010);
 
@@ -78,10 +80,10 @@ fn one_is_refused(isolation: Isolation, seconds: u64) -> String {
 
 #[test]
 fn pixels_are_the_same_in_a_process_of_their_own() {
-    let files = folder(&JPEG_2000);
+    let files = folder(&COMPRESSED);
     let here = pixels(&open(&files, &reading(Isolation::InProcess)));
     let there = open(&files, &reading(Isolation::processes(PROGRAM.into())));
-    assert_eq!((there.len(), there.report().refused()), (3, 0));
+    assert_eq!((there.len(), there.report().refused()), (4, 0));
     assert!(here == pixels(&there));
     assert!(here.iter().all(|image| image.iter().any(|level| *level != image[0])));
 }
@@ -162,6 +164,32 @@ fn a_picture_that_needs_more_than_the_memory_costs_one_file() {
     let lines = dataset.report().lines();
     assert_eq!((dataset.len(), lines.len()), (3, 1), "{lines:?}");
     assert!(lines[0].contains("claim.dcm: the decoder "), "{lines:?}");
+    assert!(lines[0].ends_with("more than 512 MiB (data.reading.decoder_memory_mib)"), "{lines:?}");
+}
+
+/// Failed before: JPEG was decoded in the client, whose decoder reserved gigabytes for a progressive picture of 65,535 pixels
+/// a side; a byte before the frame header, which decoders skip, hid it from the check of its size.
+#[test]
+fn a_jpeg_that_hides_its_size_costs_one_file() {
+    let files = folder(&["SC_rgb_jpeg_dcmtk.dcm"]);
+    let mut object = dicom_object::open_file(fixture("SC_rgb_jpeg_dcmtk.dcm")).expect("opens");
+    change_stream(&mut object, |mut stream| {
+        let frame = stream.windows(2).position(|bytes| bytes == [0xFF, 0xC0]).expect("a frame");
+        stream[frame + 1] = 0xC2;
+        stream[frame + 5..frame + 9].fill(0xFF);
+        // The first scan of a progressive picture holds the mean levels alone (ITU-T T.81 G.1.1.1.1).
+        let scan = stream.windows(2).position(|bytes| bytes == [0xFF, 0xDA]).expect("a scan");
+        let components = usize::from(stream[scan + 4]);
+        stream[scan + 6 + 2 * components] = 0;
+        stream.insert(2, 0);
+        stream
+    });
+    object.write_to_file(files.path().join("hidden.dcm")).expect("written");
+    let isolation = Isolation::processes(PROGRAM.into());
+    let dataset = open(&files, &Reading { decoder_memory_mib: 512, ..reading(isolation) });
+    let lines = dataset.report().lines();
+    assert_eq!((dataset.len(), lines.len()), (1, 1), "{lines:?}");
+    assert!(lines[0].contains("hidden.dcm: the decoder "), "{lines:?}");
     assert!(lines[0].ends_with("more than 512 MiB (data.reading.decoder_memory_mib)"), "{lines:?}");
 }
 

@@ -208,7 +208,7 @@ fn a_tile_whose_jpeg_says_that_it_is_larger_is_refused_before_it_is_decoded() {
     let slides = Slides { mpp: 0.5, tile: 64, ..Slides::default() };
     let census = census::take(&source, &task(), &reading(slides), 0).expect("counts");
     assert_eq!((census.cases, census.refused_count), (25, 1));
-    let expected = "aperio.svs: not readable as a slide: a JPEG tile says that it holds";
+    let expected = "aperio.svs: not readable as a slide: the JPEG header of a tile of ";
     assert!(census.refused[0].contains(expected), "{census:?}");
 }
 

@@ -1,23 +1,26 @@
-//! The size of the picture that a compressed stream says it holds, read before it is decoded: the
-//! decoders reserve memory by it, whatever the file around the stream says (ITU-T T.81 B.2.2, T.800 A.5.1).
+//! What compressed pictures say of their size, compared before they are decoded: the decoders reserve
+//! memory by it, whatever the file around the stream says (ITU-T T.81 B.2.2, T.800 A.5.1).
 
 use std::io::{Read, Seek, SeekFrom};
 
 use tiff::TiffResult;
-use tiff::decoder::Decoder;
+use tiff::decoder::{ChunkType, Decoder};
 use tiff::tags::Tag;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
 
 /// Start of a JPEG 2000 codestream and its size marker.
 const SOC_SIZ: [u8; 4] = [0xFF, 0x4F, 0xFF, 0x51];
 /// JPEG as TIFF's tag `Compression` names it (TIFF Technical Note 2).
 const TIFF_JPEG: u32 = 7;
-/// Most samples of a pixel that JPEG is used for.
-const SAMPLES_MAX: u64 = 4;
 /// Most bytes of the tables that all of a file's streams share: four of each kind take 2,500.
 const TABLES_BYTES_MAX: usize = 64 << 10;
+/// How many times the file's size its strips or tiles may take: writers let empty ones name the same bytes.
+const OVERLAP_MAX: u64 = 4;
 
-/// Samples (width x height x components) of a JPEG or JPEG 2000 stream; of several frame headers the
-/// largest. `None` where the stream says none.
+/// Samples (width x height x components) of a clean JPEG or JPEG 2000 stream; of several frame headers
+/// the largest. `None` where the stream says none, or hides it behind bytes that decoders skip: this
+/// spares a decoder's process (`isolate`) the work, and does not take its place.
 pub(super) fn samples(stream: &[u8]) -> Option<u64> {
     if stream.starts_with(&[0xFF, 0xD8]) {
         return segments(stream).filter_map(|(marker, segment)| frame(marker, segment)).max();
@@ -74,8 +77,10 @@ fn frame(marker: u8, segment: &[u8]) -> Option<u64> {
 pub(super) struct JpegChunks {
     offsets: Vec<u64>,
     lengths: Vec<u64>,
-    /// Most samples of one strip or tile.
-    samples_max: u64,
+    /// What all streams begin with, its end marker left out.
+    tables: Option<Vec<u8>>,
+    /// Width and height of a strip or tile.
+    sides: (u32, u32),
     /// Most bytes of one stream.
     bytes_max: u64,
 }
@@ -83,31 +88,31 @@ pub(super) struct JpegChunks {
 impl JpegChunks {
     /// Those of the directory that the decoder stands at; `None` where it is not compressed with JPEG.
     /// A strip or tile of more than `bytes_max` bytes is refused by [`Self::check`].
+    ///
+    /// # Errors
+    /// The directory cannot be read, or its streams take more than [`OVERLAP_MAX`] times the file's
+    /// `file_bytes`: then many strips or tiles name the same bytes.
     pub(super) fn of<R: Read + Seek>(
         decoder: &mut Decoder<R>,
         bytes_max: u64,
+        file_bytes: u64,
     ) -> TiffResult<Option<Self>> {
         if decoder.find_tag_unsigned::<u32>(Tag::Compression)? != Some(TIFF_JPEG) {
             return Ok(None);
         }
-        if decoder.find_tag(Tag::JPEGTables)?.is_some() {
-            let tables = decoder.get_tag_u8_vec(Tag::JPEGTables)?;
-            if tables.len() > TABLES_BYTES_MAX || samples(&tables).is_some() {
-                return Err(damaged("its JPEG tables hold more than tables"));
+        let tables = match decoder.find_tag(Tag::JPEGTables)? {
+            Some(_) => {
+                let tables = decoder.get_tag_u8_vec(Tag::JPEGTables)?;
+                if !(2..=TABLES_BYTES_MAX).contains(&tables.len()) {
+                    return Err(damaged(&format!("JPEG tables of {} bytes", tables.len())));
+                }
+                Some(tables[..tables.len() - 2].to_vec())
             }
-        }
-        let tiled = decoder.get_chunk_type() == tiff::decoder::ChunkType::Tile;
-        let (offsets, lengths) = match tiled {
-            true => (Tag::TileOffsets, Tag::TileByteCounts),
-            false => (Tag::StripOffsets, Tag::StripByteCounts),
+            None => None,
         };
-        let (width, height) = decoder.chunk_dimensions();
-        Ok(Some(Self {
-            offsets: decoder.get_tag_u64_vec(offsets)?,
-            lengths: decoder.get_tag_u64_vec(lengths)?,
-            samples_max: u64::from(width) * u64::from(height) * SAMPLES_MAX,
-            bytes_max,
-        }))
+        let (offsets, lengths) = chunks(decoder, file_bytes)?;
+        let sides = decoder.chunk_dimensions();
+        Ok(Some(Self { offsets, lengths, tables, sides, bytes_max }))
     }
 
     /// Number of strips or tiles.
@@ -115,8 +120,8 @@ impl JpegChunks {
         self.offsets.len()
     }
 
-    /// Compares the picture that strip or tile `index` says it holds with the room that the directory
-    /// gives it.
+    /// Compares the size in the JPEG header of strip or tile `index` with the directory's. The header is
+    /// read by the decoder itself, so that both see the same one.
     pub(super) fn check<R: Read + Seek>(&self, file: &mut R, index: usize) -> TiffResult<()> {
         let (Some(offset), Some(length)) = (self.offsets.get(index), self.lengths.get(index))
         else {
@@ -125,17 +130,49 @@ impl JpegChunks {
         if *length > self.bytes_max {
             return Err(damaged(&format!("a tile of {length} bytes")));
         }
-        let mut stream = Vec::new();
-        file.seek(SeekFrom::Start(*offset))?;
+        let mut stream = self.tables.clone().unwrap_or_default();
+        // The stream's own start marker is left out behind the tables.
+        let skipped = if self.tables.is_some() { 2 } else { 0 };
+        file.seek(SeekFrom::Start(offset.saturating_add(skipped)))?;
         file.take(*length).read_to_end(&mut stream)?;
-        match samples(&stream) {
-            Some(samples) if samples > self.samples_max => Err(damaged(&format!(
-                "a JPEG tile says that it holds {samples} samples, more than the {} of its place",
-                self.samples_max
-            ))),
-            Some(_) | None => Ok(()),
+        let mut decoder = JpegDecoder::new(ZCursor::new(&stream));
+        // What it cannot read it refuses again, and says so.
+        if decoder.decode_headers().is_err() {
+            return Ok(());
         }
+        let found = decoder.dimensions().unwrap_or_default();
+        let (width, height) = self.sides;
+        if found.0 > width as usize || found.1 > height as usize {
+            let (w, h) = found;
+            return Err(damaged(&format!(
+                "the JPEG header of a tile of {width} x {height} pixels says {w} x {h}"
+            )));
+        }
+        Ok(())
     }
+}
+
+/// Offsets and lengths of the strips or tiles of the directory that the decoder stands at.
+///
+/// # Errors
+/// As [`JpegChunks::of`].
+pub(super) fn chunks<R: Read + Seek>(
+    decoder: &mut Decoder<R>,
+    file_bytes: u64,
+) -> TiffResult<(Vec<u64>, Vec<u64>)> {
+    let (offsets, lengths) = match decoder.get_chunk_type() {
+        ChunkType::Tile => (Tag::TileOffsets, Tag::TileByteCounts),
+        ChunkType::Strip => (Tag::StripOffsets, Tag::StripByteCounts),
+    };
+    let (offsets, lengths) = (decoder.get_tag_u64_vec(offsets)?, decoder.get_tag_u64_vec(lengths)?);
+    let all = lengths.iter().fold(0u64, |all, length| all.saturating_add(*length));
+    if all > file_bytes.saturating_mul(OVERLAP_MAX) {
+        let count = lengths.len();
+        return Err(damaged(&format!(
+            "{count} strips or tiles take {all} of its {file_bytes} bytes"
+        )));
+    }
+    Ok((offsets, lengths))
 }
 
 fn damaged(detail: &str) -> tiff::TiffError {

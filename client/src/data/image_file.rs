@@ -10,9 +10,10 @@ use image::{
     Limits,
 };
 
+use tiff::TiffError;
 use tiff::decoder::Decoder;
 
-use super::compressed::JpegChunks;
+use super::compressed::{self, JpegChunks};
 use super::pixels::Picture;
 use super::{DataError, ImageProblem};
 
@@ -134,16 +135,22 @@ fn check_jpeg(bytes: &[u8]) -> Result<(), ImageProblem> {
     if ended { Ok(()) } else { Err(ImageProblem::Truncated) }
 }
 
-/// Before decoding: each JPEG stream in a TIFF has a size of its own, by which its decoder reserves.
+/// Before decoding: strips and tiles that name the same bytes many times would be decoded as often,
+/// and a JPEG stream in a TIFF has a size of its own, by which its decoder reserves.
 fn check_tiff(bytes: &[u8]) -> Result<(), ImageProblem> {
     // What is no TIFF at all has its reason from the decoder.
     let Ok(mut decoder) = Decoder::new(Cursor::new(bytes)) else { return Ok(()) };
-    let streams = JpegChunks::of(&mut decoder, FILE_BYTES_MAX);
-    let checked = streams.and_then(|streams| {
-        let Some(streams) = streams else { return Ok(()) };
-        (0..streams.len()).try_for_each(|index| streams.check(decoder.inner(), index))
-    });
-    checked.map_err(|error| ImageProblem::Damaged { detail: error.to_string() })
+    let damaged = |error: TiffError| ImageProblem::Damaged { detail: error.to_string() };
+    let (width, height) = decoder.dimensions().map_err(damaged)?;
+    if width.max(height) > SIDE_MAX {
+        return Err(over_limits());
+    }
+    let file_bytes = bytes.len() as u64;
+    compressed::chunks(&mut decoder, file_bytes).map_err(damaged)?;
+    let streams = JpegChunks::of(&mut decoder, FILE_BYTES_MAX, file_bytes).map_err(damaged)?;
+    let Some(streams) = streams else { return Ok(()) };
+    let checked = (0..streams.len()).try_for_each(|at| streams.check(decoder.inner(), at));
+    checked.map_err(damaged)
 }
 
 /// One line for what the decoder said.
@@ -225,6 +232,22 @@ mod tests {
         jpeg[frame + 5..frame + 9].copy_from_slice(&[0x40, 0, 0x40, 0]);
         let error = decode_bytes(&tiff(&jpeg)).err().map(|error| error.to_string());
         let error = error.unwrap_or_default();
-        assert!(error.contains("a JPEG tile says that it holds 268435456 samples"), "{error}");
+        let expected = "the JPEG header of a tile of 16 x 16 pixels says 16384 x 16384";
+        assert!(error.contains(expected), "{error}");
+        // Bytes that the decoder skips hide nothing.
+        jpeg.splice(2..2, [0]);
+        let error = decode_bytes(&tiff(&jpeg)).err().map(|error| error.to_string());
+        assert!(error.unwrap_or_default().contains(expected));
+    }
+
+    /// Failed before: each strip was copied, whatever its bytes had been named for before.
+    #[test]
+    fn strips_that_name_the_same_bytes_many_times_are_refused() {
+        let mut file = tiff(&[0xFF; 1000]);
+        let length = file.len() as u32;
+        let count = file.windows(2).rposition(|tag| tag == 279u16.to_le_bytes()).unwrap();
+        file[count + 8..count + 12].copy_from_slice(&(5 * length).to_le_bytes());
+        let error = decode_bytes(&file).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains("1 strips or tiles take"), "{error}");
     }
 }

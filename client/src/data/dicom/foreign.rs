@@ -1,5 +1,6 @@
-//! Pictures whose decoder has unsafe code (JPEG 2000): decoded in another process, and put back into the object as plain
-//! samples, so that everything after the decoder is one code for all transfer syntaxes.
+//! JPEG and JPEG 2000 pictures: decoded in another process, because their decoders reserve what a stream says or have
+//! unsafe code, and put back into the object as plain samples, so that everything after the decoder is one code for all
+//! transfer syntaxes.
 
 use dicom_core::value::PixelFragmentSequence;
 use dicom_encoding::adapters::PixelDataObject;
@@ -12,16 +13,9 @@ use super::{DicomProblem, FRAMES_MAX, PIXEL_DATA};
 use crate::config::reading::Reading;
 use crate::data::isolate::{Coded, Limits, Request};
 
-/// Encapsulated transfer syntaxes whose decoders are safe Rust: uncompressed, JPEG baseline, extended and lossless, RLE.
-/// Any other goes to another process.
-const SAFE: [&str; 6] = [
-    ENCAPSULATED,
-    "1.2.840.10008.1.2.4.50",
-    "1.2.840.10008.1.2.4.51",
-    "1.2.840.10008.1.2.4.57",
-    "1.2.840.10008.1.2.4.70",
-    "1.2.840.10008.1.2.5",
-];
+/// Encapsulated transfer syntaxes whose frames take no more memory than the header says: uncompressed and RLE. Any
+/// other goes to another process: the decoders of JPEG reserve by the stream's own header.
+const SAFE: [&str; 2] = [ENCAPSULATED, "1.2.840.10008.1.2.5"];
 /// Encapsulated Uncompressed Explicit VR Little Endian (PS3.5 A.4.11): each fragment is the samples of a frame.
 const ENCAPSULATED: &str = "1.2.840.10008.1.2.1.98";
 

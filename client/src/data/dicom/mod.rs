@@ -75,6 +75,24 @@ pub enum DicomProblem {
         /// The bound.
         max: u32,
     },
+    /// Elements, and items of sequences.
+    #[error("more than {max} elements and items")]
+    Elements {
+        /// The bound.
+        max: u32,
+    },
+    /// What stands before the pixels.
+    #[error("more than {max} bytes before its pixels")]
+    Header {
+        /// The bound.
+        max: u64,
+    },
+    /// A deflated data set that holds far more than its packed bytes.
+    #[error("deflated, and more than {max} bytes unpacked")]
+    Unpacked {
+        /// The bound.
+        max: u64,
+    },
     /// A report, a plan, a waveform.
     #[error("holds no picture (no pixel data)")]
     NoPicture,

@@ -13,10 +13,14 @@ use dicom_parser::dataset::lazy_read::LazyDataSetReader;
 use dicom_parser::{DynStatefulDecoder, StatefulDecode};
 use dicom_transfer_syntax_registry::{TransferSyntaxIndex, TransferSyntaxRegistry};
 
-use super::{DicomProblem, FILE_BYTES_MAX, PIXEL_DATA, format};
+use super::{DECODE_MIB_MAX, DicomProblem, FILE_BYTES_MAX, HEADER_BYTES_MAX, PIXEL_DATA, format};
 
 /// Most sequences within each other. Structured reports have about a dozen.
 const DEPTH_MAX: u32 = 64;
+/// Most elements and items, each of which takes some hundred bytes of memory.
+const ELEMENTS_MAX: u32 = 1_000_000;
+/// A deflated data set may hold so many times its packed size, and one picture more.
+const UNPACKED_TIMES_MAX: u64 = 4;
 /// Bytes before the letters `DICM`.
 const PREAMBLE_BYTES: u64 = 128;
 /// Group of the file meta information.
@@ -44,11 +48,12 @@ pub(super) fn survey(path: &Path, header_only: bool) -> Result<(), DicomProblem>
         }
         // Packed as a whole: what it holds is counted first.
         Codec::Dataset(Some(adapter)) => {
-            let most = FILE_BYTES_MAX + 1;
-            let mut unpacked = adapter.adapt_reader(Box::new(file)).take(most);
+            let max = bytes.saturating_mul(UNPACKED_TIMES_MAX).saturating_add(DECODE_MIB_MAX << 20);
+            let max = max.min(FILE_BYTES_MAX);
+            let mut unpacked = adapter.adapt_reader(Box::new(file)).take(max + 1);
             let bytes = io::copy(&mut unpacked, &mut io::sink()).map_err(|e| format(&e))?;
-            if bytes == most {
-                return Err(DicomProblem::TooLarge { bytes, max: FILE_BYTES_MAX });
+            if bytes > max {
+                return Err(DicomProblem::Unpacked { max });
             }
             let mut file = BufReader::new(open()?);
             file.seek(SeekFrom::Start(begin)).map_err(|e| format(&e))?;
@@ -67,13 +72,18 @@ fn walk(
 ) -> Result<(), DicomProblem> {
     let decoder = DynStatefulDecoder::new_with_ts(set, syntax, 0).map_err(|e| format(&e))?;
     let mut reader = LazyDataSetReader::new(decoder);
-    let mut depth = 0u32;
+    let (mut depth, mut elements, mut in_pixels) = (0u32, 0u32, false);
     while let Some(token) = reader.advance() {
+        let token = token.map_err(|e| format(&e))?;
+        elements += u32::from(is_kept(&token));
+        if elements > ELEMENTS_MAX {
+            return Err(DicomProblem::Elements { max: ELEMENTS_MAX });
+        }
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "the enum may grow; the rest holds no length"
         )]
-        match token.map_err(|e| format(&e))? {
+        match token {
             // An icon within a sequence has pixels too, and elements may follow it.
             LazyDataToken::ElementHeader(header)
                 if header_only && depth == 0 && header.tag == PIXEL_DATA =>
@@ -81,7 +91,11 @@ fn walk(
                 return Ok(());
             }
             LazyDataToken::PixelSequenceStart if header_only && depth == 0 => return Ok(()),
+            LazyDataToken::ElementHeader(header) => {
+                in_pixels |= depth == 0 && header.tag == PIXEL_DATA;
+            }
             LazyDataToken::SequenceStart { .. } | LazyDataToken::PixelSequenceStart => {
+                in_pixels |= depth == 0 && matches!(token, LazyDataToken::PixelSequenceStart);
                 depth += 1;
                 if depth > DEPTH_MAX {
                     return Err(DicomProblem::Depth { max: DEPTH_MAX });
@@ -90,6 +104,10 @@ fn walk(
             LazyDataToken::SequenceEnd => depth = depth.saturating_sub(1),
             LazyDataToken::LazyValue { header, decoder } => {
                 fits(header.tag, header.len.0, bytes.saturating_sub(decoder.position()))?;
+                let end = decoder.position().saturating_add(u64::from(header.len.0));
+                if !in_pixels && end > HEADER_BYTES_MAX {
+                    return Err(DicomProblem::Header { max: HEADER_BYTES_MAX });
+                }
                 decoder.skip_bytes(header.len.0).map_err(|e| format(&e))?;
             }
             LazyDataToken::LazyItemValue { len, decoder } => {
@@ -100,6 +118,16 @@ fn walk(
         }
     }
     Ok(())
+}
+
+/// Whether the reader keeps an element or an item for the token.
+fn is_kept<D>(token: &LazyDataToken<D>) -> bool {
+    matches!(
+        token,
+        LazyDataToken::ElementHeader(_)
+            | LazyDataToken::SequenceStart { .. }
+            | LazyDataToken::ItemStart { .. }
+    )
 }
 
 fn fits(tag: Tag, declared: u32, left: u64) -> Result<(), DicomProblem> {

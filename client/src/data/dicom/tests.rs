@@ -1,8 +1,11 @@
 //! Against pydicom: `tests/python/dicom_golden.py` writes what it makes of its own files.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use dicom_object::OpenFileOptions;
+use flate2::Compression;
+use flate2::write::DeflateEncoder;
 
 use tributary_shared::dataset::Window;
 
@@ -187,7 +190,17 @@ fn any_prefix_of_a_file_is_a_picture_or_a_reason() {
 
 /// A file of explicit VR little endian with `elements` behind its meta information.
 fn file(elements: &[u8]) -> tempfile::NamedTempFile {
-    let uid = b"1.2.840.10008.1.2.1\0";
+    of_syntax(b"1.2.840.10008.1.2.1\0", elements)
+}
+
+/// A deflated data set of what `write` writes.
+fn deflated(write: impl FnOnce(&mut DeflateEncoder<Vec<u8>>)) -> tempfile::NamedTempFile {
+    let mut set = DeflateEncoder::new(Vec::new(), Compression::default());
+    write(&mut set);
+    of_syntax(b"1.2.840.10008.1.2.1.99", &set.finish().unwrap())
+}
+
+fn of_syntax(uid: &[u8], elements: &[u8]) -> tempfile::NamedTempFile {
     let mut bytes = vec![0; 128];
     bytes.extend(b"DICM\x02\0\0\0UL\x04\0");
     bytes.extend((8 + uid.len() as u32).to_le_bytes());
@@ -244,6 +257,44 @@ fn a_hundred_thousand_nested_sequences_are_refused() {
     let file = file(&level.repeat(100_000));
     let problem = header(file.path()).err().unwrap();
     assert_eq!(problem, DicomProblem::Depth { max: 64 });
+}
+
+/// Failed before: the reader made an element of each, about a gigabyte in all.
+#[test]
+fn a_header_of_two_million_empty_elements_is_refused() {
+    let mut elements = Vec::new();
+    for element in 0..2_000_000u32 {
+        let group = 0x0011 + 2 * (element >> 16) as u16;
+        elements.extend(group.to_le_bytes());
+        elements.extend((element as u16).to_le_bytes());
+        elements.extend(*b"LO\0\0");
+    }
+    let problem = header(file(&elements).path()).err().unwrap();
+    assert_eq!(problem, DicomProblem::Elements { max: 1_000_000 });
+}
+
+/// Failed before: two gigabytes were unpacked of two megabytes.
+#[test]
+fn a_deflated_data_set_that_unpacks_to_far_more_than_it_is_is_refused() {
+    let file = deflated(|set| {
+        set.write_all(b"\x09\0\x10\x10OB\0\0").unwrap();
+        set.write_all(&(600u32 << 20).to_le_bytes()).unwrap();
+        (0..600).for_each(|_| set.write_all(&[0; 1 << 20]).unwrap());
+    });
+    let problem = header(file.path()).err().unwrap();
+    assert!(matches!(problem, DicomProblem::Unpacked { max } if max < 515 << 20), "{problem:?}");
+}
+
+/// Failed before: the bound of a header was one of its packed bytes.
+#[test]
+fn a_deflated_header_is_bounded_by_its_unpacked_bytes() {
+    let file = deflated(|set| {
+        set.write_all(b"\x09\0\x10\x10OB\0\0").unwrap();
+        set.write_all(&(100u32 << 20).to_le_bytes()).unwrap();
+        (0..100).for_each(|_| set.write_all(&[0; 1 << 20]).unwrap());
+    });
+    let problem = header(file.path()).err().unwrap();
+    assert_eq!(problem, DicomProblem::Header { max: 64 << 20 });
 }
 
 /// A12c. Failed before: the size of the JPEG, not that of the DICOM header, was reserved.

@@ -1,6 +1,6 @@
 //! The levels of a tiled TIFF.
 
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, SeekFrom};
 
 use image::{Rgb, RgbImage};
 use tiff::ColorType;
@@ -8,7 +8,7 @@ use tiff::decoder::{ChunkType, Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 
 use super::SlideProblem;
-use crate::data::compressed::JpegChunks;
+use crate::data::compressed::{self, JpegChunks};
 
 /// Most directories of a file that are looked at.
 const DIRECTORIES_MAX: usize = 64;
@@ -16,6 +16,9 @@ const DIRECTORIES_MAX: usize = 64;
 const TILE_BYTES_MAX: usize = 64 << 20;
 /// Least side of a tile, pixels: the standard wants multiples of 16, and smaller tiles are many calls for few pixels.
 const TILE_SIDE_MIN: u32 = 16;
+/// Most pixels of a level's tiles, in pixels of the level and of one tile: the last tile of a row or column reaches over
+/// the edge, and its decoder unpacks that too.
+const PADDING_MAX: u64 = 4;
 /// Most bytes of one tag; the offsets of four million tiles.
 const TAG_BYTES_MAX: usize = 32 << 20;
 /// Longest description read.
@@ -42,6 +45,7 @@ pub(super) struct Pyramid<R: Read + Seek> {
     current: usize,
     /// Its JPEG streams, once one of them was asked for.
     streams: Option<JpegChunks>,
+    file_bytes: u64,
     mpp: Option<f64>,
 }
 
@@ -61,7 +65,10 @@ fn format(error: &tiff::TiffError) -> SlideProblem {
 impl<R: Read + Seek> Pyramid<R> {
     /// Reads the directories, and no pixel. Labels and overviews of the glass, which are not tiled
     /// or have another ratio of sides, are no levels.
-    pub(super) fn read(reader: R) -> Result<Self, SlideProblem> {
+    pub(super) fn read(mut reader: R) -> Result<Self, SlideProblem> {
+        let io = |error: std::io::Error| format(&error.into());
+        let file_bytes = reader.seek(SeekFrom::End(0)).map_err(io)?;
+        reader.seek(SeekFrom::Start(0)).map_err(io)?;
         let mut limits = Limits::default();
         limits.decoding_buffer_size = TILE_BYTES_MAX;
         limits.intermediate_buffer_size = TILE_BYTES_MAX;
@@ -72,6 +79,7 @@ impl<R: Read + Seek> Pyramid<R> {
         let mut current = 0;
         loop {
             if let Some(level) = level(&mut decoder, current)? {
+                compressed::chunks(&mut decoder, file_bytes).map_err(|e| format(&e))?;
                 if levels.is_empty() {
                     mpp = resolution(&mut decoder);
                 }
@@ -89,7 +97,7 @@ impl<R: Read + Seek> Pyramid<R> {
         if levels.len() < 2 || levels[0].width == levels[levels.len() - 1].width {
             return Err(SlideProblem::Levels { levels: levels.len() });
         }
-        Ok(Self { decoder, levels, current, streams: None, mpp })
+        Ok(Self { decoder, levels, current, streams: None, file_bytes, mpp })
     }
 
     /// Micrometres a pixel of the finest level, if the file says it.
@@ -118,7 +126,7 @@ impl<R: Read + Seek> Pyramid<R> {
             self.streams = None;
         }
         if self.streams.is_none() {
-            let streams = JpegChunks::of(&mut self.decoder, TILE_BYTES_MAX as u64);
+            let streams = JpegChunks::of(&mut self.decoder, TILE_BYTES_MAX as u64, self.file_bytes);
             self.streams = streams.map_err(|e| format(&e))?;
         }
         let across = width.div_ceil(w);
@@ -191,6 +199,12 @@ fn level<R: Read + Seek>(
         let detail = format!("tiles of {w} x {h} pixels");
         return Err(SlideProblem::Format { detail });
     }
+    let tiles = u64::from(width).div_ceil(w) * u64::from(height).div_ceil(h);
+    let pixels = u64::from(width) * u64::from(height);
+    if tiles.saturating_mul(w * h) > pixels.saturating_add(w * h).saturating_mul(PADDING_MAX) {
+        let detail = format!("{tiles} tiles of {w} x {h} pixels for {width} x {height} pixels");
+        return Err(SlideProblem::Format { detail });
+    }
     Ok(Some(Level { directory, width, height, tile, luma_chroma }))
 }
 
@@ -236,6 +250,60 @@ pub(super) fn saturation(Rgb(pixel): Rgb<u8>) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The directory of a deflated RGB picture, whose tiles all lie at the file's beginning.
+    fn tiff(width: u32, height: u32, side: u32, tile_bytes: u32) -> Vec<u8> {
+        let tiles = width.div_ceil(side) * height.div_ceil(side);
+        let (short, long) = (3u16, 4u16);
+        let (bits, offsets) = (8, 14);
+        let (lengths, directory) = (offsets + 4 * tiles, offsets + 8 * tiles);
+        let fields = [
+            (256u16, long, 1, width),
+            (257, long, 1, height),
+            (258, short, 3, bits),
+            (259, short, 1, 8),
+            (262, short, 1, 2),
+            (277, short, 1, 3),
+            (322, long, 1, side),
+            (323, long, 1, side),
+            (324, long, tiles, offsets),
+            (325, long, tiles, lengths),
+        ];
+        let mut bytes =
+            [b"II\x2A\0".as_slice(), &directory.to_le_bytes(), &[8, 0, 8, 0, 8, 0]].concat();
+        bytes.extend(8u32.to_le_bytes().repeat(tiles as usize));
+        bytes.extend(tile_bytes.to_le_bytes().repeat(tiles as usize));
+        bytes.extend((fields.len() as u16).to_le_bytes());
+        for (tag, kind, count, value) in fields {
+            bytes.extend(tag.to_le_bytes());
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(count.to_le_bytes());
+            bytes.extend(value.to_le_bytes());
+        }
+        bytes.extend(0u32.to_le_bytes());
+        bytes
+    }
+
+    fn refusal(bytes: Vec<u8>) -> String {
+        let read = Pyramid::read(std::io::Cursor::new(bytes));
+        read.err().map(|problem| problem.to_string()).unwrap_or_default()
+    }
+
+    /// Failed before: a level of 16 pixels across was decoded in tiles of 4096 a side, for hours.
+    #[test]
+    fn tiles_that_hold_far_more_than_their_level_are_refused() {
+        let told = refusal(tiff(16, 1 << 24, 4096, 16));
+        assert!(told.contains("4096 tiles of 4096 x 4096 pixels for 16 x 16777216"), "{told}");
+        let told = refusal(tiff(16, 16, 4096, 16));
+        assert!(!told.contains("pixels for"), "one tile may be larger than its level: {told}");
+    }
+
+    /// Failed before: the same bytes were decoded for each of the tiles that name them.
+    #[test]
+    fn tiles_that_name_the_same_bytes_many_times_are_refused() {
+        let told = refusal(tiff(1024, 1024, 64, 4096));
+        assert!(told.contains("256 strips or tiles take 1048576 of its"), "{told}");
+    }
 
     #[test]
     fn colours_are_jfifs() {
