@@ -42,10 +42,12 @@ impl Recalled {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The rounds of `run` that sites hold.
-    fn of(&self, run: &RunName) -> Vec<(SiteName, KnownRound)> {
+    /// The rounds of `run` that `active` sites hold: one that takes no part cuts no round of the others
+    /// short.
+    fn of(&self, run: &RunName, active: &BTreeSet<SiteName>) -> Vec<(SiteName, KnownRound)> {
         let known = self.lock();
-        let rows = known.iter().flat_map(|(site, rows)| rows.iter().map(move |row| (site, row)));
+        let sites = known.iter().filter(|(site, _)| active.contains(*site));
+        let rows = sites.flat_map(|(site, rows)| rows.iter().map(move |row| (site, row)));
         rows.filter(|(_, row)| row.run == *run).map(|(s, row)| (s.clone(), row.clone())).collect()
     }
 }
@@ -108,11 +110,9 @@ impl LiveRun {
         let active = driver.members().active_sites();
         for recovery in driver.recoveries().iter().rev() {
             let (digest, most) = (recovery.statement.digest(), recovery.statement.lost_leaves());
-            for (site, KnownRound { round, answered, .. }) in driver.0.recalled.of(self.name()) {
-                // A site that takes no part for now cuts no round of the others short.
-                if !active.contains(&site) {
-                    continue;
-                }
+            for (site, KnownRound { round, answered, .. }) in
+                driver.0.recalled.of(self.name(), &active)
+            {
                 let skip = Skip { site, round, answered, recovery: digest, most };
                 skipped |= self.apply(driver, Command::Skip(skip)).await?;
             }
@@ -136,5 +136,17 @@ mod tests {
         known.extend([row("a", 7, true), row("a", 5, false), row("b", 1, false)]);
         let expected = [row("a", 5, false), row("a", 7, true), row("b", 1, false)];
         assert_eq!(highest(known), expected);
+    }
+
+    /// Failed before: a suspended site's word cut rounds short.
+    #[test]
+    fn only_what_active_sites_hold_is_told() {
+        let (run, round): (RunName, u32) = ("a".parse().unwrap(), 3);
+        let row = KnownRound { run: run.clone(), round, answered: true };
+        let [active, suspended]: [SiteName; 2] = ["x", "y"].map(|name| name.parse().unwrap());
+        let sites = [active.clone(), suspended].map(|site| (site, vec![row.clone()]));
+        let recalled = Recalled { recoveries: Vec::new(), known: Mutex::new(sites.into()) };
+        assert_eq!(recalled.of(&run, &[active.clone()].into()), [(active, row)]);
+        assert_eq!(recalled.of(&run, &BTreeSet::new()), []);
     }
 }
