@@ -33,7 +33,8 @@ pub struct Reading {
     pub decoder_memory_mib: u64,
     /// Most time of a decoder's process for one picture, seconds: 1 to 3600.
     pub decoder_seconds: u64,
-    /// Where decoders with unsafe code run: the program's choice and not the site's.
+    /// Isolation of the decoders of JPEG, JPEG 2000 and Parquet descriptions; chosen by the program, not by
+    /// `site.toml`.
     #[serde(skip)]
     pub isolation: Isolation,
     /// DICOM modality code of files that name none.

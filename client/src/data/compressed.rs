@@ -1,5 +1,5 @@
-//! What compressed pictures say of their size, compared before they are decoded: the decoders reserve
-//! memory by it, whatever the file around the stream says (ITU-T T.81 B.2.2, T.800 A.5.1).
+//! Checks of the size in the header of a compressed picture, before it is decoded: the decoders reserve
+//! memory by that size, whatever the file around the stream says (ITU-T T.81 B.2.2, T.800 A.5.1).
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -15,7 +15,7 @@ const SOC_SIZ: [u8; 4] = [0xFF, 0x4F, 0xFF, 0x51];
 const TIFF_JPEG: u32 = 7;
 /// Most bytes of the tables that all of a file's streams share: four of each kind take 2,500.
 const TABLES_BYTES_MAX: usize = 64 << 10;
-/// How many times the file's size its strips or tiles may take: writers let empty ones name the same bytes.
+/// Most bytes of all strips or tiles together, in sizes of the file: writers let empty ones name the same bytes.
 const OVERLAP_MAX: u64 = 4;
 
 /// Samples (width x height x components) of a clean JPEG or JPEG 2000 stream; of several frame headers
@@ -73,11 +73,11 @@ fn frame(marker: u8, segment: &[u8]) -> Option<u64> {
     Some(side(w0, w1) * side(h0, h1) * u64::from(components))
 }
 
-/// Where the JPEG streams of one TIFF directory lie, and how large each may be.
+/// Places and bounds of the JPEG streams of one TIFF directory.
 pub(super) struct JpegChunks {
     offsets: Vec<u64>,
     lengths: Vec<u64>,
-    /// What all streams begin with, its end marker left out.
+    /// The tables that all streams share (`JPEGTables`), without their end marker.
     tables: Option<Vec<u8>>,
     /// Width and height of a strip or tile.
     sides: (u32, u32),

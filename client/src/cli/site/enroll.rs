@@ -28,7 +28,7 @@ pub struct EnrollArgs {
     /// Renew the certificate of the same site with a new kit, keeping its key.
     #[arg(long)]
     renew: bool,
-    /// A proxy that allows CONNECT, http://host:port; one with a password belongs into HTTPS_PROXY, because other users of
+    /// A proxy that allows CONNECT, http://host:port; one with a password belongs in HTTPS_PROXY, because other users of
     /// this machine can read a program's arguments [default: what HTTPS_PROXY says]
     #[arg(long, value_name = "URL")]
     proxy: Option<String>,

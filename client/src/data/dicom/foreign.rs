@@ -19,8 +19,8 @@ const SAFE: [&str; 2] = [ENCAPSULATED, "1.2.840.10008.1.2.5"];
 /// Encapsulated Uncompressed Explicit VR Little Endian (PS3.5 A.4.11): each fragment is the samples of a frame.
 const ENCAPSULATED: &str = "1.2.840.10008.1.2.1.98";
 
-/// Whether the pictures of the object are for another process. A transfer syntax that is not read is not: the reader
-/// names it.
+/// True for an object whose pictures are decoded in another process; false also for a transfer syntax that is not
+/// read, which the reader names.
 pub(super) fn is_foreign(object: &DefaultDicomObject) -> bool {
     let uid = object.meta().transfer_syntax();
     let syntax = TransferSyntaxRegistry.get(uid);

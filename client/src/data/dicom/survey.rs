@@ -120,7 +120,7 @@ fn walk(
     Ok(())
 }
 
-/// Whether the reader keeps an element or an item for the token.
+/// True for a token of which the reader keeps an element or an item.
 fn is_kept<D>(token: &LazyDataToken<D>) -> bool {
     matches!(
         token,

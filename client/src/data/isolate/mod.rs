@@ -18,7 +18,7 @@ pub const COMMAND: &str = "decode-worker";
 /// The program's own choice.
 static CHOSEN: OnceLock<Isolation> = OnceLock::new();
 
-/// Where decoders with unsafe code run.
+/// The choice between decoding in this process and in others.
 #[derive(Clone, Debug)]
 pub enum Isolation {
     /// In the process that reads the file: for tests and benches. A decoder that crashes ends it.
@@ -31,7 +31,7 @@ pub enum Isolation {
 #[derive(Clone, Debug)]
 pub struct Processes(Arc<Pool>);
 
-/// What one request may take.
+/// Limits of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     /// Address space of the process, MiB.
@@ -52,7 +52,7 @@ pub enum DecoderProblem {
     /// The process or a thread for it was not started.
     #[error("the decoder's process cannot be started: {detail}")]
     Start {
-        /// What the system said.
+        /// The system's reason.
         detail: String,
     },
     /// It was killed.
@@ -114,7 +114,7 @@ impl Isolation {
 }
 
 impl Default for Isolation {
-    /// What [`Isolation::choose`] was told; in process where the library is used without the program.
+    /// The choice that was made with [`Isolation::choose`]; in process where the library is used without the program.
     fn default() -> Self {
         CHOSEN.get().cloned().unwrap_or(Self::InProcess)
     }

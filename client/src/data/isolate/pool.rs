@@ -90,7 +90,7 @@ struct Worker {
 
 struct Answered {
     answer: Answer,
-    /// Whether the process may be given another picture.
+    /// True when the process may be given another request.
     keep: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What the client and a decoder's process say to each other: messages with their length before them.
+//! Messages between the client and a decoder's process, each with its length before it.
 
 use std::io::{self, Read, Write};
 
@@ -12,7 +12,7 @@ const HEAD_BYTES: usize = 11;
 const PICTURE: u8 = 0;
 const FOOTER: u8 = 1;
 
-/// What a decoder's process is asked.
+/// A request to a decoder's process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::data) enum Request<'a> {
     /// To decode a picture: its samples are the answer.
@@ -39,7 +39,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// What is sent before [`Self::body`].
+    /// The bytes that are sent before [`Self::body`].
     pub(super) fn head(&self) -> Vec<u8> {
         match self {
             Self::Picture(coded) => coded.head(),
@@ -122,12 +122,12 @@ impl<'a> Coded<'a> {
     }
 }
 
-/// What comes back.
+/// An answer of a decoder's process.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// Samples side by side, little endian.
     Samples(Vec<u8>),
-    /// What the decoder said of a picture that it cannot decode.
+    /// The decoder's reason for not doing what was asked.
     Refused(String),
     /// The decoder was given less memory than it asked for.
     Memory,

@@ -57,7 +57,7 @@ fn answer(request: &Request<'_>, memory_mib: u64) -> Answer {
     }
 }
 
-/// Whether the most memory that was taken so far leaves no room for the samples once more, which the decoder holds in
+/// True when the most memory that was taken so far leaves no room for the samples once more, which the decoder holds in
 /// four bytes each.
 fn lacked_memory(request: &Request<'_>, memory_mib: u64) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -69,7 +69,7 @@ fn lacked_memory(request: &Request<'_>, memory_mib: u64) -> bool {
 /// Does what is asked in this process.
 ///
 /// # Errors
-/// What the decoder says, in words.
+/// The decoder's reason, in words.
 pub(super) fn carry_out(request: &Request<'_>) -> Result<Vec<u8>, String> {
     match request {
         Request::Picture(coded) => decode(coded),
