@@ -332,3 +332,27 @@ fn a_parquet_file_of_deeply_nested_columns_is_refused_and_the_program_goes_on() 
     let deepest = inspect(500_000);
     assert!(deepest.contains("its description was not read: the decoder"), "{deepest}");
 }
+
+/// A program with OpenSlide is tried by data_openslide.rs.
+#[cfg(not(feature = "openslide"))]
+#[test]
+fn a_process_without_openslide_says_so() {
+    use std::io::{Read, Write};
+    let mut decoder = Command::new(PROGRAM);
+    decoder.args(["decode-worker", "512"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut decoder = decoder.spawn().expect("started");
+    // A message of 3 bytes: of slides, the library, wherever it is.
+    let message = [3u64.to_le_bytes().as_slice(), &[2, 0, 0]].concat();
+    // The process ends when this is closed.
+    let mut requests = decoder.stdin.take().expect("a pipe");
+    requests.write_all(&message).expect("sent");
+    let mut answers = decoder.stdout.take().expect("a pipe");
+    let mut length = [0; 8];
+    answers.read_exact(&mut length).expect("an answer");
+    let mut answer = vec![0; u64::from_le_bytes(length) as usize];
+    answers.read_exact(&mut answer).expect("the rest");
+    drop(requests);
+    assert!(decoder.wait().expect("ended").success());
+    let words = String::from_utf8_lossy(&answer[1..]);
+    assert_eq!((answer[0], words.as_ref()), (1, "the decoder's program was built without it"));
+}

@@ -31,7 +31,7 @@ pub struct Reading {
     pub openslide: Option<PathBuf>,
     /// Most memory of one decoder's process, MiB of address space: 128 to 65536.
     pub decoder_memory_mib: u64,
-    /// Most time of a decoder's process for one picture, seconds: 1 to 3600.
+    /// Most time of a decoder's process for one picture, frame or tile, or for opening a slide, seconds: 1 to 3600.
     pub decoder_seconds: u64,
     /// Isolation of the decoders of JPEG, JPEG 2000 and Parquet descriptions; chosen by the program, not by
     /// `site.toml`.

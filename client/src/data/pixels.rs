@@ -1,6 +1,6 @@
 //! Decoded pixels to the backbone's input: colour, size, normalisation.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use image::imageops::{self, FilterType};
 use image::{DynamicImage, GrayImage, RgbImage};
@@ -137,21 +137,28 @@ impl Files {
     fn fitted(&self, index: usize, input: &InputSpec) -> Result<Vec<u8>, DataError> {
         let place = &self.places[index];
         let opened = self.opened(place)?;
-        Ok(opened.picture(&place.path, place.part, &self.reading)?.fit(input))
+        let picture = opened.picture(&place.path, place.part, &self.reading).inspect_err(|_| {
+            // A process that had it open may have ended: the next try opens it again.
+            *self.last() = None;
+        });
+        Ok(picture?.fit(input))
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<(Place, Arc<Opened>)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn opened(&self, place: &Place) -> Result<Arc<Opened>, DataError> {
         if place.part == Part::Whole {
             return Ok(Arc::new(Opened::Image));
         }
-        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, opened)) = &*last()
+        if let Some((known, opened)) = &*self.last()
             && known.path == place.path
         {
             return Ok(Arc::clone(opened));
         }
         let opened = Arc::new(Opened::open(&place.path, place.part, &self.reading)?);
-        *last() = Some((place.clone(), Arc::clone(&opened)));
+        *self.last() = Some((place.clone(), Arc::clone(&opened)));
         Ok(opened)
     }
 }

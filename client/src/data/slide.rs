@@ -2,6 +2,8 @@
 //! OpenSlide reads where the program has it. No level is ever decoded whole but the smallest, for the
 //! tissue mask, and that in stripes of its own tiles.
 
+#[cfg(feature = "openslide")]
+mod isolated;
 mod levels;
 #[cfg(feature = "openslide")]
 mod openslide;
@@ -19,9 +21,12 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+#[cfg(feature = "openslide")]
+pub(super) use self::isolated::Served;
 use self::levels::Levels;
 use self::pyramid::Pyramid;
 use self::tissue::Tissue;
+use super::isolate::DecoderProblem;
 use super::medium::Facts;
 use super::pixels::Picture;
 use crate::config::reading::{Reading, Slides};
@@ -80,6 +85,9 @@ pub enum SlideProblem {
         /// What is wrong with it.
         what: String,
     },
+    /// The process in which OpenSlide runs gave no answer.
+    #[error(transparent)]
+    Decoder(#[from] DecoderProblem),
     /// A smallest level too large to look for tissue.
     #[error("its smallest level has {pixels} pixels, more than {max}; save it with smaller levels")]
     Overview {

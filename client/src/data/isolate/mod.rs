@@ -1,7 +1,10 @@
 //! Decoders with unsafe code run in processes of their own, so that a hostile file costs itself and not the client: a
-//! process has bounded memory and time, no environment, and ends with the client.
+//! process has bounded memory and time, almost no environment, and ends with the client.
 
 mod pool;
+#[cfg(feature = "openslide")]
+mod session;
+mod slide;
 mod wire;
 mod worker;
 
@@ -9,6 +12,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use self::pool::Pool;
+#[cfg(feature = "openslide")]
+pub(super) use self::session::Session;
+#[cfg(feature = "openslide")]
+pub(super) use self::slide::{Asked, Description, LEVELS_MAX, Region};
 pub(super) use self::wire::{Coded, Request};
 pub use self::worker::serve;
 
@@ -47,7 +54,7 @@ impl Default for Limits {
 }
 
 /// Why a decoder's process gave no picture.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecoderProblem {
     /// The process or a thread for it was not started.
     #[error("the decoder's process cannot be started: {detail}")]
@@ -107,8 +114,17 @@ impl Isolation {
         limits: Limits,
     ) -> Result<Result<Vec<u8>, String>, DecoderProblem> {
         match self {
-            Self::InProcess => Ok(worker::carry_out(request)),
+            Self::InProcess => Ok(worker::carry_out(request, &mut worker::Served::default())),
             Self::Process(Processes(pool)) => pool.ask(request, limits),
+        }
+    }
+
+    /// A process for one slide; `None` where slides are read in this process.
+    #[cfg(feature = "openslide")]
+    pub(super) fn session(&self, limits: Limits) -> Result<Option<Session>, DecoderProblem> {
+        match self {
+            Self::InProcess => Ok(None),
+            Self::Process(Processes(pool)) => Session::start(pool.program(), limits).map(Some),
         }
     }
 }

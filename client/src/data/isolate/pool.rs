@@ -16,6 +16,9 @@ use super::{COMMAND, DecoderProblem, Limits};
 #[cfg(target_os = "linux")]
 const PIPE_BYTES: usize = 1 << 20;
 
+/// What a process is given of the client's environment.
+const LIBRARY_PATHS: [&str; 2] = ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
+
 /// Processes of one program that wait for work. There are never more than threads that decode at once.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -28,6 +31,11 @@ impl Pool {
         Self { program, idle: Mutex::default() }
     }
 
+    #[cfg(feature = "openslide")]
+    pub(super) fn program(&self) -> &Path {
+        &self.program
+    }
+
     pub(super) fn ask(
         &self,
         request: &Request<'_>,
@@ -38,14 +46,14 @@ impl Pool {
             None => (Worker::start(&self.program, limits)?, false),
         };
         loop {
-            match worker.ask(request, limits) {
+            match worker.ask(request, limits, Duration::from_secs(limits.seconds)) {
                 // The most that it ever took may have been another picture's.
                 Ok(Answered { answer: Answer::Memory, .. }) if used_before => {
                     worker = Worker::start(&self.program, limits)?;
                     used_before = false;
                 }
                 Ok(answer) => {
-                    if answer.keep {
+                    if answer.ended.is_none() {
                         self.idle().push(worker);
                     }
                     return match answer.answer {
@@ -81,32 +89,38 @@ impl Pool {
 }
 
 #[derive(Debug)]
-struct Worker {
+pub(super) struct Worker {
     child: Child,
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
     memory_mib: u64,
 }
 
-struct Answered {
-    answer: Answer,
-    /// True when the process may be given another request.
-    keep: bool,
+pub(super) struct Answered {
+    pub(super) answer: Answer,
+    /// Why the process must not be asked anything more.
+    pub(super) ended: Option<DecoderProblem>,
 }
 
-struct Failed {
-    problem: DecoderProblem,
+pub(super) struct Failed {
+    pub(super) problem: DecoderProblem,
     /// The request did not reach it.
     unheard: bool,
 }
 
 impl Worker {
-    fn start(program: &Path, limits: Limits) -> Result<Self, DecoderProblem> {
+    pub(super) fn start(program: &Path, limits: Limits) -> Result<Self, DecoderProblem> {
         let failed = |detail: String| DecoderProblem::Start { detail };
         let mut command = Command::new(program);
         command.arg(COMMAND).arg(limits.memory_mib.to_string());
         // A second heap for the thread that reads requests would take 64 MiB of the address space.
         command.env_clear().env("MALLOC_ARENA_MAX", "1");
+        // Where the system finds OpenSlide, and libraries that the program itself was linked to.
+        for name in LIBRARY_PATHS {
+            if let Some(path) = std::env::var_os(name) {
+                command.env(name, path);
+            }
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child =
             spawn(command).map_err(|error| failed(format!("{}: {error}", program.display())))?;
@@ -123,14 +137,18 @@ impl Worker {
         Ok(Self { child, requests, answers, memory_mib: limits.memory_mib })
     }
 
-    /// Sends one picture and waits for its answer, at most as long as the limit says: then the process is killed, which
-    /// ends the reading and writing here.
-    fn ask(&mut self, request: &Request<'_>, limits: Limits) -> Result<Answered, Failed> {
+    /// Sends one request and waits for its answer, at most as long as is `left`: then the process is killed, which ends
+    /// the reading and writing here.
+    pub(super) fn ask(
+        &mut self,
+        request: &Request<'_>,
+        limits: Limits,
+        left: Duration,
+    ) -> Result<Answered, Failed> {
         let Self { child, requests, answers, .. } = self;
         let (done, unless_done) = channel::<()>();
         let watch = move || {
-            let late = unless_done.recv_timeout(Duration::from_secs(limits.seconds))
-                == Err(RecvTimeoutError::Timeout);
+            let late = unless_done.recv_timeout(left) == Err(RecvTimeoutError::Timeout);
             if late {
                 // It fails where the process has ended by itself.
                 let _ = child.kill();
@@ -153,16 +171,20 @@ impl Worker {
             drop(done);
             Ok((sent, received, watch.join().unwrap_or(false)))
         })?;
+        let time = DecoderProblem::Time { seconds: limits.seconds };
         match received {
             Ok(Some(answer)) => {
-                // A process that was short of memory may be so again for the next picture.
-                let keep = !late && answer != Answer::Memory && answers.buffer().is_empty();
-                Ok(Answered { answer, keep })
+                let ended = if late {
+                    Some(time)
+                } else if answer == Answer::Memory {
+                    // It may be short of memory again for the next picture.
+                    Some(DecoderProblem::Memory { mib: limits.memory_mib })
+                } else {
+                    (!answers.buffer().is_empty()).then_some(DecoderProblem::Answer)
+                };
+                Ok(Answered { answer, ended })
             }
-            _ if late => {
-                let problem = DecoderProblem::Time { seconds: limits.seconds };
-                Err(Failed { problem, unheard: false })
-            }
+            _ if late => Err(Failed { problem: time, unheard: false }),
             Ok(None) if sent.is_ok() => {
                 Err(Failed { problem: DecoderProblem::Answer, unheard: false })
             }

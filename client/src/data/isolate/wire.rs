@@ -2,15 +2,20 @@
 
 use std::io::{self, Read, Write};
 
+use tributary_shared::text::printable;
+
+use super::slide::Asked;
+
 /// Most bytes of a request: a file has at most 2 GiB.
 pub(super) const REQUEST_BYTES_MAX: u64 = (2 << 30) + (1 << 20);
 /// Most bytes of an answer that is no picture.
 pub(super) const WORDS_BYTES_MAX: u64 = 4096;
 /// The five numbers and the length of the transfer syntax before a stream.
 const HEAD_BYTES: usize = 11;
-/// The first bytes of the two requests.
+/// The first bytes of the requests.
 const PICTURE: u8 = 0;
 const FOOTER: u8 = 1;
+const SLIDE: u8 = 2;
 
 /// A request to a decoder's process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,14 +25,17 @@ pub(in crate::data) enum Request<'a> {
     /// To read the description of a Parquet file, whose reader calls itself for each level of nested columns. Nothing is
     /// the answer where it can be read.
     Footer(&'a [u8]),
+    /// A question about the slide that is open in the process, or is to be.
+    Slide(Asked<'a>),
 }
 
 impl<'a> Request<'a> {
-    /// Bytes of the answer.
-    pub(super) fn answer_bytes(&self) -> u64 {
+    /// Least and most bytes of the answer.
+    pub(super) fn answer_bytes(&self) -> [u64; 2] {
         match self {
-            Self::Picture(coded) => coded.bytes(),
-            Self::Footer(_) => 0,
+            Self::Picture(coded) => [coded.bytes(); 2],
+            Self::Footer(_) => [0; 2],
+            Self::Slide(asked) => asked.answer_bytes(),
         }
     }
 
@@ -35,7 +43,7 @@ impl<'a> Request<'a> {
     pub(super) fn samples(&self) -> u64 {
         match self {
             Self::Picture(coded) => coded.samples(),
-            Self::Footer(_) => 0,
+            Self::Footer(_) | Self::Slide(_) => 0,
         }
     }
 
@@ -44,14 +52,16 @@ impl<'a> Request<'a> {
         match self {
             Self::Picture(coded) => coded.head(),
             Self::Footer(_) => vec![FOOTER],
+            Self::Slide(asked) => [vec![SLIDE], asked.head()].concat(),
         }
     }
 
-    /// The file's own bytes.
+    /// The file's own bytes, or its path.
     pub(super) fn body(&self) -> &'a [u8] {
         match self {
             Self::Picture(coded) => coded.stream,
             Self::Footer(footer) => footer,
+            Self::Slide(asked) => asked.body(),
         }
     }
 
@@ -60,6 +70,7 @@ impl<'a> Request<'a> {
         match request.split_first()? {
             (&PICTURE, rest) => Coded::read(rest).map(Self::Picture),
             (&FOOTER, footer) => Some(Self::Footer(footer)),
+            (&SLIDE, asked) => Asked::read(asked).map(Self::Slide),
             _ => None,
         }
     }
@@ -125,7 +136,7 @@ impl<'a> Coded<'a> {
 /// An answer of a decoder's process.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// Samples side by side, little endian.
+    /// Samples side by side, little endian, or what else was asked for.
     Samples(Vec<u8>),
     /// The decoder's reason for not doing what was asked.
     Refused(String),
@@ -145,19 +156,21 @@ impl Answer {
         }
     }
 
-    /// Reads an answer to a request whose answer has `bytes` bytes; `None` where it is none. The other side may say
+    /// Reads an answer to a request whose answer has so many bytes; `None` where it is none. The other side may say
     /// anything: its length is compared before anything is reserved.
-    pub(super) fn receive(from: &mut impl Read, bytes: u64) -> io::Result<Option<Self>> {
+    pub(super) fn receive(
+        from: &mut impl Read,
+        [least, most]: [u64; 2],
+    ) -> io::Result<Option<Self>> {
         let mut head = [0; 9];
         from.read_exact(&mut head)?;
         let [length @ .., kind] = head;
         let Some(length) = u64::from_le_bytes(length).checked_sub(1) else { return Ok(None) };
         Ok(match kind {
-            0 if length == bytes => Some(Self::Samples(exactly(from, length)?)),
+            0 if (least..=most).contains(&length) => Some(Self::Samples(exactly(from, length)?)),
             1 if length <= WORDS_BYTES_MAX => {
                 let words = exactly(from, length)?;
-                let plain = |c: char| if c.is_control() { ' ' } else { c };
-                Some(Self::Refused(String::from_utf8_lossy(&words).chars().map(plain).collect()))
+                Some(Self::Refused(printable(&String::from_utf8_lossy(&words))))
             }
             2 if length == 0 => Some(Self::Memory),
             _ => None,
@@ -214,11 +227,14 @@ mod tests {
         let asked = Request::Picture(coded);
         let request = [asked.head(), asked.body().to_vec()].concat();
         assert_eq!(Request::read(&request), Some(asked.clone()));
-        assert_eq!(asked.answer_bytes(), 3 * 500 * 3 * 2);
+        assert_eq!(asked.answer_bytes(), [3 * 500 * 3 * 2; 2]);
         for end in 0..asked.head().len() {
             assert_eq!(Request::read(&request[..end]), None, "{end}");
         }
         let asked = Request::Footer(b"footer");
+        let request = [asked.head(), asked.body().to_vec()].concat();
+        assert_eq!(Request::read(&request), Some(asked));
+        let asked = Request::Slide(Asked::Open("a.svs"));
         let request = [asked.head(), asked.body().to_vec()].concat();
         assert_eq!(Request::read(&request), Some(asked));
         assert_eq!(Request::read(&[9, 9]), None);
@@ -226,13 +242,15 @@ mod tests {
 
     #[test]
     fn an_answer_of_another_size_than_the_picture_is_none_and_reserves_nothing() {
-        let answer = |bytes: &[u8]| Answer::receive(&mut &bytes[..], 4).unwrap();
+        let answer = |bytes: &[u8]| Answer::receive(&mut &bytes[..], [4; 2]).unwrap();
         let mut sent = Vec::new();
         Answer::Samples(vec![1, 2, 3, 4]).send(&mut sent).unwrap();
         assert_eq!(answer(&sent), Some(Answer::Samples(vec![1, 2, 3, 4])));
         let mut sent = Vec::new();
         Answer::Samples(vec![1, 2, 3]).send(&mut sent).unwrap();
         assert_eq!(answer(&sent), None);
+        let within = |range| Answer::receive(&mut &sent[..], range).unwrap().is_some();
+        assert_eq!([[3, 9], [1, 3], [4, 9], [1, 2]].map(within), [true, true, false, false]);
         for kind in [0, 1, 2, 0xFF] {
             let claim = [u64::MAX.to_le_bytes().as_slice(), &[kind]].concat();
             assert_eq!(answer(&claim), None, "a length that would end the client");
@@ -240,6 +258,6 @@ mod tests {
         let mut sent = Vec::new();
         Answer::Refused("a\u{1b}[2Jb\n".to_owned()).send(&mut sent).unwrap();
         assert_eq!(answer(&sent), Some(Answer::Refused("a [2Jb ".to_owned())));
-        assert!(Answer::receive(&mut &sent[..10], 4).is_err(), "cut short");
+        assert!(Answer::receive(&mut &sent[..10], [4; 2]).is_err(), "cut short");
     }
 }

@@ -14,6 +14,21 @@ use tributary_shared::outcome::chain;
 
 use super::wire::{self, Answer, Coded, Request};
 use crate::data::labels::check_footer;
+#[cfg(feature = "openslide")]
+pub(super) use crate::data::slide::Served;
+
+/// The slide of a program without OpenSlide.
+#[cfg(not(feature = "openslide"))]
+#[derive(Default)]
+pub(super) struct Served {}
+
+#[cfg(not(feature = "openslide"))]
+impl Served {
+    #[expect(clippy::needless_pass_by_ref_mut, reason = "with OpenSlide a slide stays open")]
+    fn answer(&mut self, _asked: &super::slide::Asked<'_>) -> Result<Vec<u8>, String> {
+        Err("the decoder's program was built without it".to_owned())
+    }
+}
 
 /// Answers requests until the client closes its end, with at most `memory_mib` MiB of address space.
 ///
@@ -37,9 +52,10 @@ pub fn serve(memory_mib: u64) -> io::Result<()> {
         std::process::exit(0);
     };
     std::thread::Builder::new().name("requests".to_owned()).stack_size(256 << 10).spawn(read)?;
+    let mut slide = Served::default();
     while let Ok(request) = requests.recv() {
         let answer = match Request::read(&request) {
-            Some(request) => answer(&request, memory_mib),
+            Some(request) => answer(&request, memory_mib, &mut slide),
             None => Answer::Refused("no request".to_owned()),
         };
         answer.send(&mut stdout().lock())?;
@@ -47,8 +63,8 @@ pub fn serve(memory_mib: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn answer(request: &Request<'_>, memory_mib: u64) -> Answer {
-    match catch_unwind(AssertUnwindSafe(|| carry_out(request))) {
+fn answer(request: &Request<'_>, memory_mib: u64, slide: &mut Served) -> Answer {
+    match catch_unwind(AssertUnwindSafe(|| carry_out(request, slide))) {
         Ok(Ok(samples)) => Answer::Samples(samples),
         // The decoder says of a refused allocation the same as of a damaged picture.
         Ok(Err(_)) if lacked_memory(request, memory_mib) => Answer::Memory,
@@ -70,10 +86,11 @@ fn lacked_memory(request: &Request<'_>, memory_mib: u64) -> bool {
 ///
 /// # Errors
 /// The decoder's reason, in words.
-pub(super) fn carry_out(request: &Request<'_>) -> Result<Vec<u8>, String> {
+pub(super) fn carry_out(request: &Request<'_>, slide: &mut Served) -> Result<Vec<u8>, String> {
     match request {
         Request::Picture(coded) => decode(coded),
         Request::Footer(footer) => check_footer(footer).map(|()| Vec::new()),
+        Request::Slide(asked) => slide.answer(asked),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use image::RgbImage;
 
 #[cfg(feature = "openslide")]
-use super::openslide;
+use super::isolated;
 use super::pyramid::Pyramid;
 use super::{SlideProblem, vendor};
 use crate::config::reading::Reading;
@@ -21,7 +21,7 @@ pub(super) struct Levels {
 enum Source {
     Tiff(Box<Pyramid<BufReader<File>>>),
     #[cfg(feature = "openslide")]
-    OpenSlide(openslide::Reader),
+    OpenSlide(Box<isolated::Reader>),
 }
 
 impl Levels {
@@ -51,8 +51,8 @@ impl Levels {
         reading: &Reading,
         _refused: SlideProblem,
     ) -> Result<Self, SlideProblem> {
-        let reader = openslide::Reader::open(path, reading.openslide.as_deref())?;
-        Ok(Self { sides: reader.dimensions(), source: Source::OpenSlide(reader) })
+        let reader = isolated::Reader::open(path, reading)?;
+        Ok(Self { sides: reader.dimensions(), source: Source::OpenSlide(Box::new(reader)) })
     }
 
     #[cfg(not(feature = "openslide"))]
@@ -112,11 +112,12 @@ impl Levels {
             Source::Tiff(pyramid) => pyramid.each_tile(level, corner, end, take),
             #[cfg(feature = "openslide")]
             Source::OpenSlide(reader) => {
-                let square = openslide::SQUARE;
+                reader.next_picture();
+                let square = isolated::SQUARE;
                 let steps = |axis: usize| (corner[axis]..=end[axis]).step_by(square as usize);
                 for top in steps(1) {
                     for left in steps(0) {
-                        let size = [end[0] - left + 1, end[1] - top + 1];
+                        let size = [end[0] - left, end[1] - top].map(|more| square.min(more + 1));
                         take([left, top], &reader.region(level, [left, top], size)?);
                     }
                 }

@@ -1,6 +1,7 @@
 //! OpenSlide (Goode et al. 2013, J. Pathol. Inform. 4:27), loaded when a slide needs it: the scanners'
 //! own formats and JPEG 2000. The only module with code that the compiler cannot check; outside of it
-//! a [`Reader`] is as safe as the library, which is C and so may crash on a hostile file.
+//! a [`Reader`] is as safe as the library, which is C and so may crash on a hostile file. That is why the client has it in
+//! another process (`isolated.rs`).
 #![expect(unsafe_code, reason = "a C library is called; each call says why it may be")]
 
 use std::ffi::{CStr, CString, c_char, c_double, c_int};
@@ -8,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use image::RgbImage;
 use libloading::Library;
+use tributary_shared::text::printable;
 
 use super::SlideProblem;
+use crate::data::isolate::{Description, LEVELS_MAX, Region};
 
 /// What the library is called, newest first.
 #[cfg(target_os = "linux")]
@@ -30,8 +32,6 @@ const NAMES: [&str; 2] = ["libopenslide.so.1", "libopenslide.so.0"];
 
 /// The oldest version whose functions are known here.
 const VERSION_MIN: [u32; 2] = [3, 4];
-/// Most levels of a slide.
-const LEVELS_MAX: i32 = 64;
 /// Most pixels a side read at once.
 pub(super) const SQUARE: u32 = 1024;
 /// Longest text taken over from the library.
@@ -45,7 +45,7 @@ struct Handle {
 
 /// The functions of `openslide.h` that are used. They are `Copy` and live as long as the process, since
 /// the library is never unloaded.
-struct Functions {
+pub(super) struct Functions {
     open: unsafe extern "C" fn(*const c_char) -> *mut Handle,
     close: unsafe extern "C" fn(*mut Handle),
     get_error: unsafe extern "C" fn(*mut Handle) -> *const c_char,
@@ -60,7 +60,8 @@ struct Functions {
 /// may have installed it meanwhile.
 static LOADED: Mutex<Vec<(Option<PathBuf>, Arc<Functions>)>> = Mutex::new(Vec::new());
 
-fn library(asked: Option<&Path>) -> Result<Arc<Functions>, SlideProblem> {
+/// Loads the library at a path, or the one that the system finds, where that has not been done.
+pub(super) fn library(asked: Option<&Path>) -> Result<Arc<Functions>, SlideProblem> {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, functions)) = loaded.iter().find(|(path, _)| path.as_deref() == asked) {
         return Ok(Arc::clone(functions));
@@ -136,7 +137,13 @@ unsafe fn symbol<T: Copy>(library: &Library, name: &'static str) -> Result<T, Sl
 }
 
 fn first_line(error: &libloading::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().chars().take(TEXT_CHARS_MAX).collect()
+    short(&error.to_string())
+}
+
+/// The beginning of the first line, safe to print.
+fn short(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    printable(&line.chars().take(TEXT_CHARS_MAX).collect::<String>())
 }
 
 /// The beginning of a C string, or none of a null pointer.
@@ -146,8 +153,7 @@ fn first_line(error: &libloading::Error) -> String {
 unsafe fn text(pointer: *const c_char) -> Option<String> {
     // SAFETY: the caller's promise.
     let text = (!pointer.is_null()).then(|| unsafe { CStr::from_ptr(pointer) })?;
-    let text = text.to_string_lossy();
-    Some(text.lines().next().unwrap_or_default().chars().take(TEXT_CHARS_MAX).collect())
+    Some(short(&text.to_string_lossy()))
 }
 
 /// One level.
@@ -185,7 +191,7 @@ impl Reader {
         reader.check()?;
         // SAFETY: the handle is open.
         let count = unsafe { (reader.functions.get_level_count)(reader.handle.as_ptr()) };
-        if !(1..=LEVELS_MAX).contains(&count) {
+        if !(1..=LEVELS_MAX as i32).contains(&count) {
             return Err(unreadable(&format!("{count} levels")));
         }
         for level in 0..count {
@@ -223,9 +229,13 @@ impl Reader {
         }
     }
 
-    /// Width and height of each level, finest first.
-    pub(super) fn dimensions(&self) -> Vec<(u32, u32)> {
-        self.levels.iter().map(|level| (level.width, level.height)).collect()
+    /// What it says of itself.
+    pub(super) fn description(&self) -> Description {
+        Description {
+            sides: self.levels.iter().map(|level| (level.width, level.height)).collect(),
+            mpp: self.number(c"openslide.mpp-x"),
+            objective_power: self.number(c"openslide.objective-power"),
+        }
     }
 
     /// A property that is a number above 0.
@@ -238,29 +248,17 @@ impl Reader {
         value?.trim().parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0)
     }
 
-    /// Micrometres a pixel of the finest level.
-    pub(super) fn mpp(&self) -> Option<f64> {
-        self.number(c"openslide.mpp-x")
-    }
-
-    /// What the objective magnifies: 20 or 40.
-    pub(super) fn objective_power(&self) -> Option<f64> {
-        self.number(c"openslide.objective-power")
-    }
-
-    /// A rectangle of one level on white, at most [`SQUARE`] pixels a side; beyond the slide it is
-    /// white too.
-    pub(super) fn region(
-        &self,
-        level: usize,
-        corner: [u32; 2],
-        [width, height]: [u32; 2],
-    ) -> Result<RgbImage, SlideProblem> {
-        let (width, height) = (width.min(SQUARE), height.min(SQUARE));
+    /// A rectangle of one level on white, three bytes a pixel; beyond the slide it is white too.
+    pub(super) fn region(&self, region: Region) -> Result<Vec<u8>, SlideProblem> {
+        let Region { level, corner, size: [width, height] } = region;
+        if width.max(height) > SQUARE {
+            let detail = format!("{width} x {height} pixels at once");
+            return Err(SlideProblem::Format { detail });
+        }
         let mut pixels = vec![0u32; width as usize * height as usize];
-        let downsample = self.levels[level].downsample;
+        let downsample = self.levels[level as usize].downsample;
         let [x, y] = corner.map(|at| (f64::from(at) * downsample).round() as i64);
-        // SAFETY: the handle is open, the level is one of its own (else the line above had panicked),
+        // SAFETY: the handle is open, the level is one of its own (else `levels` had panicked),
         // and there is room for width x height pixels.
         unsafe {
             let (level, w, h) = (level as i32, i64::from(width), i64::from(height));
@@ -268,8 +266,7 @@ impl Reader {
             (self.functions.read_region)(handle, pixels.as_mut_ptr(), x, y, level, w, h);
         }
         self.check()?;
-        let bytes = pixels.into_iter().flat_map(on_white).collect();
-        Ok(RgbImage::from_raw(width, height, bytes).expect("three bytes a pixel"))
+        Ok(pixels.into_iter().flat_map(on_white).collect())
     }
 }
 
