@@ -2,6 +2,8 @@
 //! too long or say what makes no sense.
 
 use std::io::BufReader;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, channel, sync_channel};
@@ -12,9 +14,17 @@ use std::time::Duration;
 use super::wire::{self, Answer, Request};
 use super::{COMMAND, DecoderProblem, Limits};
 
-/// Bytes that a process may be ahead of the client.
+/// Bytes that one side may be ahead of the other.
 #[cfg(target_os = "linux")]
 const PIPE_BYTES: usize = 1 << 20;
+/// How glibc allocates in a process (mallopt(3)). A second heap for the thread that reads requests would take 64 MiB of the
+/// address space. Memory that is given back after each picture must be filled with zeros by the system for the next one,
+/// which takes up to a millisecond; the two thresholds are the largest that glibc comes to by itself.
+const ALLOCATION: [(&str, &str); 3] = [
+    ("MALLOC_ARENA_MAX", "1"),
+    ("MALLOC_MMAP_THRESHOLD_", "33554432"),
+    ("MALLOC_TRIM_THRESHOLD_", "67108864"),
+];
 
 /// What a process is given of the client's environment.
 const LIBRARY_PATHS: [&str; 2] = ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
@@ -113,8 +123,7 @@ impl Worker {
         let failed = |detail: String| DecoderProblem::Start { detail };
         let mut command = Command::new(program);
         command.arg(COMMAND).arg(limits.memory_mib.to_string());
-        // A second heap for the thread that reads requests would take 64 MiB of the address space.
-        command.env_clear().env("MALLOC_ARENA_MAX", "1");
+        command.env_clear().envs(ALLOCATION);
         // Where the system finds OpenSlide, and libraries that the program itself was linked to.
         for name in LIBRARY_PATHS {
             if let Some(path) = std::env::var_os(name) {
@@ -132,7 +141,9 @@ impl Worker {
         };
         // Fewer turns of the two processes; the usual 64 KiB do as well where the system allows no more.
         #[cfg(target_os = "linux")]
-        let _ = rustix::pipe::fcntl_setpipe_size(&answers, PIPE_BYTES);
+        for pipe in [answers.as_fd(), requests.as_fd()] {
+            let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
+        }
         let answers = BufReader::new(answers);
         Ok(Self { child, requests, answers, memory_mib: limits.memory_mib })
     }
