@@ -274,6 +274,19 @@ fn the_client_does_not_load_the_library() {
     assert_eq!((tiles(&folder, &here).0.len(), mapped()), (25, true));
 }
 
+/// A client finds the library on the loader's path, which its process for the slide is given too.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_library_on_the_search_path_is_found_by_its_name() {
+    let Some(library) = library() else { return };
+    let folder = folder("aperio-jp2k.svs", "slide.svs");
+    let mut inspect = Command::new(PROGRAM);
+    inspect.args(["data", "inspect"]).arg(folder.path()).env_remove(LIBRARY);
+    inspect.env("LD_LIBRARY_PATH", library.parent().expect("a folder"));
+    let output = inspect.output().expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Milliseconds for opening a dataset of one slide, and for each tile of the open slide.
 fn times(folder: &TempDir, reading: &Reading) -> [f64; 2] {
     let begin = Instant::now();
