@@ -2,8 +2,6 @@
 //! too long or say what makes no sense.
 
 use std::io::BufReader;
-#[cfg(target_os = "linux")]
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, channel, sync_channel};
@@ -14,19 +12,22 @@ use std::time::Duration;
 use super::wire::{self, Answer, Request};
 use super::{COMMAND, DecoderProblem, Limits};
 
-/// Bytes that one side may be ahead of the other.
+/// Size of the pipe for a process's answers, bytes. That for requests stays as it is: all pipes of a user share 64 MiB
+/// (pipe(7), `pipe-user-pages-soft`), and half a mebibyte of JPEG is written in 0.2 ms as it is.
 #[cfg(target_os = "linux")]
 const PIPE_BYTES: usize = 1 << 20;
-/// How glibc allocates in a process (mallopt(3)). A second heap for the thread that reads requests would take 64 MiB of the
-/// address space. Memory that is given back after each picture must be filled with zeros by the system for the next one,
-/// which takes up to a millisecond; the two thresholds are the largest that glibc comes to by itself.
+/// Variables that tell glibc how to allocate in a process (mallopt(3)). A second heap for the thread that reads requests
+/// would take 64 MiB of the address space. Memory that is given back after each picture must be filled with zeros by the
+/// system for the next one, which takes a millisecond or more; the two thresholds are the largest that glibc comes to by
+/// itself.
 const ALLOCATION: [(&str, &str); 3] = [
     ("MALLOC_ARENA_MAX", "1"),
     ("MALLOC_MMAP_THRESHOLD_", "33554432"),
     ("MALLOC_TRIM_THRESHOLD_", "67108864"),
 ];
 
-/// What a process is given of the client's environment.
+/// Variables of the client's environment that a process is given too: the loader's search paths, on which the system finds
+/// OpenSlide and libraries that the program itself was linked to.
 const LIBRARY_PATHS: [&str; 2] = ["LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"];
 
 /// Processes of one program that wait for work. There are never more than threads that decode at once.
@@ -108,7 +109,7 @@ pub(super) struct Worker {
 
 pub(super) struct Answered {
     pub(super) answer: Answer,
-    /// Why the process must not be asked anything more.
+    /// The problem for which the process is asked nothing more; `None` while it may be.
     pub(super) ended: Option<DecoderProblem>,
 }
 
@@ -124,7 +125,6 @@ impl Worker {
         let mut command = Command::new(program);
         command.arg(COMMAND).arg(limits.memory_mib.to_string());
         command.env_clear().envs(ALLOCATION);
-        // Where the system finds OpenSlide, and libraries that the program itself was linked to.
         for name in LIBRARY_PATHS {
             if let Some(path) = std::env::var_os(name) {
                 command.env(name, path);
@@ -141,14 +141,12 @@ impl Worker {
         };
         // Fewer turns of the two processes; the usual 64 KiB do as well where the system allows no more.
         #[cfg(target_os = "linux")]
-        for pipe in [answers.as_fd(), requests.as_fd()] {
-            let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
-        }
+        let _ = rustix::pipe::fcntl_setpipe_size(&answers, PIPE_BYTES);
         let answers = BufReader::new(answers);
         Ok(Self { child, requests, answers, memory_mib: limits.memory_mib })
     }
 
-    /// Sends one request and waits for its answer, at most as long as is `left`: then the process is killed, which ends
+    /// Sends one request and waits for its answer, for at most the time `left`: then the process is killed, which ends
     /// the reading and writing here.
     pub(super) fn ask(
         &mut self,
