@@ -110,7 +110,7 @@ fn aperios_jpeg_2000_is_read_without_loss() {
     }
 }
 
-/// What refuses the slide of a folder, read in this process and in one of its own.
+/// The reason for which the slide of a folder is refused, the same in this process and in one of its own.
 fn refused(folder: &TempDir, library: &Path) -> String {
     let [here, there] =
         [Isolation::InProcess, Isolation::processes(PROGRAM.into())].map(|isolation| {

@@ -1,4 +1,4 @@
-//! A process that has one slide open for as long as the client has. It is shared with no other file and ends with this.
+//! A process that keeps one slide open for as long as the client reads it. No other file shares it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use super::{DecoderProblem, Limits};
 /// A process for one slide.
 #[derive(Debug)]
 pub(in crate::data) struct Session {
-    /// The process, or why it ended.
+    /// The process, or the problem that ended it.
     worker: Result<Worker, DecoderProblem>,
     limits: Limits,
-    /// What may still be spent on the current picture.
+    /// Time that is left for the current picture.
     left: Duration,
 }
 
@@ -24,12 +24,12 @@ impl Session {
         Ok(Self { worker, limits, left: Duration::from_secs(limits.seconds) })
     }
 
-    /// From here on the limit of time is counted anew: several questions may be about one picture.
+    /// Starts the time limit of another picture; several questions may be about one picture.
     pub(in crate::data) fn next_picture(&mut self) {
         self.left = Duration::from_secs(self.limits.seconds);
     }
 
-    /// Asks the process; the inner error is what OpenSlide said. A process that failed is ended, and not started again:
+    /// Asks the process; the inner error is OpenSlide's reason. A process that failed is ended, and not started again:
     /// every later question fails in the same way.
     pub(in crate::data) fn ask(
         &mut self,

@@ -1,4 +1,4 @@
-//! What a decoder's process is asked of a slide, which stays open in it, and how it describes one.
+//! Questions about a slide that stays open in a decoder's process, and the description that the process gives of it.
 
 /// Most levels of a slide.
 pub(in crate::data) const LEVELS_MAX: usize = 64;
@@ -25,7 +25,7 @@ pub(in crate::data) enum Asked<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::data) struct Region {
     pub(in crate::data) level: u32,
-    /// In pixels of the level.
+    /// Left and top edge, pixels of the level.
     pub(in crate::data) corner: [u32; 2],
     pub(in crate::data) size: [u32; 2],
 }
@@ -42,7 +42,7 @@ impl<'a> Asked<'a> {
         }
     }
 
-    /// What is sent before [`Self::body`].
+    /// The bytes that are sent before [`Self::body`].
     pub(super) fn head(&self) -> Vec<u8> {
         match self {
             Self::Library(path) => vec![LIBRARY, u8::from(path.is_some())],
@@ -88,7 +88,7 @@ fn number(numbers: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// What is known of a slide that was opened.
+/// Sides of the levels, resolution and magnification of a slide that was opened.
 #[cfg(feature = "openslide")]
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::data) struct Description {
@@ -96,13 +96,13 @@ pub(in crate::data) struct Description {
     pub(in crate::data) sides: Vec<(u32, u32)>,
     /// Micrometres a pixel of the finest level.
     pub(in crate::data) mpp: Option<f64>,
-    /// What the objective magnifies: 20 or 40.
+    /// Magnification of the objective, such as 20 or 40.
     pub(in crate::data) objective_power: Option<f64>,
 }
 
 #[cfg(feature = "openslide")]
 impl Description {
-    /// As it is sent.
+    /// The bytes that are sent.
     pub(in crate::data) fn bytes(&self) -> Vec<u8> {
         let lengths = [self.mpp, self.objective_power].map(Option::unwrap_or_default);
         let lengths = lengths.into_iter().flat_map(f64::to_le_bytes);

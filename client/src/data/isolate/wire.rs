@@ -25,7 +25,7 @@ pub(in crate::data) enum Request<'a> {
     /// To read the description of a Parquet file, whose reader calls itself for each level of nested columns. Nothing is
     /// the answer where it can be read.
     Footer(&'a [u8]),
-    /// A question about the slide that is open in the process, or is to be.
+    /// To answer a question about the slide that is open in the process, or to open it.
     Slide(Asked<'a>),
 }
 

@@ -1,5 +1,5 @@
-//! OpenSlide for the client: in a process of its own for each slide that is open, or in this one where tests and benches
-//! ask for that. And the other side: what such a process answers.
+//! OpenSlide in a process of its own for each slide that is open, or in this one where tests and benches ask for that; and
+//! the answers of such a process.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ pub(super) struct Reader {
     place: Place,
 }
 
-/// Where it is open.
+/// The process in which a slide is open.
 enum Place {
     Here(openslide::Reader),
     There(Session),
@@ -65,12 +65,12 @@ impl Reader {
         self.described.mpp
     }
 
-    /// What the objective magnifies: 20 or 40.
+    /// Magnification of the objective, such as 20 or 40.
     pub(super) fn objective_power(&self) -> Option<f64> {
         self.described.objective_power
     }
 
-    /// The next regions are of another picture, which has its own time.
+    /// Starts the time limit of another picture; the regions that follow are parts of it.
     pub(super) fn next_picture(&mut self) {
         match &mut self.place {
             Place::Here(_) => (),
@@ -96,7 +96,7 @@ impl Reader {
     }
 }
 
-/// What a process for slides has open.
+/// The library and the slide that a process has open.
 #[derive(Default)]
 pub(in crate::data) struct Served {
     library: Option<PathBuf>,
@@ -107,7 +107,7 @@ impl Served {
     /// Answers one question.
     ///
     /// # Errors
-    /// What is wrong with the library or the slide, without the words that the client puts before it.
+    /// The problem of the library or the slide, without the words that the client puts before it.
     pub(in crate::data) fn answer(&mut self, asked: &Asked<'_>) -> Result<Vec<u8>, String> {
         match asked {
             Asked::Library(path) => {

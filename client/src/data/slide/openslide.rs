@@ -229,7 +229,7 @@ impl Reader {
         }
     }
 
-    /// What it says of itself.
+    /// Sides of the levels, resolution and magnification, as the slide declares them.
     pub(super) fn description(&self) -> Description {
         Description {
             sides: self.levels.iter().map(|level| (level.width, level.height)).collect(),
