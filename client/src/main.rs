@@ -43,7 +43,7 @@ enum Command {
     /// Decode pictures for another process of this program; it starts this itself.
     #[command(hide = true)]
     DecodeWorker {
-        /// Most address space, MiB.
+        /// Most address space beside what the program maps at its start, MiB.
         memory_mib: u64,
     },
 }

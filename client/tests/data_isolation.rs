@@ -3,9 +3,10 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dicom_core::PrimitiveValue;
@@ -335,25 +336,63 @@ fn a_parquet_file_of_deeply_nested_columns_is_refused_and_the_program_goes_on() 
     assert!(deepest.contains("its description was not read: the decoder"), "{deepest}");
 }
 
-/// A program with OpenSlide is tried by data_openslide.rs.
-#[cfg(not(feature = "openslide"))]
-#[test]
-fn a_process_without_openslide_says_so() {
-    use std::io::{Read, Write};
-    let mut decoder = Command::new(PROGRAM);
-    decoder.args(["decode-worker", "512"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut decoder = decoder.spawn().expect("started");
-    // A message of 3 bytes: of slides, the library, wherever it is.
-    let message = [3u64.to_le_bytes().as_slice(), &[2, 0, 0]].concat();
-    // The process ends when this is closed.
-    let mut requests = decoder.stdin.take().expect("a pipe");
-    requests.write_all(&message).expect("sent");
-    let mut answers = decoder.stdout.take().expect("a pipe");
+/// A process that a shell starts after `first`, with at most 512 MiB beside what the program maps, and its answer to a
+/// message: the process has its limits then, and ends when its input is closed.
+fn answer_to(message: &[u8], first: &str) -> (Child, Vec<u8>) {
+    let mut decoder = Command::new("/bin/sh");
+    decoder.args(["-c", &format!("{first} exec '{PROGRAM}' decode-worker 512")]);
+    let mut decoder =
+        decoder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("started");
+    let requests = decoder.stdin.as_mut().expect("a pipe");
+    requests.write_all(&(message.len() as u64).to_le_bytes()).expect("sent");
+    requests.write_all(message).expect("sent");
+    let answers = decoder.stdout.as_mut().expect("a pipe");
     let mut length = [0; 8];
     answers.read_exact(&mut length).expect("an answer");
     let mut answer = vec![0; u64::from_le_bytes(length) as usize];
     answers.read_exact(&mut answer).expect("the rest");
-    drop(requests);
+    (decoder, answer)
+}
+
+/// The limit of its address space, and how much it has mapped now, bytes.
+fn limit_and_mapped(mut decoder: Child) -> (u64, u64) {
+    let number = |file: &str, name: &str| -> u64 {
+        let path = format!("/proc/{}/{file}", decoder.id());
+        let text = fs::read_to_string(path).expect("a process");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+        line.split_whitespace().next().expect("a number").parse().expect("a number")
+    };
+    let numbers = (number("limits", "Max address space"), number("status", "VmSize:") << 10);
+    drop(decoder.stdin.take());
+    assert!(decoder.wait().expect("ended").success());
+    numbers
+}
+
+/// Failed before: the limit was 512 MiB in all, which a program that maps more than that at its start exceeds at once.
+#[test]
+fn a_process_has_its_memory_beside_what_the_program_maps_at_its_start() {
+    let (decoder, _) = answer_to(b"no request", "");
+    let (limit, mapped_now) = limit_and_mapped(decoder);
+    let mapped_at_start = limit.checked_sub(512 << 20).expect("at least its memory");
+    // A mebibyte is less than the C library alone; since then the second thread's stack was mapped.
+    assert!((1 << 20..mapped_now).contains(&mapped_at_start), "{mapped_at_start} bytes");
+}
+
+/// Failed before: the process tried to raise the limit, which the system does not allow, and ended.
+#[test]
+fn a_lower_limit_that_the_client_runs_under_stays() {
+    let (decoder, answer) = answer_to(b"no request", "ulimit -v 409600;");
+    assert_eq!(answer, b"\x01no request");
+    assert_eq!(limit_and_mapped(decoder).0, 400 << 20);
+}
+
+/// A program with OpenSlide is tried by data_openslide.rs.
+#[cfg(not(feature = "openslide"))]
+#[test]
+fn a_process_without_openslide_says_so() {
+    // Of slides, the library, wherever it is.
+    let (mut decoder, answer) = answer_to(&[2, 0, 0], "");
+    drop(decoder.stdin.take());
     assert!(decoder.wait().expect("ended").success());
     let words = String::from_utf8_lossy(&answer[1..]);
     assert_eq!((answer[0], words.as_ref()), (1, "the decoder's program was built without it"));

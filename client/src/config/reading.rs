@@ -29,12 +29,14 @@ pub struct Reading {
     /// The OpenSlide library, where the system does not find it by its name; only in a program built
     /// with `--features openslide`.
     pub openslide: Option<PathBuf>,
-    /// Most memory of one decoder's process, MiB of address space: 128 to 65536.
+    /// Most memory of one decoder's process, MiB of address space beside what the program maps at its start: 128 to
+    /// 65536.
     pub decoder_memory_mib: u64,
-    /// Most time of a decoder's process for one picture, frame or tile, or for opening a slide, seconds: 1 to 3600.
+    /// Most time of a decoder's process for one picture, frame or tile, or for opening a slide, seconds: 1 to 3600. A file
+    /// of many frames has this time for each.
     pub decoder_seconds: u64,
-    /// Isolation of the decoders of JPEG, JPEG 2000 and Parquet descriptions; chosen by the program, not by
-    /// `site.toml`.
+    /// Isolation of OpenSlide and of the decoders of JPEG, JPEG 2000 and Parquet descriptions; chosen by the program,
+    /// not by `site.toml`.
     #[serde(skip)]
     pub isolation: Isolation,
     /// DICOM modality code of files that name none.

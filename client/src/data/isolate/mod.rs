@@ -1,5 +1,6 @@
-//! Decoders with unsafe code run in processes of their own, so that a hostile file costs itself and not the client: a
-//! process has bounded memory and time, almost no environment, and ends with the client.
+//! Decoders with unsafe code run in processes of their own, so that a hostile file costs itself and not the client: memory
+//! and time of a process are bounded, of the environment it is given the loader's search paths alone, and it ends with the
+//! client.
 
 mod pool;
 #[cfg(feature = "openslide")]
@@ -41,9 +42,10 @@ pub struct Processes(Arc<Pool>);
 /// Limits of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// Address space of the process, MiB.
+    /// Address space of the process beside what the program maps at its start, MiB.
     pub(super) memory_mib: u64,
-    /// Until the answer is there, seconds.
+    /// Time until the answer is there, seconds. It is of one picture and not of a file: a file of a thousand frames may
+    /// rightly take longer in all than any one picture may.
     pub(super) seconds: u64,
 }
 

@@ -9,7 +9,7 @@ use std::sync::mpsc::sync_channel;
 use dicom_encoding::adapters::{DecodeError, PixelDataObject, RawPixelData};
 use dicom_encoding::transfer_syntax::Codec;
 use dicom_transfer_syntax_registry::{TransferSyntaxIndex, TransferSyntaxRegistry};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tributary_shared::outcome::chain;
 
 use super::wire::{self, Answer, Coded, Request};
@@ -30,14 +30,17 @@ impl Served {
     }
 }
 
-/// Answers requests until the client closes its end, with at most `memory_mib` MiB of address space.
+/// Answers requests until the client closes its end, with at most `memory_mib` MiB of address space beside what the
+/// program has mapped when this is called.
 ///
 /// # Errors
 /// The limits cannot be set, or standard output is closed.
 pub fn serve(memory_mib: u64) -> io::Result<()> {
-    let limit = |most: u64| Rlimit { current: Some(most), maximum: Some(most) };
-    setrlimit(Resource::Core, limit(0))?;
-    setrlimit(Resource::As, limit(memory_mib.saturating_mul(1 << 20)))?;
+    limit(Resource::Core, 0)?;
+    // A program with LibTorch and CUDA maps gigabytes before it decodes anything.
+    let mapped_kib = in_status("VmSize:").unwrap_or_default();
+    let most_kib = memory_mib.saturating_mul(1 << 10).saturating_add(mapped_kib);
+    limit(Resource::As, most_kib.saturating_mul(1 << 10))?;
     // The pool starts processes on a thread that lives as long as the client: the signal is sent when that thread ends.
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -55,7 +58,7 @@ pub fn serve(memory_mib: u64) -> io::Result<()> {
     let mut slide = Served::default();
     while let Ok(request) = requests.recv() {
         let answer = match Request::read(&request) {
-            Some(request) => answer(&request, memory_mib, &mut slide),
+            Some(request) => answer(&request, &mut slide),
             None => Answer::Refused("no request".to_owned()),
         };
         answer.send(&mut stdout().lock())?;
@@ -63,11 +66,17 @@ pub fn serve(memory_mib: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn answer(request: &Request<'_>, memory_mib: u64, slide: &mut Served) -> Answer {
+/// Limits a resource to `most`, or leaves a limit that is lower already.
+fn limit(resource: Resource, most: u64) -> io::Result<()> {
+    let most = Some(getrlimit(resource).current.map_or(most, |already| already.min(most)));
+    Ok(setrlimit(resource, Rlimit { current: most, maximum: most })?)
+}
+
+fn answer(request: &Request<'_>, slide: &mut Served) -> Answer {
     match catch_unwind(AssertUnwindSafe(|| carry_out(request, slide))) {
         Ok(Ok(samples)) => Answer::Samples(samples),
         // The decoder says of a refused allocation the same as of a damaged picture.
-        Ok(Err(_)) if lacked_memory(request, memory_mib) => Answer::Memory,
+        Ok(Err(_)) if lacked_memory(request) => Answer::Memory,
         Ok(Err(words)) => Answer::Refused(words),
         Err(_) => Answer::Refused("the decoder gave up on it".to_owned()),
     }
@@ -75,11 +84,16 @@ fn answer(request: &Request<'_>, memory_mib: u64, slide: &mut Served) -> Answer 
 
 /// True when the most memory that was taken so far leaves no room for the samples once more, which the decoder holds in
 /// four bytes each.
-fn lacked_memory(request: &Request<'_>, memory_mib: u64) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:"));
-    let peak = peak.and_then(|kib| kib.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    peak.is_some_and(|kib| kib * 1024 + 4 * request.samples() > memory_mib << 20)
+fn lacked_memory(request: &Request<'_>) -> bool {
+    let room = getrlimit(Resource::As).current.zip(in_status("VmPeak:"));
+    room.is_some_and(|(limit, peak_kib)| (peak_kib << 10) + 4 * request.samples() > limit)
+}
+
+/// The number of KiB that Linux names so in the process's status (proc_pid_status(5)); none on other systems.
+fn in_status(name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix(name))?;
+    kib.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
 /// Does what is asked in this process.
