@@ -13,6 +13,8 @@ use dicom_core::PrimitiveValue;
 use dicom_core::value::PixelFragmentSequence;
 use dicom_object::mem::InMemElement;
 use dicom_object::{DefaultDicomObject, Tag};
+use image::codecs::jpeg::JpegEncoder;
+use image::{Rgb, RgbImage};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tributary_client::config::reading::Reading;
@@ -262,36 +264,68 @@ fn sixteen(stream: &[u8]) -> Vec<u8> {
     out
 }
 
+/// A DICOM file of JPEG 2000 (16 bits a sample, one) of 512 or 2048 pixels a side.
+fn jpeg_2000_of(side: u16) -> DefaultDicomObject {
+    let mut object = dicom_object::open_file(fixture("693_J2KI.dcm")).expect("opens");
+    if side == 2048 {
+        set_sides(&mut object, side);
+        change_stream(&mut object, |stream| sixteen(&stream));
+    }
+    object
+}
+
+/// A DICOM file of JPEG (8 bits a sample, three) of a colour wash under noise.
+fn jpeg_of(side: u16) -> DefaultDicomObject {
+    let mut object = dicom_object::open_file(fixture("SC_rgb_jpeg_dcmtk.dcm")).expect("opens");
+    set_sides(&mut object, side);
+    let mut noise = 1u32;
+    let picture = RgbImage::from_fn(side.into(), side.into(), |x, y| {
+        noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        Rgb([x / 16, y / 16, (x + y) / 32].map(|level| (level % 224 + (noise >> 27)) as u8))
+    });
+    let mut stream = Vec::new();
+    JpegEncoder::new_with_quality(&mut stream, 90).encode_image(&picture).expect("encoded");
+    stream.resize(stream.len().next_multiple_of(2), 0);
+    change_stream(&mut object, |_| stream);
+    object
+}
+
+/// Milliseconds in this process and in one of its own, in turns: 31 pairs.
+fn times_of(object: &DefaultDicomObject) -> Vec<[f64; 2]> {
+    let files = TempDir::new().expect("a folder");
+    object.write_to_file(files.path().join("x.dcm")).expect("written");
+    let open = |isolation| open(&files, &Reading { kept_bytes_max: 0, ..reading(isolation) });
+    let (here, there) = (open(Isolation::InProcess), open(Isolation::processes(PROGRAM.into())));
+    assert!(pixels(&here) == pixels(&there));
+    let time = |dataset| {
+        let begin = Instant::now();
+        drop(pixels(dataset));
+        begin.elapsed().as_secs_f64() * 1e3
+    };
+    (0..31).map(|_| [&here, &there].map(time)).collect()
+}
+
+/// The least, and the median.
+fn least_and_median(times: impl Iterator<Item = f64>) -> [f64; 2] {
+    let mut times: Vec<f64> = times.collect();
+    times.sort_by(f64::total_cmp);
+    [times[0], times[times.len() / 2]]
+}
+
 #[test]
 #[ignore = "a measurement: cargo test -p tributary-client --test data_isolation -- --ignored --nocapture"]
 fn cost_of_a_picture_beside_decoding_it_in_process() {
     for side in [512, 2048] {
-        let files = TempDir::new().expect("a folder");
-        let mut object = dicom_object::open_file(fixture("693_J2KI.dcm")).expect("opens");
-        if side == 2048 {
-            set_sides(&mut object, side);
-            change_stream(&mut object, |stream| sixteen(&stream));
-        }
-        object.write_to_file(files.path().join("x.dcm")).expect("written");
-        let open = |isolation| open(&files, &Reading { kept_bytes_max: 0, ..reading(isolation) });
-        let (here, there) =
-            (open(Isolation::InProcess), open(Isolation::processes(PROGRAM.into())));
-        assert!(pixels(&here) == pixels(&there));
-        let mut times = [Vec::new(), Vec::new()];
-        for _ in 0..31 {
-            for (times, dataset) in times.iter_mut().zip([&here, &there]) {
-                let begin = Instant::now();
-                drop(pixels(dataset));
-                times.push(begin.elapsed().as_secs_f64() * 1e3);
-            }
-        }
-        for time in &mut times {
-            time.sort_by(f64::total_cmp);
-        }
-        for (at, what) in [(0, "least"), (times[0].len() / 2, "median")] {
-            let [here, there] = [0, 1].map(|way: usize| times[way][at]);
-            let more = there - here;
-            println!("{side}, {what}: {here:.2} ms here, {there:.2} ms isolated, {more:.2} more");
+        for (kind, object) in [("JPEG 2000", jpeg_2000_of(side)), ("JPEG", jpeg_of(side))] {
+            let pairs = times_of(&object);
+            let [here, there] =
+                [0, 1].map(|way| least_and_median(pairs.iter().map(|pair| pair[way])));
+            let [_, more] = least_and_median(pairs.iter().map(|[here, there]| there - here));
+            println!(
+                "{kind}, {side}: least {:.2} ms, isolated {:.2}; median {:.2}, isolated {:.2}; \
+                 median of the pairs' differences {more:.2}",
+                here[0], there[0], here[1], there[1]
+            );
         }
     }
 }
