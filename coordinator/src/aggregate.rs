@@ -1,20 +1,25 @@
 //! Deltas to the next adapter, bit for bit reproducible: the same inputs in the same order give
 //! the same bytes on every machine, so that anybody who holds them can replay a round.
 //!
-//! Pure over readers and one writer. Memory is a few blocks, however many sites and however
-//! large the adapter.
+//! Pure over readers and one writer. Memory is one block an input, and smaller blocks of many inputs.
+//! The inputs are read and hashed in parallel, which costs more than the sums.
 
 #[cfg(test)]
 mod tests;
 
 use std::io::{self, Read, Write};
 
+use rayon::prelude::*;
 use tributary_shared::digest::{Digest, Hasher};
 use tributary_shared::manifest::Strategy;
 use tributary_shared::tensors::Header;
 
-/// Values folded at a time. The outcome does not depend on it.
-const BLOCK_VALUES: usize = 16 << 10;
+/// Values folded at a time, unless there are many inputs. The outcome does not depend on it.
+const BLOCK_VALUES: usize = 64 << 10;
+/// Memory for the blocks of all inputs, bytes.
+const BLOCKS_BYTES: usize = 8 << 20;
+/// Fewest values folded at a time, however many inputs there are.
+const BLOCK_VALUES_MIN: usize = 256;
 
 /// Canonical bytes that go into an aggregate.
 #[derive(Debug)]
@@ -103,15 +108,20 @@ impl AggregateError {
 /// Writes the next adapter, `base` changed by `deltas` as `strategy` combines them, under the
 /// header `next`; gives its digest. The order of `deltas` is part of the outcome: by site name.
 /// Every input is hashed while it is read; what was written before an error is of no use.
-pub fn run<R: Read>(
+pub fn run<R: Read + Send>(
     strategy: &Strategy,
     base: Input<R>,
     deltas: Vec<Input<R>>,
     next: &Header,
-    out: &mut (impl Write + ?Sized),
+    out: &mut (impl Write + Send + ?Sized),
 ) -> Result<Digest, AggregateError> {
     match strategy {
-        Strategy::FedAvg => fedavg(base, deltas, next, out, BLOCK_VALUES),
+        Strategy::FedAvg => {
+            let block_values = BLOCKS_BYTES / size_of::<f32>() / (deltas.len() + 1);
+            let block_values = block_values.clamp(BLOCK_VALUES_MIN, BLOCK_VALUES);
+            // On a thread of the pool, so that no block waits for one to wake up.
+            rayon::scope(|_| fedavg(base, deltas, next, out, block_values))
+        }
     }
 }
 
@@ -119,11 +129,11 @@ pub fn run<R: Read>(
 /// sum(n_i), for every value by itself: products and sums in f64, in the order of the deltas, one
 /// division, one addition, one rounding to f32. A product is exact below 2^29 cases, so splitting
 /// a site in two changes nothing beyond the sum's own rounding.
-fn fedavg<R: Read>(
+fn fedavg<R: Read + Send>(
     base: Input<R>,
     deltas: Vec<Input<R>>,
     next: &Header,
-    out: &mut (impl Write + ?Sized),
+    out: &mut (impl Write + Send + ?Sized),
     block_values: usize,
 ) -> Result<Digest, AggregateError> {
     let weight: u64 = deltas.iter().map(|d| d.weight).sum();
@@ -131,29 +141,27 @@ fn fedavg<R: Read>(
         return Err(AggregateError::Empty);
     }
     let weight = weight as f64;
-    let mut base = Source::begin(0, base, next)?;
-    let mut deltas = deltas
-        .into_iter()
-        .enumerate()
-        .map(|(i, delta)| Source::begin(i + 1, delta, next))
-        .collect::<Result<Vec<_>, _>>()?;
+    let inputs = [base].into_iter().chain(deltas).enumerate();
+    let sources = inputs.map(|(i, input)| Source::begin(i, input, next));
+    let mut sources = sources.collect::<Result<Vec<_>, _>>()?;
     let mut out = Output { out, hasher: Hasher::new() };
     out.write(&next.to_bytes())?;
     let values: usize = next.tensors.iter().map(|t| t.elements()).sum();
     let mut sums = vec![0.0; block_values.min(values)];
-    let mut bytes = vec![0; 4 * sums.len()];
     let (mut done, mut not_finite) = (0, None);
     while done < values {
         let count = block_values.min(values - done);
-        let (sums, bytes) = (&mut sums[..count], &mut bytes[..4 * count]);
+        let filled: Vec<_> = sources.par_iter_mut().map(|source| source.fill(4 * count)).collect();
+        // Of several faults the first input's, whichever thread was first.
+        filled.into_iter().collect::<Result<(), _>>()?;
+        let Some((base, deltas)) = sources.split_first_mut() else { break };
+        let sums = &mut sums[..count];
         sums.fill(0.0);
-        for delta in &mut deltas {
-            delta.read(bytes)?;
-            add_weighted(sums, bytes, delta.weight as f64);
+        for delta in deltas {
+            add_weighted(sums, &delta.block, delta.weight as f64);
         }
-        base.read(bytes)?;
-        match change(bytes, sums, weight) {
-            Ok(()) => out.write(bytes)?,
+        match change(&mut base.block, sums, weight) {
+            Ok(()) => out.write(&base.block)?,
             // The rest is read all the same: an input may be damaged.
             Err((at, value)) => {
                 let index = (done + at) as u64;
@@ -162,7 +170,7 @@ fn fedavg<R: Read>(
         }
         done += count;
     }
-    for source in deltas.into_iter().chain([base]) {
+    for source in sources {
         source.end()?;
     }
     match not_finite {
@@ -202,6 +210,8 @@ struct Source<R> {
     weight: u64,
     digest: Digest,
     hasher: Hasher,
+    /// The bytes read last.
+    block: Vec<u8>,
 }
 
 impl<R: Read> Source<R> {
@@ -210,18 +220,20 @@ impl<R: Read> Source<R> {
             return Err(AggregateError::Layout { input });
         }
         let Input { bytes, weight, digest, .. } = from;
-        let mut source = Self { input, bytes, weight, digest, hasher: Hasher::new() };
+        let (hasher, block) = (Hasher::new(), Vec::new());
+        let mut source = Self { input, bytes, weight, digest, hasher, block };
         let expected = from.header.to_bytes();
-        let mut found = vec![0; expected.len()];
-        source.read(&mut found)?;
-        if found == expected { Ok(source) } else { Err(AggregateError::Header { input }) }
+        source.fill(expected.len())?;
+        if source.block == expected { Ok(source) } else { Err(AggregateError::Header { input }) }
     }
 
-    fn read(&mut self, bytes: &mut [u8]) -> Result<(), AggregateError> {
+    /// Reads the next `count` bytes into the block, and hashes them.
+    fn fill(&mut self, count: usize) -> Result<(), AggregateError> {
         let input = self.input;
-        match self.bytes.read_exact(bytes) {
+        self.block.resize(count, 0);
+        match self.bytes.read_exact(&mut self.block) {
             Ok(()) => {
-                self.hasher.update(bytes);
+                self.hasher.update(&self.block);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -235,7 +247,7 @@ impl<R: Read> Source<R> {
     fn end(mut self) -> Result<(), AggregateError> {
         let input = self.input;
         let found = self.hasher.clone().finish();
-        match self.read(&mut [0]) {
+        match self.fill(1) {
             Err(AggregateError::Short { .. }) if found == self.digest => Ok(()),
             Err(AggregateError::Short { .. }) => Err(AggregateError::Digest { input }),
             Err(error) => Err(error),

@@ -1,6 +1,6 @@
 //! Exact identities, a golden vector, a second implementation, and what must be refused.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use proptest::prelude::{prop_assert_eq, proptest};
@@ -201,17 +201,17 @@ fn bytes_that_changed_since_they_were_counted_are_named() {
 /// Counts what is asked for at once.
 struct Metered<'a> {
     bytes: &'a [u8],
-    most: &'a Cell<usize>,
+    most: &'a AtomicUsize,
 }
 
 impl Read for Metered<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.most.set(self.most.get().max(buffer.len()));
+        self.most.fetch_max(buffer.len(), Ordering::Relaxed);
         self.bytes.read(buffer)
     }
 }
 
-fn metered<'a>(from: Input<&'a [u8]>, most: &'a Cell<usize>) -> Input<Metered<'a>> {
+fn metered<'a>(from: Input<&'a [u8]>, most: &'a AtomicUsize) -> Input<Metered<'a>> {
     let Input { header, digest, bytes, weight } = from;
     Input { header, digest, bytes: Metered { bytes, most }, weight }
 }
@@ -220,14 +220,14 @@ fn metered<'a>(from: Input<&'a [u8]>, most: &'a Cell<usize>) -> Input<Metered<'a
 fn inputs_are_read_block_by_block_however_long_and_many() {
     let shapes = [10 * BLOCK_VALUES + 1];
     let zeros = vec![vec![0.0; shapes[0]]];
-    let most = Cell::new(0);
+    let most = AtomicUsize::new(0);
     let base = encode(&adapter(0, &shapes), &zeros);
     let bytes: Vec<_> = (0..20).map(|i| encode(&delta(i, 5, &shapes), &zeros)).collect();
     let deltas = bytes.iter().enumerate();
     let deltas = deltas.map(|(i, b)| metered(input(delta(i, 5, &shapes), b, 5), &most)).collect();
     let base = metered(input(adapter(0, &shapes), &base, 0), &most);
     run(&Strategy::FedAvg, base, deltas, &adapter(1, &shapes), &mut io::sink()).unwrap();
-    assert_eq!(most.get(), 4 * BLOCK_VALUES);
+    assert_eq!(most.into_inner(), 4 * BLOCK_VALUES);
 }
 
 fn finite() -> impl proptest::strategy::Strategy<Value = f32> {
@@ -275,13 +275,22 @@ fn eight_sites_of_12_6_mb() {
     let shapes = [3_150_000];
     let values = vec![vec![0.5; shapes[0]]];
     let base = encode(&adapter(0, &shapes), &values);
-    let bytes: Vec<_> = (0..8).map(|i| encode(&delta(i, 5, &shapes), &values)).collect();
+    let base_digest = Digest::of(&base);
+    let deltas: Vec<_> = (0..8).map(|i| encode(&delta(i, 5, &shapes), &values)).collect();
+    let digests: Vec<_> = deltas.iter().map(|bytes| Digest::of(bytes)).collect();
     for _ in 0..5 {
         let begun = Instant::now();
-        let deltas = bytes.iter().enumerate();
-        let deltas = deltas.map(|(i, b)| input(delta(i, 5, &shapes), b, 5)).collect();
-        let base = input(adapter(0, &shapes), &base, 0);
-        run(&Strategy::FedAvg, base, deltas, &adapter(1, &shapes), &mut io::sink()).unwrap();
+        let inputs = deltas.iter().zip(&digests).enumerate();
+        let inputs = inputs.map(|(i, (bytes, digest))| Input {
+            header: delta(i, 5, &shapes),
+            digest: *digest,
+            bytes: &bytes[..],
+            weight: 5,
+        });
+        let base =
+            Input { header: adapter(0, &shapes), digest: base_digest, bytes: &base[..], weight: 0 };
+        let next = adapter(1, &shapes);
+        run(&Strategy::FedAvg, base, inputs.collect(), &next, &mut io::sink()).unwrap();
         println!("8 x 12.6 MB: {:.1} ms", begun.elapsed().as_secs_f64() * 1e3);
     }
 }

@@ -34,7 +34,7 @@ impl Replays {
 }
 
 /// Computes every published adapter whose inputs are in the export.
-pub(super) fn replay<R: Read + Seek>(
+pub(super) fn replay<R: Read + Seek + Send>(
     file: R,
     history: &History,
     extents: &HashMap<Digest, Extent>,
@@ -81,7 +81,7 @@ fn rounds(run: &Run) -> impl Iterator<Item = Published<'_>> {
 }
 
 /// The inner result says why the round could not be computed again.
-fn replay_round<R: Read + Seek>(
+fn replay_round<R: Read + Seek + Send>(
     file: &Mutex<R>,
     run: &Run,
     published: &Published<'_>,

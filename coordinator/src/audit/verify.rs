@@ -61,7 +61,7 @@ pub fn verify_file(
 /// (`known`, of a site's witness file or an earlier export).
 ///
 /// Memory does not grow with the tensor files; of the leaves, the runs they add up to are kept.
-pub fn verify<R: Read + Seek>(
+pub fn verify<R: Read + Seek + Send>(
     export: R,
     key: &VerifierKey,
     known: &[Checkpoint],

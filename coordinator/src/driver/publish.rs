@@ -52,8 +52,11 @@ async fn try_publish(
         .await
         .map_err(|e| DriverError::io("aggregating")(std::io::Error::other(e)))??;
     match outcome {
-        Outcome::Adapter(adapter) => {
-            live.command(driver, Command::Publish { round, adapter }).await
+        Outcome::Adapter { adapter, deltas } => {
+            let published = live.command(driver, Command::Publish { round, adapter }).await;
+            // No site waits for this.
+            tokio::task::spawn_blocking(move || deltas.iter().for_each(leave_page_cache));
+            published
         }
         Outcome::Unusable { site, digest, reason } => {
             tracing::error!(run = %name, round, %site, "delta {digest} is excluded: {reason}");
@@ -103,13 +106,13 @@ struct Delta {
 
 /// The end of one aggregation.
 enum Outcome {
-    Adapter(Digest),
-    /// One delta stands in its way, and always will.
-    Unusable {
-        site: SiteName,
-        digest: Digest,
-        reason: Unusable,
+    Adapter {
+        adapter: Digest,
+        /// The deltas' files, open.
+        deltas: Vec<File>,
     },
+    /// One delta stands in its way, and always will.
+    Unusable { site: SiteName, digest: Digest, reason: Unusable },
 }
 
 impl Plan {
@@ -153,9 +156,8 @@ impl Plan {
         let stored = blobs.put_with(|out| {
             aggregate::run(&self.strategy, base, deltas, &self.next, out).map_err(io::Error::other)
         });
-        files.iter().for_each(leave_page_cache);
         let error = match stored {
-            Ok(adapter) => return Ok(Outcome::Adapter(adapter)),
+            Ok(adapter) => return Ok(Outcome::Adapter { adapter, deltas: files }),
             Err(error) => error.downcast::<AggregateError>(),
         };
         match error {
