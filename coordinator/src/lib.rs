@@ -15,6 +15,7 @@ pub mod driver;
 pub mod heads;
 pub mod ingest;
 pub mod membership;
+pub mod pace;
 pub mod recovery;
 pub mod round;
 pub mod rpc;

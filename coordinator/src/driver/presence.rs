@@ -8,6 +8,8 @@ use std::time::Duration;
 use tributary_shared::name::SiteName;
 use tributary_shared::timestamp::Timestamp;
 
+use crate::pace::Pace;
+
 /// The word for two programs with one identity.
 pub const SHARED_IDENTITY: &str = "shared_identity";
 /// Class stored for an invalid trouble.
@@ -36,9 +38,22 @@ pub struct Word {
     pub since: Option<Timestamp>,
 }
 
+/// Lines of the log that a site may cause at once by what it says of itself.
+const LINES: u32 = 10;
+/// Time until it may cause one more; until then its lines are for the debug level.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
 /// The presence of every site that was heard.
-#[derive(Default)]
-pub struct Presence(Mutex<BTreeMap<SiteName, Heard>>);
+pub struct Presence {
+    heard: Mutex<BTreeMap<SiteName, Heard>>,
+    lines: Pace<SiteName>,
+}
+
+impl Default for Presence {
+    fn default() -> Self {
+        Self { heard: Mutex::default(), lines: Pace::new(LINE_EVERY, LINES) }
+    }
+}
 
 #[derive(Default)]
 struct Heard {
@@ -51,6 +66,10 @@ impl Presence {
     pub fn hello(&self, site: &SiteName, version: &str) {
         let version: String =
             version.chars().filter(|c| !c.is_control()).take(WORD_CHARS_MAX).collect();
+        match self.lines.allows(site) {
+            true => tracing::info!(%site, version, "hello"),
+            false => tracing::debug!(%site, version, "hello"),
+        }
         self.lock().entry(site.clone()).or_default().word.version = version;
     }
 
@@ -64,10 +83,10 @@ impl Presence {
         if word.trouble == trouble {
             return;
         }
-        if trouble.is_empty() {
-            tracing::info!(%site, "its trouble `{}` is over", word.trouble);
-        } else {
-            tracing::warn!(%site, trouble, "the site reports trouble");
+        match (self.lines.allows(site), trouble) {
+            (true, "") => tracing::info!(%site, "its trouble `{}` is over", word.trouble),
+            (true, _) => tracing::warn!(%site, trouble, "the site reports trouble"),
+            (false, _) => tracing::debug!(%site, trouble, "the site's trouble changes often"),
         }
         word.trouble = trouble.to_owned();
         word.since = (!trouble.is_empty()).then_some(now);
@@ -111,7 +130,7 @@ impl Presence {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SiteName, Heard>> {
         // The table is valid after every single operation, also after a panic elsewhere.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -13,6 +13,7 @@ use super::{Services, status};
 use crate::clock;
 use crate::driver::DriverError;
 use crate::membership::{self, Admission, CertificateRequest, EnrolmentRefused};
+use crate::pace::Pace;
 use crate::round::event::RegistryEvent;
 use crate::store::{Certificate, EnrolError, Invitation, MemberState};
 use crate::unbroken::to_the_end;
@@ -61,6 +62,10 @@ impl EnrolmentService {
         Ok(self.0.authority.reply(certificate, &member))
     }
 }
+
+/// Lines of the log about refused enrolments: ten at once, then one in ten seconds, for each invited
+/// member and for all unknown tokens together. Others are for the debug level.
+static LINES: Pace<Option<Member>> = Pace::new(Duration::from_secs(10), 10);
 
 impl Services {
     /// Issues an invitation; gives the kit's text.
@@ -150,11 +155,17 @@ impl Services {
     /// per process.
     async fn note_refused(&self, invitation: Option<&Invitation>, refused: &EnrolmentRefused) {
         let Some(Invitation { member, token_digest, .. }) = invitation else {
-            tracing::warn!("enrolment refused: {refused}");
+            match LINES.allows(&None) {
+                true => tracing::warn!("enrolment refused: {refused}"),
+                false => tracing::debug!("enrolment refused: {refused}"),
+            }
             return;
         };
         if *refused != EnrolmentRefused::Used {
-            tracing::warn!(%member, "enrolment refused: {refused}");
+            match LINES.allows(&Some(member.clone())) {
+                true => tracing::warn!(%member, "enrolment refused: {refused}"),
+                false => tracing::debug!(%member, "enrolment refused: {refused}"),
+            }
             return;
         }
         let first = {

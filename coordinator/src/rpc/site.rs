@@ -110,8 +110,6 @@ impl Site for SiteService {
         if takes_part {
             presence.trouble(site, &trouble, now);
         }
-        let version = presence.word(site, now).version;
-        tracing::info!(member = %peer.member, version, "hello");
         let suspended = self.0.driver.members().standing(&peer) == Standing::Suspended;
         let suspend_reason = match suspended {
             true => self.suspend_reason(&peer).await?,
