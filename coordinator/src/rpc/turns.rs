@@ -99,10 +99,10 @@ impl Turns {
             turn.began = Instant::now();
             return Some(turn);
         }
-        // Nothing is left to send: a whole delta needs no memory and no turn.
+        // Nothing is left to send: a whole delta needs no memory and waits for no other site.
         let cost = if missing == 0 { 0 } else { self.cost(missing) };
-        let may = cost == 0 || (state.may(site) && !state.others_wait(site) && state.free >= cost);
-        may.then(|| self.begin(&mut state, site.clone(), cost))
+        let may = cost == 0 || (!state.others_wait(site) && state.free >= cost);
+        (may && state.may(site)).then(|| self.begin(&mut state, site.clone(), cost))
     }
 
     /// Offers `site` its turn if it has come.
@@ -287,6 +287,8 @@ mod tests {
         let of_mallory: Vec<Turn> =
             std::iter::from_fn(|| turns.take(&site("mallory"), 100 * MIB)).collect();
         assert_eq!(of_mallory.len(), PER_SITE);
+        // Failed before: streams with nothing to send had no limit.
+        assert!(turns.take(&site("mallory"), 0).is_none());
         assert!(!comes_at_once(&turns, "mallory").await);
         assert!(comes_at_once(&turns, "a").await);
         let small = turns.take(&site("b"), 1000).unwrap();
