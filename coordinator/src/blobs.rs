@@ -8,6 +8,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tributary_shared::digest::Digest;
 use tributary_shared::name::{RunName, SiteName};
 
@@ -22,6 +25,13 @@ use tributary_shared::name::{RunName, SiteName};
 const SYNC_EVERY: u64 = 4 << 20;
 /// Piece in which a part is read again, bytes.
 const PIECE_BYTES: usize = 256 << 10;
+
+/// Piece in which a blob is read for the network, bytes.
+const LARGE_PIECE_BYTES: usize = 256 << 10;
+/// The same when as many large pieces as may be are on their way.
+const SMALL_PIECE_BYTES: usize = 64 << 10;
+/// Most large pieces in memory at once, over all readers.
+const LARGE_PIECES_MAX: usize = 32;
 
 /// A directory of blobs. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -34,6 +44,40 @@ struct Inner {
     temporaries: AtomicU64,
     /// Held while a file gets its name: one that has to be taken back must be ours.
     naming: Mutex<()>,
+    large_pieces: Arc<Semaphore>,
+}
+
+impl Inner {
+    fn new(root: &Path) -> Self {
+        Self {
+            blobs: root.join("blobs"),
+            spool: root.join("spool"),
+            temporaries: AtomicU64::new(0),
+            naming: Mutex::default(),
+            large_pieces: Arc::new(Semaphore::new(LARGE_PIECES_MAX)),
+        }
+    }
+}
+
+/// Consecutive bytes of a blob.
+#[derive(Debug)]
+pub struct Piece {
+    /// The bytes; none at the blob's end.
+    pub bytes: Bytes,
+    /// True when nothing follows.
+    pub is_last: bool,
+}
+
+/// The memory of a piece, and the permit of a large one, until its last reader is done.
+struct Held {
+    bytes: Vec<u8>,
+    _large: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Which delta a part in the spool belongs to.
@@ -72,12 +116,10 @@ impl SpoolKey {
 impl Blobs {
     /// Opens the store under `root`, making its two directories, and removes temporary files.
     pub fn at(root: &Path) -> io::Result<Self> {
-        let (blobs, spool) = (root.join("blobs"), root.join("spool"));
-        fs::create_dir_all(&blobs)?;
-        fs::create_dir_all(&spool)?;
+        let store = Self::look(root);
+        fs::create_dir_all(&store.0.blobs)?;
+        fs::create_dir_all(&store.0.spool)?;
         sync_directory(root)?;
-        let (temporaries, naming) = (AtomicU64::new(0), Mutex::default());
-        let store = Self(Arc::new(Inner { blobs, spool, temporaries, naming }));
         for entry in fs::read_dir(&store.0.spool)? {
             let path = entry?.path();
             if path.extension() == Some(OsStr::new("tmp")) {
@@ -89,9 +131,7 @@ impl Blobs {
 
     /// The store under `root` for readers: makes and removes nothing.
     pub fn look(root: &Path) -> Self {
-        let (blobs, spool) = (root.join("blobs"), root.join("spool"));
-        let (temporaries, naming) = (AtomicU64::new(0), Mutex::default());
-        Self(Arc::new(Inner { blobs, spool, temporaries, naming }))
+        Self(Arc::new(Inner::new(root)))
     }
 
     /// Whether the blob is here.
@@ -105,15 +145,19 @@ impl Blobs {
         blocking(move || Ok(fs::metadata(path)?.len())).await
     }
 
-    /// The blob's bytes from `offset` on, `most` of them or as many as there are.
-    pub async fn piece(&self, digest: Digest, offset: u64, most: usize) -> io::Result<Vec<u8>> {
+    /// The blob's next piece from `offset` on: 256 KiB while there is memory for large pieces, else
+    /// 64 KiB, so that readers who are slow hold up little.
+    pub async fn piece(&self, digest: Digest, offset: u64) -> io::Result<Piece> {
+        let large = self.0.large_pieces.clone().try_acquire_owned().ok();
+        let most = if large.is_some() { LARGE_PIECE_BYTES } else { SMALL_PIECE_BYTES };
         let store = self.clone();
         blocking(move || {
             let mut file = store.open_blocking(digest)?;
             file.seek(SeekFrom::Start(offset))?;
             let mut bytes = Vec::with_capacity(most);
             file.take(most as u64).read_to_end(&mut bytes)?;
-            Ok(bytes)
+            let is_last = bytes.len() < most;
+            Ok(Piece { bytes: Bytes::from_owner(Held { bytes, _large: large }), is_last })
         })
         .await
     }
@@ -133,7 +177,8 @@ impl Blobs {
         let path = self.0.spool.join(format!("{number}.tmp"));
         let mut file = File::create(&path)?;
         let stored = write(&mut file).and_then(|digest| {
-            self.name(&file, &path, digest)?;
+            file.sync_all()?;
+            self.name(&[(path.clone(), digest)])?;
             Ok(digest)
         });
         if stored.is_err() {
@@ -216,13 +261,18 @@ impl Blobs {
         }
     }
 
-    /// Makes a whole part, whose bytes have the key's digest, a blob; durable when this returns.
-    /// Nothing happens when there is no such part. Blocks.
-    pub fn promote(&self, key: &SpoolKey) -> io::Result<()> {
-        match self.open_part(key)? {
-            Some(file) => self.name(&file, &self.part(key), key.digest),
-            None => Ok(()),
+    /// Makes blobs of whole parts, whose bytes have the keys' digests; durable when this returns.
+    /// Parts that are not there are passed over. After an error a part is a blob or still a part.
+    /// Blocks.
+    pub fn promote(&self, keys: &BTreeSet<SpoolKey>) -> io::Result<()> {
+        let mut parts = Vec::new();
+        for key in keys {
+            if let Some(file) = self.open_part(key)? {
+                file.sync_all()?;
+                parts.push((self.part(key), key.digest));
+            }
         }
+        self.name(&parts)
     }
 
     /// Removes a part, if it is there. Blocks.
@@ -239,24 +289,42 @@ impl Blobs {
         self.0.blobs.join(&hex[..2]).join(hex)
     }
 
-    /// Makes `file` durable, gives it its name, and makes that durable too. After an error there
-    /// is no blob that was not there before.
-    fn name(&self, file: &File, from: &Path, digest: Digest) -> io::Result<()> {
-        file.sync_all()?;
-        let _naming = self.0.naming.lock().unwrap_or_else(PoisonError::into_inner);
-        let to = self.path(digest);
-        let directory = to.parent().unwrap_or(&self.0.blobs);
-        match fs::create_dir(directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Ok(()) | Err(_) => {}
+    /// Gives durable files their names, and makes the names durable, all at once. After an error
+    /// there is no blob that was not there before.
+    fn name(&self, files: &[(PathBuf, Digest)]) -> io::Result<()> {
+        if files.is_empty() {
+            return Ok(());
         }
-        let known = to.is_file();
-        fs::rename(from, &to)?;
-        // The outer one as well, every time: that it was made once says nothing about the disk.
-        let named = sync_directory(directory).and_then(|()| sync_directory(&self.0.blobs));
-        if named.is_err() && !known {
-            // A name that a power failure may take is not believed; its bytes are good.
-            fs::rename(&to, from).or_else(|_| fs::remove_file(&to))?;
+        let _naming = self.0.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut renamed, mut directories) = (Vec::new(), BTreeSet::new());
+        let mut rename_all = || {
+            for (from, digest) in files {
+                let to = self.path(*digest);
+                let directory = to.parent().unwrap_or(&self.0.blobs).to_path_buf();
+                match fs::create_dir(&directory) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(error);
+                    }
+                    Ok(()) | Err(_) => {}
+                }
+                let known = to.is_file();
+                fs::rename(from, &to)?;
+                if !known {
+                    renamed.push((from, to));
+                }
+                directories.insert(directory);
+            }
+            // The outer one as well, every time: that a folder was made once says nothing about the
+            // disk.
+            directories.iter().try_for_each(|directory| sync_directory(directory))?;
+            sync_directory(&self.0.blobs)
+        };
+        let named = rename_all();
+        if named.is_err() {
+            // Names that a power failure may take are not believed; the bytes are good.
+            for (from, to) in renamed {
+                fs::rename(&to, from).or_else(|_| fs::remove_file(&to))?;
+            }
         }
         named
     }
@@ -292,6 +360,12 @@ impl Spool {
                 count => piece(&buffer[..count])?,
             }
         }
+    }
+
+    /// Makes the next bytes follow those that are there.
+    pub fn go_to_end(&mut self) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(self.received))?;
+        Ok(())
     }
 
     /// Writes the next bytes. After an error the part holds what is durable and no more, and this
@@ -339,7 +413,7 @@ impl Spool {
     }
 
     /// Removes the part.
-    pub fn discard(self) -> io::Result<()> {
+    pub fn discard(&self) -> io::Result<()> {
         remove_if_there(&self.path)
     }
 }

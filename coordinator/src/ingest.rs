@@ -52,40 +52,46 @@ pub enum IngestError {
 /// One delta being received. All methods block.
 #[derive(Debug)]
 pub struct Ingest {
-    reader: Reader,
+    /// Absent once it has refused, and when the delta has ended.
+    reader: Option<Reader>,
     spool: Spool,
     announced: u64,
 }
 
 impl Ingest {
     /// Goes on where an earlier stream of the same delta left off, or begins anew. The delta must
-    /// have the header `expected`; it was announced as `announced` bytes.
+    /// have the header `expected`; it was announced as `announced` bytes. `known` is what
+    /// [`Self::into_reader`] gave for the same part; without it the part is read again.
     pub fn begin(
         blobs: &Blobs,
         key: SpoolKey,
         expected: Header,
         announced: u64,
+        known: Option<Reader>,
     ) -> Result<Self, IngestError> {
-        let mut reader = Reader::new(expected.clone());
-        let most = reader.total_bytes() + SLACK_BYTES;
+        let most = expected.total_bytes() + SLACK_BYTES;
         if announced > most {
-            return Err(size(reader.total_bytes(), announced).into());
+            return Err(size(expected.total_bytes(), announced).into());
         }
         let mut spool = blobs.spool(&key)?;
-        let replayed = spool.replay(|piece| Ok::<_, IngestError>(reader.push(piece)?));
-        match replayed {
-            Ok(()) if spool.received() <= announced => {}
-            // What was taken once is refused now: a power failure left a hole in the part. The
-            // site is judged by what it sends, so it sends again from the beginning.
-            Ok(()) | Err(IngestError::Refused(_)) => {
-                spool.restart()?;
-                reader = Reader::new(expected);
+        let received = spool.received();
+        let known = known.filter(|known| {
+            received <= announced && known.seen_bytes() == received && *known.expected() == expected
+        });
+        let reader = match known {
+            Some(known) => {
+                spool.go_to_end()?;
+                known
             }
-            Err(error @ (IngestError::Incomplete { .. } | IngestError::Io(_))) => {
-                return Err(error);
-            }
-        }
-        Ok(Self { reader, spool, announced })
+            None => replay(&mut spool, expected, announced)?,
+        };
+        Ok(Self { reader: Some(reader), spool, announced })
+    }
+
+    /// All that is known of the bytes so far, for the stream that goes on from there; `None` when
+    /// nothing may follow them.
+    pub fn into_reader(self) -> Option<Reader> {
+        self.reader
     }
 
     /// Bytes taken so far, those of earlier streams included: the offset of the next one.
@@ -99,20 +105,22 @@ impl Ingest {
         if found > self.announced {
             return Err(size(self.announced, found).into());
         }
-        self.reader.push(bytes)?;
+        let mut reader = self.reader.take().ok_or_else(ended)?;
+        reader.push(bytes)?;
         self.spool.append(bytes)?;
+        self.reader = Some(reader);
         Ok(())
     }
 
     /// Ends the stream. A whole delta that hashes to `digest` is durable when this returns; one that
     /// does not is removed.
-    pub fn finish(mut self, digest: Digest) -> Result<Admitted, IngestError> {
+    pub fn finish(&mut self, digest: Digest) -> Result<Admitted, IngestError> {
         let (received, announced) = (self.spool.received(), self.announced);
         if received < announced {
             self.spool.sync()?;
             return Err(IngestError::Incomplete { received, announced });
         }
-        match checked(self.reader, digest) {
+        match checked(self.reader.take().ok_or_else(ended)?, digest) {
             Ok(Checked { digest, norm }) => {
                 self.spool.sync()?;
                 Ok(Admitted { digest, norm, bytes: received })
@@ -123,6 +131,27 @@ impl Ingest {
             }
         }
     }
+}
+
+/// Checks the bytes of a part again; a part that cannot be the beginning of the delta is emptied.
+fn replay(spool: &mut Spool, expected: Header, announced: u64) -> Result<Reader, IngestError> {
+    let mut reader = Reader::new(expected.clone());
+    let replayed = spool.replay(|piece| Ok::<_, IngestError>(reader.push(piece)?));
+    match replayed {
+        Ok(()) if spool.received() <= announced => Ok(reader),
+        // What was taken once is refused now: a power failure left a hole in the part. The
+        // site is judged by what it sends, so it sends again from the beginning.
+        Ok(()) | Err(IngestError::Refused(_)) => {
+            spool.restart()?;
+            Ok(Reader::new(expected))
+        }
+        Err(error @ (IngestError::Incomplete { .. } | IngestError::Io(_))) => Err(error),
+    }
+}
+
+/// The error of a caller that goes on with a delta that was refused or has ended.
+fn ended() -> IngestError {
+    io::Error::other("the delta has ended").into()
 }
 
 /// Checks a whole delta once more, as after a restart: that it has the header `expected` and

@@ -149,6 +149,11 @@ impl Reader {
         }
     }
 
+    /// The header that the bytes must begin with.
+    pub fn expected(&self) -> &Header {
+        &self.expected
+    }
+
     /// Bytes that will be accepted in all.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes

@@ -29,9 +29,10 @@ async fn bytes_are_kept_under_their_digest() {
     let again = Blobs::at(root.path()).unwrap();
     assert!(again.exists(digest));
     assert_eq!(again.size(digest).await.unwrap(), 3);
-    assert_eq!(again.piece(digest, 0, 2).await.unwrap(), b"ab");
-    assert_eq!(again.piece(digest, 1, 9).await.unwrap(), b"bc");
-    assert_eq!(again.piece(digest, 3, 9).await.unwrap(), b"");
+    for (offset, rest) in [(0, &b"abc"[..]), (1, b"bc"), (3, b"")] {
+        let piece = again.piece(digest, offset).await.unwrap();
+        assert_eq!((&piece.bytes[..], piece.is_last), (rest, true));
+    }
     assert_eq!(again.list().unwrap(), [digest]);
     again.remove(digest).unwrap();
     assert!(!again.exists(digest));
@@ -87,11 +88,31 @@ async fn a_part_goes_on_where_it_was_left_and_becomes_a_blob() {
     blobs.spool(&key).unwrap().sync().unwrap();
     assert!(!blobs.exists(key.digest), "a delta that is not counted is no blob");
     for _ in ["once", "and again, as after a restart"] {
-        blobs.promote(&key).unwrap();
+        blobs.promote(&BTreeSet::from([key.clone()])).unwrap();
         assert_eq!(fs::read(blobs.path(key.digest)).unwrap(), content);
         assert_eq!(spool_files(root.path()), 0);
         assert_eq!(blobs.spooled(&key).await.unwrap(), 0);
     }
+}
+
+/// A3: readers that take a piece and no more hold up a bounded number of large pieces.
+#[tokio::test]
+async fn pieces_are_small_while_all_large_ones_are_held() {
+    let root = tempfile::tempdir().unwrap();
+    let blobs = Blobs::at(root.path()).unwrap();
+    let content = vec![7; 2 * LARGE_PIECE_BYTES];
+    let write = |file: &mut File| file.write_all(&content).map(|()| Digest::of(&content));
+    let digest = blobs.put_with(write).unwrap();
+    let mut held = Vec::new();
+    for _ in 0..LARGE_PIECES_MAX {
+        let piece = blobs.piece(digest, 0).await.unwrap();
+        assert_eq!((piece.bytes.len(), piece.is_last), (LARGE_PIECE_BYTES, false));
+        held.push(piece.bytes);
+    }
+    let small = blobs.piece(digest, 0).await.unwrap();
+    assert_eq!((small.bytes.len(), small.is_last), (SMALL_PIECE_BYTES, false));
+    held.pop();
+    assert_eq!(blobs.piece(digest, 0).await.unwrap().bytes.len(), LARGE_PIECE_BYTES);
 }
 
 #[tokio::test]
@@ -141,6 +162,6 @@ async fn what_could_not_be_made_durable_is_not_in_the_part() {
     spool.replay(|_| Ok::<_, io::Error>(())).unwrap();
     spool.append(b" and lost").unwrap();
     spool.sync().unwrap();
-    blobs.promote(&key).unwrap();
+    blobs.promote(&BTreeSet::from([key.clone()])).unwrap();
     assert_eq!(fs::read(blobs.path(key.digest)).unwrap(), b"durable and lost");
 }

@@ -1,14 +1,18 @@
 //! One live run: the fold, its place in the history, and the leases of its open round.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::sync::OwnedMutexGuard;
+use tributary_shared::digest::Digest;
 use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::outcome::chain;
 use tributary_shared::refusal::Refusal;
 use tributary_shared::timestamp::Timestamp;
 
+use super::leaves::ProofLeaves;
+use super::uploads::Tidied;
 use super::{Driver, DriverError, Retention};
 use crate::clock;
 use crate::round::event::RunEvent;
@@ -37,14 +41,20 @@ pub struct LiveRun {
     run: RwLock<Option<Run>>,
     /// The open round's leases; where both are locked, after `run`.
     leases: Mutex<Leases>,
+    /// The leaves that prove the open round; where both are locked, after `run`.
+    leaves: Mutex<ProofLeaves>,
     /// The round whose aggregation is under way in this process; 0 for none.
     aggregating: AtomicU32,
     /// Reason this coordinator itself does not get on with the run; empty when it does.
     trouble: Mutex<String>,
-    /// Held by the one caller that brings the files in line with the fold.
-    pub(super) tidying: tokio::sync::Mutex<()>,
+    /// How often the files were to be brought in line with the fold.
+    pub(super) tidyings: AtomicU64,
+    /// Held by the one caller that does so, for all that asked before.
+    pub(super) tidied: tokio::sync::Mutex<Option<Tidied>>,
     /// The deltas of rounds up to this one were removed by this process.
     pub(super) removed_to: AtomicU32,
+    /// Held by the caller of [`Self::tick`].
+    ticking: Arc<tokio::sync::Mutex<()>>,
     /// True when time stood still for the run's sites at the last tick.
     held: AtomicBool,
     /// True while the run passes over a site that was not heard; read at every call of a site.
@@ -67,37 +77,44 @@ pub struct Snapshot {
 
 impl LiveRun {
     /// A run after `seq` events.
-    pub fn new(run: Run, seq: u64, now: Timestamp) -> Self {
+    pub(super) fn new(run: Run, leaves: ProofLeaves, seq: u64, now: Timestamp) -> Self {
         Self {
             name: run.manifest().name.clone(),
             misses_a_site: AtomicBool::new(run.away().has_absent()),
             turn: tokio::sync::Mutex::new(seq),
             run: RwLock::new(Some(run)),
             leases: Mutex::new(Leases::new(now)),
+            leaves: Mutex::new(leaves),
             aggregating: AtomicU32::new(0),
-            tidying: tokio::sync::Mutex::default(),
+            tidyings: AtomicU64::new(0),
+            tidied: tokio::sync::Mutex::default(),
             removed_to: AtomicU32::new(0),
             trouble: Mutex::default(),
+            ticking: Arc::default(),
             held: AtomicBool::new(false),
         }
     }
 
     /// Folds the stored events of `name`.
     pub async fn load(store: &Store, name: &RunName) -> Result<Self, DriverError> {
-        let mut run: Option<Run> = None;
+        let mut folded: Option<(Run, ProofLeaves)> = None;
         let mut seq = 0;
         for (leaf, record) in store.records(&Stream::Run(name.clone())).await? {
             let Event::Run(event) = &record.event else {
                 return Err(CorruptHistory(format!("leaf {leaf} is no event of a run")).into());
             };
-            run = Some(match run {
-                None => Run::open(record.at, event)?,
-                Some(run) => run.evolve(record.at, event)?,
+            folded = Some(match folded {
+                None => (Run::open(record.at, event)?, ProofLeaves::new(leaf)),
+                Some((run, mut leaves)) => {
+                    leaves.add(leaf, event);
+                    (run.evolve(record.at, event)?, leaves)
+                }
             });
             seq += 1;
         }
-        let run = run.ok_or_else(|| CorruptHistory(format!("run {name} has no events")))?;
-        Ok(Self::new(run, seq, clock::now()))
+        let none = || CorruptHistory(format!("run {name} has no events"));
+        let (run, leaves) = folded.ok_or_else(none)?;
+        Ok(Self::new(run, leaves, seq, clock::now()))
     }
 
     /// The run's name.
@@ -121,12 +138,32 @@ impl LiveRun {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn evolve(&self, at: Timestamp, event: &RunEvent) -> Result<(), CorruptHistory> {
+    fn leaves(&self) -> MutexGuard<'_, ProofLeaves> {
+        // The leaves are valid after every single operation, also after a panic elsewhere.
+        self.leaves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves that prove `round`, if it is open, begins with `base` and has a seat of `site`.
+    pub fn proof_leaves(&self, site: &SiteName, round: u32, base: Digest) -> Option<Vec<u64>> {
+        self.read(|run| match run.phase() {
+            Phase::Collecting(open)
+                if open.round == round && open.base == base && open.seats.contains_key(site) =>
+            {
+                self.leaves().of_round(base)
+            }
+            Phase::Waiting | Phase::Collecting(_) | Phase::Aggregating(_) | Phase::Ended { .. } => {
+                None
+            }
+        })
+    }
+
+    fn evolve(&self, at: Timestamp, leaf: u64, event: &RunEvent) -> Result<(), CorruptHistory> {
         let mut slot = self.run.write().unwrap_or_else(PoisonError::into_inner);
         let run = slot.take().expect("a run is absent only while one event is folded in");
         // On failure the run stays absent: an event that is committed and cannot be folded is a
         // bug, and nothing may be decided on the state before it.
         *slot = Some(run.evolve(at, event)?);
+        self.leaves().add(leaf, event);
         Ok(())
     }
 
@@ -176,7 +213,9 @@ impl LiveRun {
         }
         let (live, driver) = (self.clone(), driver.clone());
         to_the_end(async move {
-            if live.apply(&driver, command).await? {
+            // Agreed terms change no file and no phase.
+            let is_all = matches!(command, Command::AcceptTerms { .. });
+            if live.apply(&driver, command).await? && !is_all {
                 live.act(&driver).await?;
             }
             Ok(())
@@ -217,16 +256,19 @@ impl LiveRun {
         }
         let stream = Stream::Run(self.name.clone());
         let records: Vec<Event> = events.iter().cloned().map(Event::Run).collect();
-        if let Err(error) = driver.commit(now, &stream, *seq, &records).await {
-            let error = DriverError::from(error);
-            if matches!(error, DriverError::Superseded) {
-                driver.0.stop.cancel();
+        let committed = match driver.commit(now, &stream, *seq, &records).await {
+            Ok(committed) => committed,
+            Err(error) => {
+                let error = DriverError::from(error);
+                if matches!(error, DriverError::Superseded) {
+                    driver.0.stop.cancel();
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
-        for event in &events {
+        };
+        for (event, (leaf, _)) in events.iter().zip(committed) {
             tracing::info!(run = %self.name, event = %describe(event), "committed");
-            self.evolve(now, event)?;
+            self.evolve(now, leaf, event)?;
             *seq += 1;
             if matches!(event, RunEvent::AdapterPublished { .. } | RunEvent::RunEnded { .. }) {
                 self.set_trouble("");
@@ -347,6 +389,16 @@ impl LiveRun {
             self.set_trouble(&reason);
         }
         true
+    }
+
+    /// The right to [`Self::tick`], until dropped; `None` while another caller has it.
+    pub(super) fn begin_tick(&self) -> Option<OwnedMutexGuard<()>> {
+        self.ticking.clone().try_lock_owned().ok()
+    }
+
+    /// Says whether [`Self::tick`] is under way.
+    pub(super) fn is_ticking(&self) -> bool {
+        self.ticking.try_lock().is_err()
     }
 
     /// Loses the sites whose leases have run out, closes what is due.

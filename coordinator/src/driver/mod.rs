@@ -4,6 +4,7 @@
 mod absence;
 pub mod checks;
 pub mod inquiries;
+mod leaves;
 mod live;
 mod members;
 pub mod presence;

@@ -7,6 +7,7 @@ use tributary_proto::channel::Member;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::RunName;
 
+use super::leaves::ProofLeaves;
 use super::{Driver, DriverError, LiveRun, publish};
 use crate::clock;
 use crate::round::Run;
@@ -32,8 +33,10 @@ impl Driver {
         let event = Run::start(manifest, adapter, by);
         let at = clock::now();
         let run = Run::open(at, &event)?;
-        self.0.store.start_run(at, &name, &[Event::Run(event)]).await?;
-        let run = Arc::new(LiveRun::new(run, 1, at));
+        let committed = self.0.store.start_run(at, &name, &[Event::Run(event)]).await?;
+        let started = committed.first().map(|(leaf, _)| ProofLeaves::new(*leaf));
+        let started = started.expect("a commit of one event gives its leaf");
+        let run = Arc::new(LiveRun::new(run, started, 1, at));
         self.0.runs.write().await.insert(name, run.clone());
         run.act(self).await
     }

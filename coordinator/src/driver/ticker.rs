@@ -1,7 +1,9 @@
 //! Time: one task that wakes when the next deadline of any run has come, and watches the disk.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tributary_shared::outcome::chain;
 
@@ -18,10 +20,12 @@ pub(super) async fn tick(driver: Driver) {
     let mut changes = driver.changes();
     let mut short = driver.room().await.short_since.is_some();
     let mut looked = Instant::now();
+    // Notified when a run's tick has ended.
+    let ended = Arc::new(Notify::new());
     loop {
         let idle = looked + if short { IDLE_SHORT } else { IDLE };
         let mut next = idle;
-        for run in driver.runs().await {
+        for run in driver.runs().await.into_iter().filter(|run| !run.is_ticking()) {
             if let Some(deadline) = run.next_deadline(&driver) {
                 next = next.min(Instant::now() + deadline.since(clock::now()));
             }
@@ -30,6 +34,7 @@ pub(super) async fn tick(driver: Driver) {
             () = driver.stopping().cancelled() => return,
             () = sleep_until(next) => {}
             // Deadlines may have moved; look again before sleeping on.
+            () = ended.notified(), if Instant::now() < idle => continue,
             _ = changes.changed(), if Instant::now() < idle => continue,
         }
         short = driver.room().await.short_since.is_some();
@@ -42,9 +47,19 @@ pub(super) async fn tick(driver: Driver) {
         // Whatever failed when a certificate was replaced or revoked, its connections end here.
         driver.members().cut_unknown();
         for run in driver.runs().await {
-            if let Err(error) = run.tick(&driver).await {
-                tracing::error!(run = %run.name(), error = %chain(&error), "tick failed");
-            }
+            // Beside one another: no run's deadline waits for another's disk or aggregation, and a run
+            // whose last tick still lasts is passed over.
+            let Some(turn) = run.begin_tick() else { continue };
+            let (driver, ended) = (driver.clone(), ended.clone());
+            tokio::spawn(async move {
+                if let Err(error) = run.tick(&driver).await {
+                    tracing::error!(run = %run.name(), error = %chain(&error), "tick failed");
+                    // The deadline is still due: no hot loop.
+                    tokio::time::sleep(IDLE_SHORT).await;
+                }
+                drop(turn);
+                ended.notify_one();
+            });
         }
     }
 }

@@ -2,7 +2,7 @@
 //! whole, and its end: a blob once it is counted, else removed. All of it can be learned again from
 //! the disk after a restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tributary_shared::digest::Digest;
 use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
-use tributary_shared::tensors::Header;
+use tributary_shared::tensors::{Header, Reader};
 
 use super::{Driver, DriverError, LiveRun};
 use crate::blobs::{Blobs, SpoolKey};
@@ -26,15 +26,18 @@ use crate::space::Arriving;
 /// Words for a site that is not allowed to upload yet.
 pub const NO_UPLOAD: &str = "it takes the delta when there is room";
 
-/// The uploads of one coordinator.
-#[derive(Default)]
-pub struct Uploads(Mutex<Table>);
+/// The uploads of one coordinator. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Uploads(Arc<Mutex<Table>>);
 
 #[derive(Default)]
 struct Table {
     lanes: BTreeMap<(SiteName, RunName), Lane>,
     /// The delta of each lane that arrived whole and is not counted yet.
     whole: BTreeMap<(SiteName, RunName), Whole>,
+    /// The delta of each lane that arrived in part, and what is known of its bytes, so that the
+    /// next stream need not read them again.
+    partial: BTreeMap<(SiteName, RunName), (SpoolKey, Reader)>,
 }
 
 /// A delta that arrived whole: all that it was checked against, and what was learned.
@@ -96,10 +99,18 @@ impl Uploads {
         (whole.key == *key && whole.header == *header).then_some(whole.admitted)
     }
 
+    /// Says whether the delta of `key` arrived whole and was checked against `header`.
+    pub fn is_whole(&self, key: &SpoolKey, header: &Header) -> bool {
+        let table = self.lock();
+        let whole = table.whole.get(&(key.site.clone(), key.run.clone()));
+        whole.is_some_and(|whole| whole.key == *key && whole.header == *header)
+    }
+
     /// Forgets and cuts off what `run` has no use for any more.
     pub(super) fn forget(&self, run: &RunName, is_wanted: impl Fn(&SiteName, u32) -> bool) {
         let mut table = self.lock();
         table.whole.retain(|(site, of), whole| of != run || is_wanted(site, whole.key.round));
+        table.partial.retain(|(site, of), (key, _)| of != run || is_wanted(site, key.round));
         for ((site, of), lane) in &table.lanes {
             if of == run && !is_wanted(site, lane.round) {
                 lane.superseded.cancel();
@@ -139,8 +150,28 @@ pub struct Upload {
 /// A part being written and the site's turn, in one: a stream that is cut off while a thread
 /// still writes must not let the next stream in before that thread is done.
 struct Writing {
-    ingest: Ingest,
+    /// Absent once the stream has ended.
+    ingest: Option<Ingest>,
+    key: SpoolKey,
+    uploads: Uploads,
+    /// Given back last.
     _turn: OwnedMutexGuard<()>,
+}
+
+impl Writing {
+    fn ingest(&mut self) -> &mut Ingest {
+        self.ingest.as_mut().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for Writing {
+    /// However the stream ended, the next one goes on with what is known of the bytes.
+    fn drop(&mut self) {
+        if let Some(reader) = self.ingest.take().and_then(Ingest::into_reader) {
+            let lane = (self.key.site.clone(), self.key.run.clone());
+            self.uploads.lock().partial.insert(lane, (self.key.clone(), reader));
+        }
+    }
 }
 
 impl Upload {
@@ -158,7 +189,12 @@ impl Upload {
         let lane = driver.uploads().enter(site, run, round);
         let turn = lane.turn.clone().lock_owned().await;
         // This stream may change what was checked.
-        driver.uploads().lock().whole.remove(&(site.clone(), run.clone()));
+        let known = {
+            let mut table = driver.uploads().lock();
+            let lane = (site.clone(), run.clone());
+            table.whole.remove(&lane);
+            table.partial.remove(&lane)
+        };
         let here = driver.uploads().durable_offset(driver.blobs(), site, run, round, digest).await;
         let missing = bytes.saturating_sub(here.map_err(DriverError::io("reading the spool"))?);
         let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
@@ -166,13 +202,15 @@ impl Upload {
         let accepted = driver.space().accept(clock::now(), site, run, missing);
         let arriving =
             accepted.map_err(|shortage| DriverError::Short { shortage, mend: NO_UPLOAD })?;
+        let known = known.filter(|(of, _)| *of == key).map(|(_, reader)| reader);
         let (blobs, part, expected) = (driver.blobs().clone(), key.clone(), header.clone());
-        let writing = blocking("opening the spool", move || {
-            let ingest = Ingest::begin(&blobs, part, expected, bytes)?;
-            Ok::<_, IngestError>(Writing { ingest, _turn: turn })
+        let uploads = driver.uploads().clone();
+        let mut writing = blocking("opening the spool", move || {
+            let ingest = Some(Ingest::begin(&blobs, part.clone(), expected, bytes, known)?);
+            Ok::<_, IngestError>(Writing { ingest, key: part, uploads, _turn: turn })
         })
         .await??;
-        lane.received.store(writing.ingest.received(), Ordering::Relaxed);
+        lane.received.store(writing.ingest().received(), Ordering::Relaxed);
         Ok(Self { key, header, writing: Some(writing), lane, arriving })
     }
 
@@ -189,12 +227,12 @@ impl Upload {
     /// Checks and spools the next bytes.
     pub async fn push(&mut self, data: Bytes) -> Result<(), DriverError> {
         let mut writing = self.writing.take().expect("bytes are pushed before the upload ends");
-        let (writing, pushed) = blocking("writing the spool", move || {
-            let pushed = writing.ingest.push(&data);
+        let (mut writing, pushed) = blocking("writing the spool", move || {
+            let pushed = writing.ingest().push(&data);
             (writing, pushed)
         })
         .await?;
-        let received = writing.ingest.received();
+        let received = writing.ingest().received();
         let before = self.lane.received.swap(received, Ordering::Relaxed);
         self.arriving.came(received.saturating_sub(before));
         self.writing = Some(writing);
@@ -203,10 +241,12 @@ impl Upload {
 
     /// Makes the bytes durable and gives their number; with the last one, the delta can be counted.
     pub async fn finish(mut self, driver: &Driver) -> Result<u64, DriverError> {
-        let Writing { ingest, _turn } = self.writing.take().expect("an upload ends once");
+        let mut writing = self.writing.take().expect("an upload ends once");
         let digest = self.key.digest;
-        let ended = blocking("finishing the spool", move || (ingest.finish(digest), _turn));
-        let (ended, _turn) = ended.await?;
+        let ended =
+            blocking("finishing the spool", move || (writing.ingest().finish(digest), writing));
+        // The site's turn lasts until the outcome is remembered.
+        let (ended, _writing) = ended.await?;
         let admitted = match ended {
             Ok(admitted) => admitted,
             Err(IngestError::Incomplete { received, .. }) => return Ok(received),
@@ -307,9 +347,15 @@ impl LiveRun {
     /// Brings the files in line with the fold: a delta that is counted becomes a blob, one that may
     /// still be counted stays in the spool, any other goes, and so does a blob that is damaged or
     /// no longer kept. Gives the phase that the fold had: of it, every counted delta is a blob now.
+    /// Calls that wait for one another are done as one.
     pub(super) async fn tidy(&self, driver: &Driver) -> Result<Phase, DriverError> {
+        let ticket = self.tidyings.fetch_add(1, Ordering::SeqCst) + 1;
         // One at a time: another caller's half-made blob is not there yet.
-        let _turn = self.tidying.lock().await;
+        let mut turn = self.tidied.lock().await;
+        if let Some(done) = turn.as_ref().filter(|done| done.tickets >= ticket) {
+            return Ok(done.phase.clone());
+        }
+        let tickets = self.tidyings.load(Ordering::SeqCst);
         let blobs = driver.blobs().clone();
         // Listed before the fold is read: what is there now was begun under this fold or an older.
         let listed = blocking("reading the spool", move || blobs.parts()).await?;
@@ -319,28 +365,41 @@ impl LiveRun {
         let (phase, fates, useless, removed_to) = self.read(|run| {
             driver.uploads().forget(self.name(), |site, round| is_wanted(run, site, round));
             // A delta may have come and been counted since the spool was listed.
-            let fates: Vec<_> = ours
-                .map(|key| (Fate::of(run, &key), key))
-                .chain(counted(run).map(|key| (Fate::Blob, key)))
+            let fates: BTreeMap<_, _> = ours
+                .map(|key| (key.clone(), Fate::of(run, &key)))
+                .chain(counted(run).map(|key| (key, Fate::Blob)))
                 .collect();
             let useless = [damaged(run), removed(run, before)].concat();
             (run.phase().clone(), fates, useless, run.removed_to())
         });
         let blobs = driver.blobs().clone();
         let done = blocking("tidying the spool", move || {
-            for (fate, key) in fates {
+            let mut counted = BTreeSet::new();
+            for (key, fate) in fates {
                 match fate {
-                    Fate::Blob => blobs.promote(&key)?,
+                    Fate::Blob => {
+                        counted.insert(key);
+                    }
                     Fate::Stays => {}
                     Fate::Goes => blobs.remove_part(&key)?,
                 }
             }
+            blobs.promote(&counted)?;
             useless.into_iter().try_for_each(|digest| blobs.remove(digest))
         });
         done.await?.map_err(DriverError::io("tidying the spool"))?;
         self.removed_to.fetch_max(removed_to, Ordering::SeqCst);
+        *turn = Some(Tidied { tickets, phase: phase.clone() });
         Ok(phase)
     }
+}
+
+/// The last time that the files were brought in line with the fold.
+pub(super) struct Tidied {
+    /// The calls that had asked for it by then.
+    tickets: u64,
+    /// The phase that the fold had.
+    phase: Phase,
 }
 
 /// The deltas that an owed aggregation folds.

@@ -40,7 +40,8 @@ impl Room {
 
     fn begin(&self, bytes: &[u8]) -> Ingest {
         let announced = bytes.len() as u64;
-        Ingest::begin(&self.blobs, key(Digest::of(bytes)), header(&[3, 4]), announced).unwrap()
+        let key = key(Digest::of(bytes));
+        Ingest::begin(&self.blobs, key, header(&[3, 4]), announced, None).unwrap()
     }
 
     fn part(&self) -> std::path::PathBuf {
@@ -76,6 +77,53 @@ fn a_delta_resumes_after_any_cut_and_is_admitted_once_whole() {
         let file = room.blobs.open_part(&key(digest)).unwrap().unwrap();
         assert_eq!(verify(file, digest, header(&[3, 4])).unwrap(), expected);
     }
+}
+
+/// Failed before: every stream read the part again from the first byte, so that a site which
+/// resumed without end kept a processor busy.
+#[test]
+fn a_part_whose_bytes_are_known_is_not_read_again() {
+    let (room, bytes) = (Room::new(), delta(&[3, 4], 2.0));
+    let (digest, announced) = (Digest::of(&bytes), bytes.len() as u64);
+    let begin =
+        |known| Ingest::begin(&room.blobs, key(digest), header(&[3, 4]), announced, known).unwrap();
+    let first = bytes.len() - 9;
+    let mut ingest = begin(None);
+    ingest.push(&bytes[..first]).unwrap();
+    let known = ingest.into_reader();
+    // Seen only if the part is read: damage on the disk is found when the delta is folded.
+    fs::write(room.part(), vec![0; first]).unwrap();
+    let mut ingest = begin(known);
+    assert_eq!(ingest.received(), first as u64);
+    ingest.push(&bytes[first..]).unwrap();
+    assert_eq!(ingest.finish(digest).unwrap().digest, digest);
+    let part = fs::read(room.part()).unwrap();
+    assert_eq!((part.len(), &part[first..]), (bytes.len(), &bytes[first..]));
+}
+
+#[test]
+fn what_is_known_of_other_bytes_is_of_no_use() {
+    let (room, bytes) = (Room::new(), delta(&[3, 4], 2.0));
+    let (digest, announced) = (Digest::of(&bytes), bytes.len() as u64);
+    let begin =
+        |known| Ingest::begin(&room.blobs, key(digest), header(&[3, 4]), announced, known).unwrap();
+    let mut ingest = begin(None);
+    ingest.push(&bytes[..60]).unwrap();
+    let shorter = ingest.into_reader();
+    begin(None).push(&bytes[60..70]).unwrap();
+    let mut other = Reader::new(header(&[12]));
+    other.push(&delta(&[12], 2.0)[..70]).unwrap();
+    for known in [shorter, Some(other)] {
+        let mut ingest = begin(known);
+        assert_eq!(ingest.received(), 70);
+        ingest.push(&bytes[70..]).unwrap();
+        assert_eq!(ingest.finish(digest).unwrap().digest, digest);
+        let part = fs::OpenOptions::new().write(true).open(room.part()).unwrap();
+        part.set_len(70).unwrap();
+    }
+    let mut refused = begin(None);
+    assert!(refused.push(&vec![0xff; bytes.len() - 70]).is_err());
+    assert!(refused.into_reader().is_none());
 }
 
 #[test]
@@ -118,12 +166,13 @@ fn bytes_under_another_digest_are_removed_to_be_sent_again() {
     let (room, bytes) = (Room::new(), delta(&[3, 4], 2.0));
     let (right, other) = (Digest::of(&bytes), Digest::of(b"other"));
     let announced = bytes.len() as u64;
-    let mut ingest = Ingest::begin(&room.blobs, key(other), header(&[3, 4]), announced).unwrap();
+    let mut ingest =
+        Ingest::begin(&room.blobs, key(other), header(&[3, 4]), announced, None).unwrap();
     ingest.push(&bytes).unwrap();
     let expected = Refusal::Digest { expected: other.to_string(), found: right.to_string() };
     assert_eq!(refusal(ingest.finish(other)), expected);
     assert!(!room.blobs.exists(other) && !room.blobs.exists(right));
-    let again = Ingest::begin(&room.blobs, key(other), header(&[3, 4]), announced).unwrap();
+    let again = Ingest::begin(&room.blobs, key(other), header(&[3, 4]), announced, None).unwrap();
     assert_eq!(again.received(), 0);
 }
 
@@ -133,7 +182,7 @@ fn ten_times_the_size_is_refused_before_a_byte_of_it() {
     let expected = header(&[300_000]);
     let allowed = expected.total_bytes();
     let found = allowed * 10;
-    let refused = Ingest::begin(&room.blobs, key(Digest::of(b"")), expected, found);
+    let refused = Ingest::begin(&room.blobs, key(Digest::of(b"")), expected, found, None);
     assert_eq!(refusal(refused), Refusal::Size { expected: allowed, found });
 }
 
@@ -192,7 +241,7 @@ fn receiving_100_mb() {
         let begun = Instant::now();
         let announced = bytes.len() as u64;
         let mut ingest =
-            Ingest::begin(&room.blobs, key(digest), header(&shape), announced).unwrap();
+            Ingest::begin(&room.blobs, key(digest), header(&shape), announced, None).unwrap();
         for piece in bytes.chunks(512 << 10) {
             ingest.push(piece).unwrap();
         }

@@ -22,8 +22,6 @@ use crate::round::record::{self, Event, Record};
 /// Time between the first head that shows this history to be old and the end of the service: other
 /// sites may hold larger ones, which a recovery should name.
 const LOST_GRACE: Duration = Duration::from_secs(5);
-/// Most bytes of one message to a reader; one waits for it, another is being sent.
-const PIECE_BYTES: usize = 64 * 1024;
 /// Leaves read from the store at once for one reader, of up to 64 KiB each.
 pub(super) const LEAVES_AT_ONCE: u32 = 16;
 
@@ -107,12 +105,13 @@ pub(super) fn blob_pieces(
     tokio::spawn(async move {
         // An error here means that the receiver has hung up.
         while let Ok(place) = sender.reserve().await {
-            let piece = blobs.piece(digest, offset, PIECE_BYTES).await;
-            let count = piece.as_ref().map_or(0, Vec::len);
-            if !matches!(&piece, Ok(piece) if piece.is_empty()) {
-                place.send(piece.map(Bytes::from).map_err(io));
+            let piece = blobs.piece(digest, offset).await;
+            let is_last = piece.as_ref().map_or(true, |piece| piece.is_last);
+            let count = piece.as_ref().map_or(0, |piece| piece.bytes.len());
+            if !matches!(&piece, Ok(piece) if piece.bytes.is_empty()) {
+                place.send(piece.map(|piece| piece.bytes).map_err(io));
             }
-            if count < PIECE_BYTES {
+            if is_last {
                 return;
             }
             offset += count as u64;

@@ -13,6 +13,7 @@ use tributary_shared::tensors::Header;
 
 use super::turns::{Turn, Turns};
 use super::{digest, parse, status, unknown};
+use crate::blobs::SpoolKey;
 use crate::clock;
 use crate::driver::{Driver, DriverError, Expected, NO_UPLOAD, Upload};
 
@@ -63,6 +64,11 @@ impl Subject {
             Err(DriverError::UnknownRun(run)) => Ok(Err((0, Some((&unknown(&run)).into())))),
             Err(error) => Err(status(error)),
         }
+    }
+
+    fn key(&self) -> SpoolKey {
+        let Self { site, run, round, digest, .. } = self;
+        SpoolKey { run: run.clone(), round: *round, site: site.clone(), digest: *digest }
     }
 
     /// Bytes of the delta that are durable here.
@@ -139,6 +145,9 @@ pub(super) async fn receive(
         Ok(header) => header,
         Err(answer) => return Ok(answer),
     };
+    if driver.uploads().is_whole(&subject.key(), &header) {
+        return Ok((subject.bytes, None));
+    }
     let missing = subject.bytes.saturating_sub(subject.offset(driver).await?);
     let turn = turns.take(&subject.site, missing);
     let turn = turn.ok_or_else(|| Status::resource_exhausted(NO_TURN))?;

@@ -1,9 +1,10 @@
 //! The log's proofs, from the stored tree.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
+use sqlx::{QueryBuilder, Sqlite};
 use tributary_shared::digest::Digest;
 use tributary_shared::tlog::frontier::Frontier;
 use tributary_shared::tlog::merkle::{ProofError, consistency_proof, inclusion_proof};
@@ -11,28 +12,54 @@ use tributary_shared::tlog::merkle::{ProofError, consistency_proof, inclusion_pr
 use super::read::digest;
 use super::{Store, StoreError, int};
 
+/// Most tree nodes read by one statement, which binds two values a node.
+const NODES_AT_ONCE: usize = 256;
+
+/// Hashes of complete subtrees by level and index.
+type Nodes = BTreeMap<(u32, u64), Digest>;
+
 impl Store {
-    /// The hash of the complete subtree `index` of `level`.
-    pub async fn node(&self, level: u32, index: u64) -> Result<Digest, StoreError> {
-        let hash: Option<Vec<u8>> =
-            sqlx::query_scalar("SELECT hash FROM node WHERE level = $1 AND idx = $2")
-                .bind(level)
-                .bind(int(index))
-                .fetch_optional(&self.0.readers)
+    /// Hashes of the complete subtrees `(level, index)`, read at once.
+    async fn nodes(&self, wanted: &BTreeSet<(u32, u64)>) -> Result<Nodes, StoreError> {
+        let mut nodes = Nodes::new();
+        let wanted: Vec<_> = wanted.iter().copied().collect();
+        for part in wanted.chunks(NODES_AT_ONCE) {
+            let mut query = QueryBuilder::<Sqlite>::new(
+                "SELECT level, idx, hash FROM node WHERE (level, idx) IN (",
+            );
+            query.push_values(part, |mut row, (level, index)| {
+                row.push_bind(*level).push_bind(int(*index));
+            });
+            query.push(")");
+            let rows: Vec<(u32, u64, Vec<u8>)> = query
+                .build_query_as()
+                .fetch_all(&self.0.readers)
                 .await
                 .map_err(StoreError::sql("read the history's tree"))?;
-        let what = || format!("tree node {level}/{index}");
-        let missing = || StoreError::Corrupt(format!("{} is missing", what()));
-        digest(&hash.ok_or_else(missing)?, what)
+            for (level, index, hash) in rows {
+                let hash = digest(&hash, || format!("tree node {level}/{index}"))?;
+                nodes.insert((level, index), hash);
+            }
+        }
+        let missing = wanted.iter().find(|place| !nodes.contains_key(place));
+        match missing {
+            Some((level, index)) => {
+                Err(StoreError::Corrupt(format!("tree node {level}/{index} is missing")))
+            }
+            None => Ok(nodes),
+        }
     }
 
-    /// Proves leaf `index` to be in the tree of the first `size` leaves.
-    pub async fn inclusion_proof(
+    /// Proves each leaf of `indices` to be in the tree of the first `size` leaves.
+    pub async fn inclusion_proofs(
         &self,
-        index: u64,
+        indices: &[u64],
         size: u64,
-    ) -> Result<Vec<Digest>, ProofError<StoreError>> {
-        self.prove(|node| inclusion_proof(index, size, &node)).await
+    ) -> Result<Vec<Vec<Digest>>, ProofError<StoreError>> {
+        self.prove(|node| {
+            indices.iter().map(|index| inclusion_proof(*index, size, &node)).collect()
+        })
+        .await
     }
 
     /// Proves the first `old` leaves to be the beginning of the first `new` ones.
@@ -46,11 +73,8 @@ impl Store {
 
     /// The root over the first `size` leaves, of which there must be as many.
     pub async fn root_at(&self, size: u64) -> Result<Digest, StoreError> {
-        let mut edge = BTreeMap::new();
-        for level in (0..u64::BITS).filter(|level| size >> level & 1 == 1) {
-            let index = (size >> level) - 1;
-            edge.insert((level, index), self.node(level, index).await?);
-        }
+        let levels = (0..u64::BITS).filter(|level| size >> level & 1 == 1);
+        let edge = self.nodes(&levels.map(|level| (level, (size >> level) - 1)).collect()).await?;
         let node = |level, index| Ok::<_, Infallible>(edge[&(level, index)]);
         let Ok(frontier) = Frontier::load(size, node);
         Ok(frontier.root())
@@ -58,23 +82,19 @@ impl Store {
 
     /// A proof asks for its nodes through a function that cannot wait for a database: ask once to
     /// learn which they are, and once again with their hashes at hand.
-    async fn prove(
+    async fn prove<T>(
         &self,
         proof: impl Fn(
             &dyn Fn(u32, u64) -> Result<Digest, Infallible>,
-        ) -> Result<Vec<Digest>, ProofError<Infallible>>,
-    ) -> Result<Vec<Digest>, ProofError<StoreError>> {
-        let asked = RefCell::new(Vec::new());
+        ) -> Result<T, ProofError<Infallible>>,
+    ) -> Result<T, ProofError<StoreError>> {
+        let asked = RefCell::new(BTreeSet::new());
         proof(&|level, index| {
-            asked.borrow_mut().push((level, index));
+            asked.borrow_mut().insert((level, index));
             Ok(Digest::from_bytes([0; 32]))
         })
         .map_err(outside)?;
-        let mut hashes = BTreeMap::new();
-        for (level, index) in asked.into_inner() {
-            let hash = self.node(level, index).await.map_err(ProofError::Node)?;
-            hashes.insert((level, index), hash);
-        }
+        let hashes = self.nodes(&asked.into_inner()).await.map_err(ProofError::Node)?;
         proof(&|level, index| Ok(hashes[&(level, index)])).map_err(outside)
     }
 }

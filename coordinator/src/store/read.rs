@@ -1,6 +1,6 @@
 //! Reading the history.
 
-use sqlx::SqliteConnection;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use tributary_shared::digest::Digest;
 use tributary_shared::name::RunName;
 use tributary_shared::tlog::merkle::leaf_hash;
@@ -66,37 +66,13 @@ impl Store {
         &self,
         wanted: impl Fn(&RegistryEvent) -> Option<T>,
     ) -> Result<Option<T>, StoreError> {
-        let found = self.newest(&Stream::Registry, |event| match event {
-            Event::Registry(event) => wanted(event),
-            Event::Run(_) => None,
-        });
-        Ok(found.await?.map(|(_, found)| found))
-    }
-
-    /// The first leaf of `stream`.
-    pub async fn first(&self, stream: &Stream) -> Result<Option<Leaf>, StoreError> {
-        let row: Option<(u64, Vec<u8>)> =
-            sqlx::query_as("SELECT idx, bytes FROM leaf WHERE stream = $1 AND seq = 0")
-                .bind(stream.to_string())
-                .fetch_optional(&self.0.readers)
-                .await
-                .map_err(StoreError::sql("read the history"))?;
-        Ok(row.map(|(index, bytes)| Leaf { index, hash: leaf_hash(&bytes), bytes }))
-    }
-
-    /// The newest event of `stream` for which `wanted` returns a value: its leaf, and the value.
-    pub async fn newest<T>(
-        &self,
-        stream: &Stream,
-        wanted: impl Fn(&Event) -> Option<T>,
-    ) -> Result<Option<(Leaf, T)>, StoreError> {
         let mut before = i64::MAX;
         loop {
             let rows: Vec<(i64, u64, Vec<u8>)> = sqlx::query_as(
                 "SELECT seq, idx, bytes FROM leaf WHERE stream = $1 AND seq < $2
                  ORDER BY seq DESC LIMIT $3",
             )
-            .bind(stream.to_string())
+            .bind(Stream::Registry.to_string())
             .bind(before)
             .bind(PAGE)
             .fetch_all(&self.0.readers)
@@ -107,9 +83,12 @@ impl Store {
             for (_, index, bytes) in rows {
                 let record = Record::from_bytes(&bytes)
                     .map_err(|e| StoreError::Corrupt(format!("leaf {index}: {e}")))?;
-                if let Some(found) = wanted(&record.event) {
-                    let hash = leaf_hash(&bytes);
-                    return Ok(Some((Leaf { index, bytes, hash }, found)));
+                let found = match &record.event {
+                    Event::Registry(event) => wanted(event),
+                    Event::Run(_) => None,
+                };
+                if found.is_some() {
+                    return Ok(found);
                 }
             }
         }
@@ -117,16 +96,30 @@ impl Store {
 
     /// At most `limit` leaves of the whole log from index `from` on.
     pub async fn leaves(&self, from: u64, limit: u32) -> Result<Vec<Leaf>, StoreError> {
-        let rows: Vec<(u64, Vec<u8>, Vec<u8>)> = sqlx::query_as(
-            "SELECT leaf.idx, leaf.bytes, node.hash FROM leaf
-             JOIN node ON node.level = 0 AND node.idx = leaf.idx
-             WHERE leaf.idx >= $1 ORDER BY leaf.idx LIMIT $2",
-        )
-        .bind(int(from))
-        .bind(limit)
-        .fetch_all(&self.0.readers)
-        .await
-        .map_err(StoreError::sql("read the history"))?;
+        let mut query = select_leaves();
+        query.push("leaf.idx >= ").push_bind(int(from));
+        query.push(" ORDER BY leaf.idx LIMIT ").push_bind(limit);
+        self.read_leaves(query).await
+    }
+
+    /// The leaves at `indices`, in the log's order. One that the log does not have is left out.
+    pub async fn leaves_at(&self, indices: &[u64]) -> Result<Vec<Leaf>, StoreError> {
+        let mut query = select_leaves();
+        query.push("leaf.idx IN (");
+        let mut list = query.separated(", ");
+        for index in indices {
+            list.push_bind(int(*index));
+        }
+        query.push(") ORDER BY leaf.idx");
+        self.read_leaves(query).await
+    }
+
+    async fn read_leaves(&self, mut query: QueryBuilder<Sqlite>) -> Result<Vec<Leaf>, StoreError> {
+        let rows: Vec<(u64, Vec<u8>, Vec<u8>)> = query
+            .build_query_as()
+            .fetch_all(&self.0.readers)
+            .await
+            .map_err(StoreError::sql("read the history"))?;
         rows.into_iter()
             .map(|(index, bytes, hash)| {
                 let hash = digest(&hash, || format!("leaf {index}"))?;
@@ -152,6 +145,14 @@ impl Store {
         let mut connection = self.0.readers.acquire().await.map_err(failed)?;
         Ok(checked_head(&mut connection).await?.size)
     }
+}
+
+/// The beginning of a query for leaves; the condition follows.
+fn select_leaves() -> QueryBuilder<Sqlite> {
+    QueryBuilder::new(
+        "SELECT leaf.idx, leaf.bytes, node.hash FROM leaf
+         JOIN node ON node.level = 0 AND node.idx = leaf.idx WHERE ",
+    )
 }
 
 /// The stored head, compared with the tree under it.

@@ -7,6 +7,7 @@ use tributary_shared::tensors::encode;
 use tributary_shared::terms::SiteMetrics;
 
 use super::*;
+use crate::blobs::SpoolKey;
 use crate::round::Phase;
 
 /// A coordinator whose sites are members, with one rehearsal of four values.
@@ -260,6 +261,23 @@ async fn a_site_sends_for_one_run_at_a_time_where_two_deltas_are_too_much() {
     trial.submit("a", first, 5).await.unwrap();
     trial.run = "two".parse().unwrap();
     trial.contribute("a", 5, 1.0).await;
+}
+
+/// Failed before: a whole delta that was sent again without a byte was read again each time.
+#[tokio::test]
+async fn a_whole_delta_is_known_until_its_round_has_no_use_for_it() {
+    let trial = Trial::start(manifest("run", 1, 1), &["a", "b"]).await;
+    trial.agree("a", 5).await.unwrap();
+    let digest = trial.upload("a", 5, 1.0).await;
+    let (live, site) = (trial.live().await, "a".parse().unwrap());
+    let header = live.read(|run| run.expected_delta(&site, 1, 5)).unwrap();
+    let mut other = header.clone();
+    other.tensors[0].name.push('x');
+    let key = SpoolKey { run: trial.run.clone(), round: 1, site, digest };
+    let uploads = trial.driver.uploads();
+    assert!(uploads.is_whole(&key, &header) && !uploads.is_whole(&key, &other));
+    trial.decline("a").await;
+    assert!(!uploads.is_whole(&key, &header));
 }
 
 /// A part that a power failure damaged is not held against its site.

@@ -47,6 +47,8 @@ async fn events_become_leaves_of_one_tree() {
     assert_eq!(leaves[7].hash, leaf_hash(&all[7]));
     let page: Vec<u64> = store.leaves(30, 4).await.unwrap().iter().map(|l| l.index).collect();
     assert_eq!(page, [30, 31, 32, 33]);
+    let some = store.leaves_at(&[9, 4, 1_000]).await.unwrap();
+    assert_eq!(some, [leaves[4].clone(), leaves[9].clone()]);
     let names: Vec<RunName> = store.run_names().await.unwrap();
     assert_eq!(names.iter().map(RunName::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
     let records = store.records(&run("b")).await.unwrap();
@@ -58,15 +60,17 @@ async fn events_become_leaves_of_one_tree() {
 async fn proofs_hold(store: &Store, leaves: &[Vec<u8>]) {
     let size = leaves.len();
     let root = merkle_tree_hash(leaves);
-    for index in 0..size {
-        let proof = store.inclusion_proof(index as u64, size as u64).await.unwrap();
+    let all: Vec<u64> = (0..size as u64).collect();
+    let proofs = store.inclusion_proofs(&all, size as u64).await.unwrap();
+    assert_eq!(proofs.len(), size);
+    for (index, proof) in proofs.into_iter().enumerate() {
         let hash = leaf_hash(&leaves[index]);
         verify_inclusion(hash, index as u64, size as u64, &proof, root).unwrap();
         let proof = store.consistency_proof(index as u64, size as u64).await.unwrap();
         let old = merkle_tree_hash(&leaves[..index]);
         verify_consistency(index as u64, size as u64, old, root, &proof).unwrap();
     }
-    assert!(store.inclusion_proof(size as u64, size as u64).await.is_err());
+    assert!(store.inclusion_proofs(&[0, size as u64], size as u64).await.is_err());
 }
 
 #[tokio::test]
