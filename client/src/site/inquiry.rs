@@ -12,7 +12,7 @@ use super::activity::{Activity, Phase, RoundId};
 use super::deliver::reason_failed;
 use super::lease::Lease;
 use super::terms::read_manifest;
-use super::{Halt, Site};
+use super::{ANSWER_PAUSE, Halt, Site};
 use crate::ledger::{Event, Ledger};
 use crate::transport::CallError;
 
@@ -45,6 +45,7 @@ impl Site {
         self.record_news(&RoundId { run: run.clone(), round }, event)?;
         let answer = self.ledger.release_answer(&inquiry.id, &run, manifest)?;
         self.coordinator()?.answer_inquiry(&answer).await?;
+        self.pause(ANSWER_PAUSE).await;
         Ok(())
     }
 

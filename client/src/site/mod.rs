@@ -62,6 +62,11 @@ pub use work::source;
 
 /// How long the coordinator holds a question for the next round.
 const POLL: Duration = Duration::from_secs(20);
+/// The same for the first poll after a round or a question.
+const FIRST_POLL: Duration = Duration::from_secs(1);
+/// Pause after an answer that ends without a delta. Each costs an entry of the ledger, and it is the
+/// coordinator that decides how often it asks.
+const ANSWER_PAUSE: Duration = Duration::from_secs(1);
 /// Empty answers, one a [`POLL`], after which images and backbone are given back.
 const IDLE_POLLS: u32 = 15;
 /// How long a program that was killed may take to let go of the directory.
@@ -276,9 +281,10 @@ impl Site {
         self.look_around();
         if !self.greeted {
             self.greet().await?;
+            // Nothing leaves the building under a history that was rewritten. From here on it is
+            // followed before each message that a round or a question gives rise to.
+            self.witness().await?;
         }
-        // Nothing leaves the building under a history that was rewritten.
-        self.witness().await?;
         if self.passing.take_if(|trouble| trouble.class.is_of_the_connection()).is_some() {
             self.look_around();
         }
@@ -293,7 +299,9 @@ impl Site {
             a.rest();
             changed
         });
-        let reply = self.coordinator()?.next_assignment(POLL, self.trouble()).await?;
+        // After a round the first wait is short: its end is followed soon, unless the next begins.
+        let wait = if self.idle_polls == 0 { FIRST_POLL } else { POLL };
+        let reply = self.coordinator()?.next_assignment(wait, self.trouble()).await?;
         match (reply.assignment, reply.inquiry) {
             (Some(assignment), _) => {
                 self.idle_polls = 0;
@@ -301,6 +309,7 @@ impl Site {
             }
             (None, Some(inquiry)) => {
                 self.idle_polls = 0;
+                self.witness().await?;
                 self.inquiry(&inquiry).await
             }
             (None, None) => {
@@ -308,7 +317,7 @@ impl Site {
                 if self.idle_polls >= IDLE_POLLS {
                     self.prepared = None;
                 }
-                Ok(())
+                self.witness().await
             }
         }
     }

@@ -17,7 +17,7 @@ use super::lease::Lease;
 use super::terms::{self, Asked, Before};
 use super::trouble::{DISK_FULL, is_full};
 use super::work::{Finished, Job, Running, Unfinished, Work};
-use super::{Halt, Site};
+use super::{ANSWER_PAUSE, Halt, Site};
 use crate::config::policy::Policy;
 use crate::ledger::{Event, Standing, Trained};
 use crate::transport::CallError;
@@ -42,6 +42,7 @@ impl Site {
         if let Some(reason) = standing.as_ref().and_then(Standing::refusal)
             && !reason.may_end()
         {
+            self.witness().await?;
             return self.repeat_decline(&id, &reason).await;
         }
         if matches!(standing, Some(Standing::Owed { .. })) {
@@ -60,7 +61,10 @@ impl Site {
         };
         let asked = match terms::check(&id, assignment, before) {
             Ok(asked) => asked,
-            Err(refusal) => return self.reject(&id, reason_failed(refusal.to_string())).await,
+            Err(refusal) => {
+                self.witness().await?;
+                return self.reject(&id, reason_failed(refusal.to_string())).await;
+            }
         };
         let manifest = asked.terms.manifest;
         let coordinator = self.coordinator()?.clone();
@@ -76,7 +80,9 @@ impl Site {
             Ok((policy, work)) => self.train_and_deliver(&id, asked, &policy, work, lease).await,
             Err(refusal) => {
                 tracing::warn!(run = %id.run, round = id.round, "declined: {refusal}");
-                self.decline(&id, Some(manifest), refusal).await
+                self.decline(&id, Some(manifest), refusal).await?;
+                self.pause(ANSWER_PAUSE).await;
+                Ok(())
             }
         }
     }
@@ -125,7 +131,9 @@ impl Site {
             Err(NoDelta::Stopped(reason)) => {
                 tracing::info!(run = %id.run, round = id.round, "stopped: {reason}");
                 self.activity.send_modify(Activity::rest);
-                self.record(id, Event::Stopped { reason })
+                self.record(id, Event::Stopped { reason })?;
+                self.pause(ANSWER_PAUSE).await;
+                Ok(())
             }
             Err(NoDelta::Failed(failure)) => {
                 tracing::error!(run = %id.run, round = id.round, "no delta: {}", failure.detail);
