@@ -86,13 +86,16 @@ pub enum AggregateError {
         /// What it became.
         value: f32,
     },
+    /// The threads cannot be started.
+    #[error("cannot start the threads of the aggregation")]
+    Threads(#[source] io::Error),
     /// The output cannot be written.
     #[error("cannot write the next adapter")]
     Write(#[source] io::Error),
 }
 
 impl AggregateError {
-    /// The input whose bytes are not what they should be: 0 for the base, then the deltas from 1.
+    /// The input whose bytes are not what they should be, or not there: 0 for the base, then the deltas from 1.
     pub fn damaged(&self) -> Option<usize> {
         match self {
             Self::Layout { input }
@@ -100,7 +103,14 @@ impl AggregateError {
             | Self::Trailing { input }
             | Self::Short { input }
             | Self::Digest { input } => Some(*input),
-            Self::Empty | Self::Read { .. } | Self::NotFinite { .. } | Self::Write(_) => None,
+            Self::Read { input, source } if source.kind() == io::ErrorKind::NotFound => {
+                Some(*input)
+            }
+            Self::Empty
+            | Self::Read { .. }
+            | Self::NotFinite { .. }
+            | Self::Threads(_)
+            | Self::Write(_) => None,
         }
     }
 }
@@ -119,8 +129,12 @@ pub fn run<R: Read + Send>(
         Strategy::FedAvg => {
             let block_values = BLOCKS_BYTES / size_of::<f32>() / (deltas.len() + 1);
             let block_values = block_values.clamp(BLOCK_VALUES_MIN, BLOCK_VALUES);
-            // On a thread of the pool, so that no block waits for one to wake up.
-            rayon::scope(|_| fedavg(base, deltas, next, out, block_values))
+            // Threads of its own: two aggregations at once share the cores and wait for no part of
+            // one another.
+            let pool = rayon::ThreadPoolBuilder::new()
+                .build()
+                .map_err(|error| AggregateError::Threads(io::Error::other(error)))?;
+            pool.install(|| fedavg(base, deltas, next, out, block_values))
         }
     }
 }
@@ -145,31 +159,35 @@ fn fedavg<R: Read + Send>(
     let sources = inputs.map(|(i, input)| Source::begin(i, input, next));
     let mut sources = sources.collect::<Result<Vec<_>, _>>()?;
     let mut out = Output { out, hasher: Hasher::new() };
-    out.write(&next.to_bytes())?;
+    let mut folded = next.to_bytes();
     let values: usize = next.tensors.iter().map(|t| t.elements()).sum();
     let mut sums = vec![0.0; block_values.min(values)];
     let (mut done, mut not_finite) = (0, None);
     while done < values {
         let count = block_values.min(values - done);
-        let filled: Vec<_> = sources.par_iter_mut().map(|source| source.fill(4 * count)).collect();
+        // The next blocks are read while the one before is written.
+        let (filled, written) = rayon::join(
+            || sources.par_iter_mut().map(|source| source.fill(4 * count)).collect::<Vec<_>>(),
+            || out.write(&folded),
+        );
         // Of several faults the first input's, whichever thread was first.
         filled.into_iter().collect::<Result<(), _>>()?;
+        written?;
         let Some((base, deltas)) = sources.split_first_mut() else { break };
         let sums = &mut sums[..count];
         sums.fill(0.0);
         for delta in deltas {
             add_weighted(sums, &delta.block, delta.weight as f64);
         }
-        match change(&mut base.block, sums, weight) {
-            Ok(()) => out.write(&base.block)?,
+        if let Err((at, value)) = change(&mut base.block, sums, weight) {
             // The rest is read all the same: an input may be damaged.
-            Err((at, value)) => {
-                let index = (done + at) as u64;
-                not_finite.get_or_insert(AggregateError::NotFinite { index, value });
-            }
+            let index = (done + at) as u64;
+            not_finite.get_or_insert(AggregateError::NotFinite { index, value });
         }
+        std::mem::swap(&mut folded, &mut base.block);
         done += count;
     }
+    out.write(&folded)?;
     for source in sources {
         source.end()?;
     }

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,8 +43,9 @@ struct Inner {
     blobs: PathBuf,
     spool: PathBuf,
     temporaries: AtomicU64,
-    /// Held while a file gets its name: one that has to be taken back must be ours.
-    naming: Mutex<()>,
+    /// Held while files get their names: one that has to be taken back must be ours. Directories
+    /// whose names may not survive a power failure.
+    unsynced: Mutex<BTreeSet<PathBuf>>,
     large_pieces: Arc<Semaphore>,
 }
 
@@ -53,9 +55,24 @@ impl Inner {
             blobs: root.join("blobs"),
             spool: root.join("spool"),
             temporaries: AtomicU64::new(0),
-            naming: Mutex::default(),
+            unsynced: Mutex::default(),
             large_pieces: Arc::new(Semaphore::new(LARGE_PIECES_MAX)),
         }
+    }
+}
+
+/// A blob's bytes from the first on; [`Blobs::reader`].
+#[derive(Debug)]
+pub struct BlobReader {
+    path: PathBuf,
+    offset: u64,
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = File::open(&self.path)?.read_at(buffer, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
     }
 }
 
@@ -167,6 +184,12 @@ impl Blobs {
         File::open(self.path(digest))
     }
 
+    /// The blob's bytes, read without an open file between two reads, so that an aggregation of many
+    /// deltas needs few descriptors. Blocks.
+    pub fn reader(&self, digest: Digest) -> BlobReader {
+        BlobReader { path: self.path(digest), offset: 0 }
+    }
+
     /// Stores what `write` writes, under the digest of it that `write` gives; durable when this
     /// returns. Blocks.
     pub fn put_with(
@@ -262,8 +285,8 @@ impl Blobs {
     }
 
     /// Makes blobs of whole parts, whose bytes have the keys' digests; durable when this returns.
-    /// Parts that are not there are passed over. After an error a part is a blob or still a part.
-    /// Blocks.
+    /// Parts that are not there are passed over. After an error each is a blob or still a part, and
+    /// the same call makes both durable. Blocks.
     pub fn promote(&self, keys: &BTreeSet<SpoolKey>) -> io::Result<()> {
         let mut parts = Vec::new();
         for key in keys {
@@ -289,14 +312,15 @@ impl Blobs {
         self.0.blobs.join(&hex[..2]).join(hex)
     }
 
-    /// Gives durable files their names, and makes the names durable, all at once. After an error
-    /// there is no blob that was not there before.
+    /// Gives durable files their names, and makes the names durable, all at once. After an
+    /// error the new names are taken back as far as the disk lets it, and the next call makes durable
+    /// what is left of them. No bytes are removed.
     fn name(&self, files: &[(PathBuf, Digest)]) -> io::Result<()> {
-        if files.is_empty() {
+        let mut unsynced = self.0.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+        if files.is_empty() && unsynced.is_empty() {
             return Ok(());
         }
-        let _naming = self.0.naming.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut renamed, mut directories) = (Vec::new(), BTreeSet::new());
+        let (mut renamed, mut directories) = (Vec::new(), std::mem::take(&mut *unsynced));
         let mut rename_all = || {
             for (from, digest) in files {
                 let to = self.path(*digest);
@@ -309,10 +333,10 @@ impl Blobs {
                 }
                 let known = to.is_file();
                 fs::rename(from, &to)?;
+                directories.insert(directory);
                 if !known {
                     renamed.push((from, to));
                 }
-                directories.insert(directory);
             }
             // The outer one as well, every time: that a folder was made once says nothing about the
             // disk.
@@ -321,10 +345,12 @@ impl Blobs {
         };
         let named = rename_all();
         if named.is_err() {
-            // Names that a power failure may take are not believed; the bytes are good.
             for (from, to) in renamed {
-                fs::rename(&to, from).or_else(|_| fs::remove_file(&to))?;
+                if let Err(error) = fs::rename(&to, from) {
+                    tracing::error!(%error, "a blob cannot be taken back: {}", to.display());
+                }
             }
+            *unsynced = directories;
         }
         named
     }

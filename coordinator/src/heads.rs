@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,9 @@ use crate::membership::{LOST_HEAD, SIGNED_HEAD};
 /// Pause between two syncs of the file. It is written before a head is given out; after a power
 /// failure the sites still hold newer heads.
 const EVERY: Duration = Duration::from_secs(1);
+/// Age up to which a head is given out again: many sites ask at once, and each new head is written
+/// to the disk.
+const RECENT: Duration = Duration::from_secs(1);
 
 /// Signs heads and remembers the largest. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -30,6 +33,8 @@ struct Inner {
     signer: Arc<Signer>,
     path: PathBuf,
     largest: Mutex<Option<Head>>,
+    /// When this process signed the largest head.
+    signed: Mutex<Option<Instant>>,
     grown: Notify,
     lost: OnceLock<Head>,
 }
@@ -48,6 +53,7 @@ impl Heads {
             signer,
             path: directory.join(SIGNED_HEAD),
             largest: Mutex::new(largest),
+            signed: Mutex::default(),
             grown: Notify::new(),
             lost: OnceLock::new(),
         })))
@@ -72,9 +78,17 @@ impl Heads {
         if largest.as_ref().is_none_or(|known| known.size < size) {
             replace(&self.0.path, &note)?;
             *largest = Some(Head { size, root, note: note.clone() });
+            *self.signed() = Some(Instant::now());
             self.0.grown.notify_one();
         }
         Ok(note)
+    }
+
+    /// The largest head, if this process signed it within the last second.
+    pub fn recent(&self) -> Option<Head> {
+        let largest = self.lock();
+        let is_recent = self.signed().is_some_and(|at| at.elapsed() < RECENT);
+        largest.clone().filter(|_| is_recent)
     }
 
     /// Makes the file durable as it is. Blocks.
@@ -126,6 +140,7 @@ impl Heads {
     pub fn begin_anew(&self, size: u64, root: Digest) -> io::Result<()> {
         let note = Checkpoint::sign(size, root, &self.0.signer);
         *self.lock() = Some(Head { size, root, note });
+        *self.signed() = None;
         self.write()?;
         match std::fs::remove_file(self.0.lost_path()) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -150,6 +165,11 @@ impl Heads {
                 () = stop.cancelled() => return,
             }
         }
+    }
+
+    /// Locked after `largest`, where both are.
+    fn signed(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.0.signed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Head>> {
@@ -204,9 +224,11 @@ mod tests {
         assert_eq!(heads.largest(), None);
         let large = heads.sign(7, Digest::of(b"7")).unwrap();
         heads.sign(3, Digest::of(b"3")).unwrap();
+        assert_eq!(heads.recent().unwrap().note, large);
         heads.write().unwrap();
         let again = Heads::open(folder.path(), signer.clone()).unwrap();
         assert_eq!(again.largest().unwrap().note, large);
+        assert_eq!(again.recent(), None, "another process signed it");
         again.begin_anew(4, Digest::of(b"4")).unwrap();
         let key = signer.verifier_key();
         assert_eq!(read(folder.path(), &key).unwrap().unwrap().size, 4);

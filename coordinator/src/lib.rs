@@ -15,7 +15,7 @@ pub mod driver;
 pub mod heads;
 pub mod ingest;
 pub mod membership;
-pub mod pace;
+pub mod rate_limit;
 pub mod recovery;
 pub mod round;
 pub mod rpc;

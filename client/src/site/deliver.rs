@@ -27,6 +27,7 @@ impl Site {
                 tracing::info!(run = %id.run, round, "sending the delta that waits in the outbox");
                 self.deliver(&id).await?;
             } else {
+                self.witness().await?;
                 // Without the bytes there is nothing to send, and training again is not allowed.
                 let reason = "the trained delta was lost from the outbox before it was counted";
                 self.decline(&id, None, reason_failed(reason)).await?;

@@ -62,10 +62,10 @@ pub use work::source;
 
 /// How long the coordinator holds a question for the next round.
 const POLL: Duration = Duration::from_secs(20);
-/// The same for the first poll after a round or a question.
+/// The same for the first question after a round, and after another question.
 const FIRST_POLL: Duration = Duration::from_secs(1);
-/// Pause after an answer that ends without a delta. Each costs an entry of the ledger, and it is the
-/// coordinator that decides how often it asks.
+/// Pause after a round that ends without a delta, and after an answer to a question that the ledger
+/// records. The coordinator decides how often it asks, and each costs an entry.
 const ANSWER_PAUSE: Duration = Duration::from_secs(1);
 /// Empty answers, one a [`POLL`], after which images and backbone are given back.
 const IDLE_POLLS: u32 = 15;
@@ -281,9 +281,10 @@ impl Site {
         self.look_around();
         if !self.greeted {
             self.greet().await?;
-            // Nothing leaves the building under a history that was rewritten. From here on it is
-            // followed before each message that a round or a question gives rise to.
+            // Nothing leaves the building under a history that was rewritten. From here on the site
+            // follows it once for each round and question, and again before a delta leaves.
             self.witness().await?;
+            self.greeted = true;
         }
         if self.passing.take_if(|trouble| trouble.class.is_of_the_connection()).is_some() {
             self.look_around();
@@ -299,7 +300,7 @@ impl Site {
             a.rest();
             changed
         });
-        // After a round the first wait is short: its end is followed soon, unless the next begins.
+        // After a round the first wait is short, so that the site follows the round's end soon.
         let wait = if self.idle_polls == 0 { FIRST_POLL } else { POLL };
         let reply = self.coordinator()?.next_assignment(wait, self.trouble()).await?;
         match (reply.assignment, reply.inquiry) {

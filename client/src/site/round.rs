@@ -140,7 +140,9 @@ impl Site {
                 let there = tokio::task::block_in_place(|| prepared.still_there(&self.config));
                 // What failed fails again, unless the images were taken away under the training.
                 let class = if there { RefusalClass::Never } else { RefusalClass::Passing };
-                self.decline(id, Some(terms.manifest), failure.of_class(class).refusal()).await
+                self.decline(id, Some(terms.manifest), failure.of_class(class).refusal()).await?;
+                self.pause(ANSWER_PAUSE).await;
+                Ok(())
             }
         }
     }

@@ -89,7 +89,6 @@ impl Site {
         self.hear_address(&reply.address);
         let (member, address) = (&self.identity.member, self.address.borrow().clone());
         tracing::info!(%member, %address, "connected");
-        self.greeted = true;
         Ok(())
     }
 

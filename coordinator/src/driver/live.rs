@@ -47,9 +47,10 @@ pub struct LiveRun {
     aggregating: AtomicU32,
     /// Reason this coordinator itself does not get on with the run; empty when it does.
     trouble: Mutex<String>,
-    /// How often the files were to be brought in line with the fold.
-    pub(super) tidyings: AtomicU64,
-    /// Held by the one caller that does so, for all that asked before.
+    /// Requests so far to bring the files in line with the fold.
+    pub(super) tidy_requests: AtomicU64,
+    /// Outcome of the last such pass; held by the one caller that makes a pass, which serves every
+    /// request made before it.
     pub(super) tidied: tokio::sync::Mutex<Option<Tidied>>,
     /// The deltas of rounds up to this one were removed by this process.
     pub(super) removed_to: AtomicU32,
@@ -86,7 +87,7 @@ impl LiveRun {
             leases: Mutex::new(Leases::new(now)),
             leaves: Mutex::new(leaves),
             aggregating: AtomicU32::new(0),
-            tidyings: AtomicU64::new(0),
+            tidy_requests: AtomicU64::new(0),
             tidied: tokio::sync::Mutex::default(),
             removed_to: AtomicU32::new(0),
             trouble: Mutex::default(),
@@ -394,6 +395,15 @@ impl LiveRun {
     /// The right to [`Self::tick`], until dropped; `None` while another caller has it.
     pub(super) fn begin_tick(&self) -> Option<OwnedMutexGuard<()>> {
         self.ticking.clone().try_lock_owned().ok()
+    }
+
+    /// Says whether the run has ended and its files are in line with that: nothing is left to do.
+    pub(super) fn is_settled(&self) -> bool {
+        let is_ended = |phase: &Phase| matches!(phase, Phase::Ended { .. });
+        let tidied = self.tidied.try_lock();
+        let tidied =
+            tidied.is_ok_and(|done| done.as_ref().is_some_and(|done| is_ended(&done.phase)));
+        tidied && self.read(|run| is_ended(run.phase()))
     }
 
     /// Says whether [`Self::tick`] is under way.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tributary_shared::name::SiteName;
 use tributary_shared::timestamp::Timestamp;
 
-use crate::pace::Pace;
+use crate::rate_limit::RateLimit;
 
 /// The word for two programs with one identity.
 pub const SHARED_IDENTITY: &str = "shared_identity";
@@ -46,12 +46,12 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// The presence of every site that was heard.
 pub struct Presence {
     heard: Mutex<BTreeMap<SiteName, Heard>>,
-    lines: Pace<SiteName>,
+    lines: RateLimit<SiteName>,
 }
 
 impl Default for Presence {
     fn default() -> Self {
-        Self { heard: Mutex::default(), lines: Pace::new(LINE_EVERY, LINES) }
+        Self { heard: Mutex::default(), lines: RateLimit::new(LINE_EVERY, LINES) }
     }
 }
 

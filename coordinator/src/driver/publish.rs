@@ -48,20 +48,24 @@ async fn try_publish(
     let round = aggregating.round;
     let plan = live.read(|run| Plan::new(run, aggregating));
     let blobs = driver.0.blobs.clone();
+    let deltas: Vec<Digest> = plan.deltas.iter().map(|delta| delta.digest).collect();
     let outcome = tokio::task::spawn_blocking(move || plan.carry_out(&blobs))
         .await
         .map_err(|e| DriverError::io("aggregating")(std::io::Error::other(e)))??;
     match outcome {
-        Outcome::Adapter { adapter, deltas } => {
+        Outcome::Adapter(adapter) => {
             let published = live.command(driver, Command::Publish { round, adapter }).await;
             // No site waits for this.
-            tokio::task::spawn_blocking(move || deltas.iter().for_each(leave_page_cache));
+            let blobs = driver.0.blobs.clone();
+            tokio::task::spawn_blocking(move || leave_page_cache(&blobs, &deltas));
             published
         }
         Outcome::Unusable { site, digest, reason } => {
             tracing::error!(run = %name, round, %site, "delta {digest} is excluded: {reason}");
+            live.apply(driver, Command::Exclude { round, site, digest, reason }).await?;
+            // Only now: a second aggregation must not fold what is excluded.
             live.aggregation_ended();
-            live.command(driver, Command::Exclude { round, site, digest, reason }).await
+            live.act(driver).await
         }
     }
 }
@@ -82,11 +86,15 @@ pub(super) fn initial(blobs: &Blobs, manifest: &RunManifest) -> io::Result<Diges
     })
 }
 
-/// Tells the system that a delta will not be read again soon: what the page cache holds of it goes
+/// Tells the system that deltas will not be read again soon: what the page cache holds of them goes
 /// to the next round's deltas, so that a week of rounds does not push everything else out.
-fn leave_page_cache(delta: &File) {
-    // Advice: a system that does not take it only keeps the pages longer.
-    let _ = rustix::fs::fadvise(delta, 0, None, rustix::fs::Advice::DontNeed);
+fn leave_page_cache(blobs: &Blobs, deltas: &[Digest]) {
+    for digest in deltas {
+        // Advice: a system that does not take it only keeps the pages longer.
+        if let Ok(delta) = blobs.open_blocking(*digest) {
+            let _ = rustix::fs::fadvise(&delta, 0, None, rustix::fs::Advice::DontNeed);
+        }
+    }
 }
 
 /// Everything an aggregation needs to know, so that it can run beside the fold.
@@ -106,13 +114,13 @@ struct Delta {
 
 /// The end of one aggregation.
 enum Outcome {
-    Adapter {
-        adapter: Digest,
-        /// The deltas' files, open.
-        deltas: Vec<File>,
-    },
+    Adapter(Digest),
     /// One delta stands in its way, and always will.
-    Unusable { site: SiteName, digest: Digest, reason: Unusable },
+    Unusable {
+        site: SiteName,
+        digest: Digest,
+        reason: Unusable,
+    },
 }
 
 impl Plan {
@@ -142,22 +150,19 @@ impl Plan {
 
     fn carry_out(self, blobs: &Blobs) -> Result<Outcome, DriverError> {
         let input = |digest, header: &Header, weight| {
-            let bytes = open(blobs, digest)?;
-            Ok::<_, DriverError>(aggregate::Input { header: header.clone(), digest, bytes, weight })
+            let bytes = blobs.reader(digest);
+            aggregate::Input { header: header.clone(), digest, bytes, weight }
         };
         let (base_digest, base_header) = &self.base;
-        let base = input(*base_digest, base_header, 0)?;
-        let (mut deltas, mut files) = (Vec::new(), Vec::new());
-        for Delta { digest, header, weight, .. } in &self.deltas {
-            let input = input(*digest, header, *weight)?;
-            files.push(input.bytes.try_clone().map_err(DriverError::io("aggregating"))?);
-            deltas.push(input);
-        }
+        let base = input(*base_digest, base_header, 0);
+        let deltas =
+            self.deltas.iter().map(|delta| input(delta.digest, &delta.header, delta.weight));
+        let deltas = deltas.collect();
         let stored = blobs.put_with(|out| {
             aggregate::run(&self.strategy, base, deltas, &self.next, out).map_err(io::Error::other)
         });
         let error = match stored {
-            Ok(adapter) => return Ok(Outcome::Adapter { adapter, deltas: files }),
+            Ok(adapter) => return Ok(Outcome::Adapter(adapter)),
             Err(error) => error.downcast::<AggregateError>(),
         };
         match error {
@@ -181,7 +186,8 @@ impl Plan {
             Some(delta) => unusable(delta, Unusable::Damaged),
             None if damaged == Some(0) => {
                 let base = self.base.0.short();
-                let what = format!("aggregating over {base}, whose file in blobs/ is damaged,");
+                let what =
+                    format!("aggregating over {base}, whose file in blobs/ is damaged or missing,");
                 Err(DriverError::io(what)(io::Error::other(error)))
             }
             None => Err(DriverError::io("aggregating")(io::Error::other(error))),

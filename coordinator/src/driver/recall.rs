@@ -78,7 +78,10 @@ impl Driver {
         }
         let known = highest(known);
         let runs: BTreeSet<RunName> = known.iter().map(|row| row.run.clone()).collect();
-        self.0.recalled.lock().insert(site.clone(), known);
+        let before = self.0.recalled.lock().insert(site.clone(), known.clone());
+        if before.is_some_and(|before| before == known) {
+            return Ok(());
+        }
         for name in runs {
             let Ok(run) = self.run(&name).await else { continue };
             let driver = self.clone();

@@ -37,6 +37,9 @@ pub(super) async fn tick(driver: Driver) {
             () = ended.notified(), if Instant::now() < idle => continue,
             _ = changes.changed(), if Instant::now() < idle => continue,
         }
+        // Whatever failed when a certificate was replaced or revoked, its connections end here: first,
+        // for the disk or the database may hang.
+        driver.members().cut_unknown();
         short = driver.room().await.short_since.is_some();
         if short {
             // The database's own journal may be what takes the room.
@@ -44,22 +47,28 @@ pub(super) async fn tick(driver: Driver) {
             short = driver.room().await.short_since.is_some();
         }
         looked = Instant::now();
-        // Whatever failed when a certificate was replaced or revoked, its connections end here.
-        driver.members().cut_unknown();
-        for run in driver.runs().await {
-            // Beside one another: no run's deadline waits for another's disk or aggregation, and a run
-            // whose last tick still lasts is passed over.
+        for run in driver.runs().await.into_iter().filter(|run| !run.is_settled()) {
+            // Beside one another: no run's deadline waits for another's tick, and a run whose last
+            // tick still lasts is passed over.
             let Some(turn) = run.begin_tick() else { continue };
-            let (driver, ended) = (driver.clone(), ended.clone());
+            let (driver, ending) = (driver.clone(), Ending(ended.clone()));
             tokio::spawn(async move {
                 if let Err(error) = run.tick(&driver).await {
                     tracing::error!(run = %run.name(), error = %chain(&error), "tick failed");
                     // The deadline is still due: no hot loop.
                     tokio::time::sleep(IDLE_SHORT).await;
                 }
-                drop(turn);
-                ended.notify_one();
+                drop((turn, ending));
             });
         }
+    }
+}
+
+/// Tells the ticker that a tick has ended, also when it panicked.
+struct Ending(Arc<Notify>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.notify_one();
     }
 }

@@ -92,18 +92,18 @@ impl Uploads {
         Held { key, _turn: lane.turn.lock_owned().await }
     }
 
-    /// Takes what was learned of the delta, if it was checked against `header` and no other.
-    fn take_whole(&self, held: &Held, header: &Header) -> Option<Admitted> {
-        let Held { key, .. } = held;
-        let whole = self.lock().whole.remove(&(key.site.clone(), key.run.clone()))?;
-        (whole.key == *key && whole.header == *header).then_some(whole.admitted)
+    /// What was learned of the delta, if it was checked against `header` and no other. It stays known
+    /// until the seat is final: a commit that fails is tried again.
+    fn whole(&self, key: &SpoolKey, header: &Header) -> Option<Admitted> {
+        let table = self.lock();
+        let whole = table.whole.get(&(key.site.clone(), key.run.clone()));
+        let whole = whole.filter(|whole| whole.key == *key && whole.header == *header);
+        whole.map(|whole| whole.admitted)
     }
 
     /// Says whether the delta of `key` arrived whole and was checked against `header`.
     pub fn is_whole(&self, key: &SpoolKey, header: &Header) -> bool {
-        let table = self.lock();
-        let whole = table.whole.get(&(key.site.clone(), key.run.clone()));
-        whole.is_some_and(|whole| whole.key == *key && whole.header == *header)
+        self.whole(key, header).is_some()
     }
 
     /// Forgets and cuts off what `run` has no use for any more.
@@ -188,13 +188,6 @@ impl Upload {
     ) -> Result<Self, DriverError> {
         let lane = driver.uploads().enter(site, run, round);
         let turn = lane.turn.clone().lock_owned().await;
-        // This stream may change what was checked.
-        let known = {
-            let mut table = driver.uploads().lock();
-            let lane = (site.clone(), run.clone());
-            table.whole.remove(&lane);
-            table.partial.remove(&lane)
-        };
         let here = driver.uploads().durable_offset(driver.blobs(), site, run, round, digest).await;
         let missing = bytes.saturating_sub(here.map_err(DriverError::io("reading the spool"))?);
         let key = SpoolKey { run: run.clone(), round, site: site.clone(), digest };
@@ -202,6 +195,13 @@ impl Upload {
         let accepted = driver.space().accept(clock::now(), site, run, missing);
         let arriving =
             accepted.map_err(|shortage| DriverError::Short { shortage, mend: NO_UPLOAD })?;
+        // This stream may change what was checked.
+        let known = {
+            let mut table = driver.uploads().lock();
+            let lane = (site.clone(), run.clone());
+            table.whole.remove(&lane);
+            table.partial.remove(&lane)
+        };
         let known = known.filter(|(of, _)| *of == key).map(|(_, reader)| reader);
         let (blobs, part, expected) = (driver.blobs().clone(), key.clone(), header.clone());
         let uploads = driver.uploads().clone();
@@ -320,7 +320,7 @@ impl Driver {
         held: &Held,
         header: Header,
     ) -> Result<Admitted, DriverError> {
-        if let Some(admitted) = self.uploads().take_whole(held, &header) {
+        if let Some(admitted) = self.uploads().whole(&held.key, &header) {
             return Ok(admitted);
         }
         let (blobs, key) = (self.blobs().clone(), held.key.clone());
@@ -349,13 +349,13 @@ impl LiveRun {
     /// no longer kept. Gives the phase that the fold had: of it, every counted delta is a blob now.
     /// Calls that wait for one another are done as one.
     pub(super) async fn tidy(&self, driver: &Driver) -> Result<Phase, DriverError> {
-        let ticket = self.tidyings.fetch_add(1, Ordering::SeqCst) + 1;
+        let request = self.tidy_requests.fetch_add(1, Ordering::SeqCst) + 1;
         // One at a time: another caller's half-made blob is not there yet.
         let mut turn = self.tidied.lock().await;
-        if let Some(done) = turn.as_ref().filter(|done| done.tickets >= ticket) {
+        if let Some(done) = turn.as_ref().filter(|done| done.requests >= request) {
             return Ok(done.phase.clone());
         }
-        let tickets = self.tidyings.load(Ordering::SeqCst);
+        let requests = self.tidy_requests.load(Ordering::SeqCst);
         let blobs = driver.blobs().clone();
         // Listed before the fold is read: what is there now was begun under this fold or an older.
         let listed = blocking("reading the spool", move || blobs.parts()).await?;
@@ -389,17 +389,17 @@ impl LiveRun {
         });
         done.await?.map_err(DriverError::io("tidying the spool"))?;
         self.removed_to.fetch_max(removed_to, Ordering::SeqCst);
-        *turn = Some(Tidied { tickets, phase: phase.clone() });
+        *turn = Some(Tidied { requests, phase: phase.clone() });
         Ok(phase)
     }
 }
 
-/// The last time that the files were brought in line with the fold.
+/// Outcome of the last pass that brought the files in line with the fold.
 pub(super) struct Tidied {
-    /// The calls that had asked for it by then.
-    tickets: u64,
+    /// Requests made before it.
+    requests: u64,
     /// The phase that the fold had.
-    phase: Phase,
+    pub(super) phase: Phase,
 }
 
 /// The deltas that an owed aggregation folds.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tributary_shared::name::SiteName;
 
-use crate::pace::Pace;
+use crate::rate_limit::RateLimit;
 
 /// Calls a second that a site may make for long. One that trains makes a few.
 const CALLS_PER_S: u32 = 500;
@@ -16,11 +16,11 @@ const BURST: u32 = 2_000;
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// The calls of every site.
-pub(super) struct Budget(Pace<SiteName>);
+pub(super) struct Budget(RateLimit<SiteName>);
 
 impl Default for Budget {
     fn default() -> Self {
-        Self(Pace::new(Duration::from_secs(1) / CALLS_PER_S, BURST))
+        Self(RateLimit::new(Duration::from_secs(1) / CALLS_PER_S, BURST))
     }
 }
 

@@ -13,7 +13,7 @@ use super::{Services, status};
 use crate::clock;
 use crate::driver::DriverError;
 use crate::membership::{self, Admission, CertificateRequest, EnrolmentRefused};
-use crate::pace::Pace;
+use crate::rate_limit::RateLimit;
 use crate::round::event::RegistryEvent;
 use crate::store::{Certificate, EnrolError, Invitation, MemberState};
 use crate::unbroken::to_the_end;
@@ -65,7 +65,7 @@ impl EnrolmentService {
 
 /// Lines of the log about refused enrolments: ten at once, then one in ten seconds, for each invited
 /// member and for all unknown tokens together. Others are for the debug level.
-static LINES: Pace<Option<Member>> = Pace::new(Duration::from_secs(10), 10);
+static LINES: RateLimit<Option<Member>> = RateLimit::new(Duration::from_secs(10), 10);
 
 impl Services {
     /// Issues an invitation; gives the kit's text.

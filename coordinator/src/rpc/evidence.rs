@@ -20,8 +20,7 @@ pub(super) async fn evidence(
     let v1::EvidenceRequest { run, round, base_digest, old_size, held_note } = request;
     let run = parse("run", &run)?;
     let base = digest("base_digest", &base_digest)?;
-    // Read before the head is signed, so that the head holds them. Other rounds are refused from
-    // memory.
+    // Read before the head is chosen, so that it holds them. Other rounds are refused from memory.
     let run = driver.run(&run).await.map_err(status)?;
     let leaves = run.proof_leaves(site, round, base);
     let leaves =
@@ -30,7 +29,8 @@ pub(super) async fn evidence(
     let fault = |e| status(DriverError::Store(e));
     let leaves = store.leaves_at(&leaves).await.map_err(fault)?;
     let asked = v1::CheckpointRequest { old_size, held_note };
-    let checkpoint = history::witnessed(driver, heads, &asked).await?;
+    let size_min = leaves.last().map_or(0, |leaf| leaf.index + 1);
+    let checkpoint = history::witnessed(driver, heads, &asked, size_min).await?;
     let mut reply = v1::EvidenceReply { checkpoint: Some(checkpoint), leaves: Vec::new() };
     let Some(checkpoint) = reply.checkpoint.as_ref().filter(|c| c.recoveries_json.is_empty())
     else {

@@ -31,32 +31,54 @@ pub(super) async fn checkpoint(
     heads: &Heads,
     old_size: u64,
 ) -> Result<v1::CheckpointReply, Status> {
-    let store = driver.store();
-    let fault = |e| status(DriverError::Store(e));
-    let head = store.head().await.map_err(fault)?;
+    let head = driver.store().head().await.map_err(|e| status(DriverError::Store(e)))?;
     if old_size > head.size {
         // The caller has seen a longer log than this: the sharpest thing to say of a log.
         let text = format!("old_size: {old_size} is beyond this log of {} leaves", head.size);
         return Err(Status::out_of_range(text));
     }
-    let proof = store.consistency_proof(old_size, head.size).await;
-    let proof = proof.map_err(|e| fault(e.into()))?;
-    let consistency = proof.iter().map(|hash| Bytes::copy_from_slice(hash.as_bytes())).collect();
     let note = driver.sign_head(heads, head.size, head.root).map_err(status)?;
+    continuation(driver, note, old_size, head.size).await
+}
+
+/// As [`checkpoint`], under the head that was signed a moment ago for another, where that has
+/// `size_min` leaves.
+async fn recent_checkpoint(
+    driver: &Driver,
+    heads: &Heads,
+    old_size: u64,
+    size_min: u64,
+) -> Result<v1::CheckpointReply, Status> {
+    let recent = heads.recent().filter(|head| head.size >= size_min.max(old_size));
+    let Some(recent) = recent else { return checkpoint(driver, heads, old_size).await };
+    continuation(driver, recent.note, old_size, recent.size).await
+}
+
+/// The signed head `note` of `size` leaves, with the proof that it continues the first `old_size`.
+async fn continuation(
+    driver: &Driver,
+    note: String,
+    old_size: u64,
+    size: u64,
+) -> Result<v1::CheckpointReply, Status> {
+    let proof = driver.store().consistency_proof(old_size, size).await;
+    let proof = proof.map_err(|e| status(DriverError::Store(e.into())))?;
+    let consistency = proof.iter().map(|hash| Bytes::copy_from_slice(hash.as_bytes())).collect();
     Ok(v1::CheckpointReply { note, consistency, recoveries_json: Vec::new() })
 }
 
-/// [`checkpoint`] for a site, which shows the head it holds. A head that this log has signed and
+/// [`recent_checkpoint`] for a site, which shows the head it holds. A head that this log has signed and
 /// does not continue is answered by the statements that explain it. Without one it says that this
 /// history is not the newest, and the coordinator must not go on.
 pub(super) async fn witnessed(
     driver: &Driver,
     heads: &Heads,
     request: &v1::CheckpointRequest,
+    size_min: u64,
 ) -> Result<v1::CheckpointReply, Status> {
     let store = driver.store();
     if request.held_note.is_empty() {
-        return checkpoint(driver, heads, request.old_size).await;
+        return recent_checkpoint(driver, heads, request.old_size, size_min).await;
     }
     let held = Head::open(&request.held_note, &heads.signer().verifier_key())
         .map_err(|e| Status::invalid_argument(format!("held_note: {}", chain(&e))))?;
@@ -65,7 +87,7 @@ pub(super) async fn witnessed(
     let continued =
         held.size <= head.size && store.root_at(held.size).await.map_err(fault)? == held.root;
     if continued {
-        return checkpoint(driver, heads, held.size).await;
+        return recent_checkpoint(driver, heads, held.size, size_min).await;
     }
     let recoveries = driver.recoveries();
     let forks = recoveries.iter().filter(|r| r.statement.kept.size < held.size);

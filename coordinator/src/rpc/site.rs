@@ -116,7 +116,9 @@ impl Site for SiteService {
             false => String::new(),
         };
         let known = known_rounds(known)?;
-        self.0.driver.recall(&peer.member.name, known).await.map_err(status)?;
+        if !suspended {
+            self.0.driver.recall(&peer.member.name, known).await.map_err(status)?;
+        }
         Ok(Response::new(v1::HelloReply {
             member: peer.member.to_string(),
             coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -317,7 +319,7 @@ impl Site for SiteService {
     ) -> Result<Response<v1::CheckpointReply>, Status> {
         self.seen(&request).await?;
         let request = request.into_inner();
-        let reply = history::witnessed(&self.0.driver, &self.0.heads, &request).await?;
+        let reply = history::witnessed(&self.0.driver, &self.0.heads, &request, 0).await?;
         Ok(Response::new(reply))
     }
 

@@ -89,13 +89,16 @@ pub(super) async fn durable_offset(
     turns: &Turns,
     subject: &Subject,
 ) -> Result<Answer, Status> {
-    if let Err(answer) = subject.expected(driver).await? {
-        return Ok(answer);
-    }
+    let header = match subject.expected(driver).await? {
+        Ok(header) => header,
+        Err(answer) => return Ok(answer),
+    };
     let offset = subject.offset(driver).await?;
     if offset < subject.bytes {
         driver.check_room(NO_UPLOAD).map_err(status)?;
-        wait_for_turn(driver, turns, subject, subject.bytes - offset).await?;
+        // By the contract's size, which is no claim of the site.
+        let missing = header.total_bytes().saturating_sub(offset);
+        wait_for_turn(driver, turns, subject, missing).await?;
     }
     Ok((offset, None))
 }
@@ -148,7 +151,7 @@ pub(super) async fn receive(
     if driver.uploads().is_whole(&subject.key(), &header) {
         return Ok((subject.bytes, None));
     }
-    let missing = subject.bytes.saturating_sub(subject.offset(driver).await?);
+    let missing = header.total_bytes().saturating_sub(subject.offset(driver).await?);
     let turn = turns.take(&subject.site, missing);
     let turn = turn.ok_or_else(|| Status::resource_exhausted(NO_TURN))?;
     match receive_checked(driver, &subject, &turn, header, first, &mut chunks).await {

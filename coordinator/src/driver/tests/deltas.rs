@@ -1,6 +1,7 @@
 //! The life of a delta: sent, checked, counted or removed, folded or excluded.
 
 use std::fs;
+use std::path::Path;
 
 use bytes::Bytes;
 use tributary_shared::tensors::encode;
@@ -302,12 +303,26 @@ async fn a_part_that_lost_bytes_has_not_arrived() {
 /// A10: failed before: the damaged bytes were published, or the run stood still.
 #[tokio::test]
 async fn a_delta_that_the_disk_damaged_is_excluded_and_the_others_are_folded() {
+    excluded_after(|file| {
+        let mut bytes = fs::read(file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(file, bytes).unwrap();
+    })
+    .await;
+}
+
+/// Failed before: the aggregation was tried for ever, as after a backup that was made between the
+/// commit of a delta and its rename.
+#[tokio::test]
+async fn a_delta_whose_file_is_gone_is_excluded_and_the_others_are_folded() {
+    excluded_after(|file| fs::remove_file(file).unwrap()).await;
+}
+
+async fn excluded_after(damage: impl Fn(&Path)) {
     let trial = Trial::start(manifest("run", 1, 2), &["a", "b", "c"]).await;
     let damaged = trial.contribute("a", 5, 1.0).await;
     let file = trial.blob(damaged);
-    let mut bytes = fs::read(&file).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    fs::write(&file, bytes).unwrap();
+    damage(&file);
     trial.contribute("b", 5, 1.0).await;
     trial.contribute("c", 5, 1.0).await;
     trial.until(|run| run.rounds_published() == 1).await;

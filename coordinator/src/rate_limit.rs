@@ -1,4 +1,4 @@
-//! Pacing of what one member may cause: so much at once, and so often for long.
+//! Rate limits: so many events at once, and so many in a while.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// A token bucket for each key, as the virtual schedule of the generic cell rate algorithm (ITU-T
 /// I.371): for each key the moment at which its bucket is full again.
 #[derive(Debug)]
-pub struct Pace<K> {
+pub struct RateLimit<K> {
     /// Time in which one token comes back.
     token: Duration,
     /// Tokens of a full bucket.
@@ -17,7 +17,7 @@ pub struct Pace<K> {
     full: Mutex<BTreeMap<K, Instant>>,
 }
 
-impl<K: Ord + Clone> Pace<K> {
+impl<K: Ord + Clone> RateLimit<K> {
     /// A full bucket of `burst` tokens for every key, one of which comes back in each `token`.
     pub const fn new(token: Duration, burst: u32) -> Self {
         Self { token, burst, full: Mutex::new(BTreeMap::new()) }
@@ -50,10 +50,12 @@ mod tests {
 
     #[test]
     fn a_key_has_its_burst_then_one_token_a_while_and_costs_other_keys_nothing() {
-        let pace = Pace::new(Duration::from_secs(10), 3);
+        let limit = RateLimit::new(Duration::from_secs(10), 3);
         let now = Instant::now();
         let take = |key: &str, seconds| {
-            pace.take(&key.to_owned(), now + Duration::from_secs(seconds), Duration::ZERO).is_some()
+            limit
+                .take(&key.to_owned(), now + Duration::from_secs(seconds), Duration::ZERO)
+                .is_some()
         };
         let taken: Vec<bool> = (0..5).map(|_| take("a", 0)).collect();
         assert_eq!(taken, [true, true, true, false, false]);
