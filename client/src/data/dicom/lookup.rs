@@ -35,10 +35,11 @@ impl Lookup {
         let descriptor = object.get(descriptor).and_then(|e| e.to_multi_int::<i64>().ok());
         let descriptor = descriptor.ok_or_else(damaged)?;
         let [length, first, bits] = *descriptor.first_chunk::<3>().ok_or_else(damaged)?;
-        // 16 bits cannot hold 65536, so 0 stands for it; a signed reading shows the rest below 0.
-        let length = match length {
+        // 16 bits cannot hold 65536, so 0 stands for it; a signed reading shows the rest below 0. A
+        // file may spell the number in more bits.
+        let length = match length & 0xFFFF {
             0 => 65_536,
-            length => usize::try_from(length & 0xFFFF).map_err(|_| damaged())?,
+            length => usize::try_from(length).map_err(|_| damaged())?,
         };
         let bits = u32::try_from(bits).ok().filter(|b| (1..=16).contains(b)).ok_or_else(damaged)?;
         let data = object.get(data).ok_or_else(damaged)?;
@@ -57,7 +58,7 @@ impl Lookup {
     /// Values outside the table take its nearest end.
     pub(super) fn entry(&self, value: i64) -> u16 {
         let last = self.entries.len() - 1;
-        let at = usize::try_from(value - self.first).unwrap_or(0).min(last);
+        let at = usize::try_from(value.saturating_sub(self.first)).unwrap_or(0).min(last);
         self.entries[at]
     }
 
@@ -66,5 +67,41 @@ impl Lookup {
         let largest = (1u32 << self.bits) - 1;
         let level = f64::from(self.entry(value)) / f64::from(largest) * 255.0;
         level.clamp(0.0, 255.0).round() as u8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dicom_core::dicom_value;
+    use dicom_core::{DataElement, PrimitiveValue, VR};
+
+    use super::*;
+
+    fn read(descriptor: PrimitiveValue, words: usize) -> Result<Lookup, DicomProblem> {
+        let object = InMemDicomObject::from_element_iter([
+            DataElement::new(LUT_DESCRIPTOR, VR::SV, descriptor),
+            DataElement::new(LUT_DATA, VR::US, PrimitiveValue::U16(vec![7; words].into())),
+        ]);
+        Lookup::read(&object, LUT_DESCRIPTOR, LUT_DATA, "table")
+    }
+
+    /// Failed before: a length of 65536 in more than 16 bits was read as none, and the first value
+    /// looked for an entry of an empty table.
+    #[test]
+    fn a_table_of_a_length_beyond_16_bits_has_entries_or_is_refused() {
+        let descriptor = || dicom_value!(I64, [65_536, 0, 16]);
+        assert!(read(descriptor(), 4).is_err());
+        assert_eq!(read(descriptor(), 65_536).unwrap().entry(9), 7);
+    }
+
+    /// Failed before: the subtraction overflowed.
+    #[test]
+    fn values_far_from_the_first_one_take_an_end_of_the_table() {
+        for first in [i64::MIN, i64::MAX] {
+            let table = read(dicom_value!(I64, [4, first, 16]), 4).unwrap();
+            for value in [i64::MIN, 0, i64::MAX] {
+                assert_eq!(table.entry(value), 7);
+            }
+        }
     }
 }

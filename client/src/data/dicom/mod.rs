@@ -213,10 +213,11 @@ impl Object {
     pub(super) fn frame(&self, frame: u32, reading: &Reading) -> Result<Picture, DicomProblem> {
         let (object, window) = (&self.0, reading.window);
         let number = |tag| object.get(tag).and_then(|e| e.to_int::<u64>().ok()).unwrap_or(0);
-        let samples = number(ROWS) * number(COLUMNS) * number(SAMPLES_PER_PIXEL).max(1);
+        let factors = [number(ROWS), number(COLUMNS), number(SAMPLES_PER_PIXEL).max(1), 4];
+        let bytes = factors.into_iter().fold(1, u64::saturating_mul);
         if number(ROWS) > u64::from(SIDE_MAX)
             || number(COLUMNS) > u64::from(SIDE_MAX)
-            || samples * 4 > DECODE_MIB_MAX << 20
+            || bytes > DECODE_MIB_MAX << 20
         {
             let detail = format!("more than {DECODE_MIB_MAX} MiB a frame");
             return Err(DicomProblem::Pixels { detail });

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use dicom_core::{DataElement, PrimitiveValue, VR};
 use dicom_object::OpenFileOptions;
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
@@ -324,4 +325,14 @@ fn the_size_that_a_compressed_picture_claims_is_read_without_decoding_it() {
     for end in 0..j2k.len() {
         compressed::samples(&j2k[..end]);
     }
+}
+
+/// Failed before: the product of rows, columns and samples overflowed 64 bits.
+#[test]
+fn a_number_of_samples_that_no_memory_holds_is_refused() {
+    let mut object = Object::open(&fixture("MR_small.dcm")).unwrap();
+    let samples = PrimitiveValue::U64(vec![u64::MAX].into());
+    object.0.put_element(DataElement::new(SAMPLES_PER_PIXEL, VR::UV, samples));
+    let problem = object.frame(0, &Reading::default()).err().unwrap();
+    assert!(problem.to_string().contains("more than 512 MiB a frame"), "{problem}");
 }

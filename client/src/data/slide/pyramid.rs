@@ -195,7 +195,8 @@ fn level<R: Read + Seek>(
     let tile = decoder.chunk_dimensions();
     let (w, h) = (u64::from(tile.0), u64::from(tile.1));
     let least = u64::from(TILE_SIDE_MIN);
-    if w < least || h < least || w * h * 3 > TILE_BYTES_MAX as u64 || width == 0 || height == 0 {
+    let tile_bytes = (w * h).saturating_mul(3);
+    if w < least || h < least || tile_bytes > TILE_BYTES_MAX as u64 || width == 0 || height == 0 {
         let detail = format!("tiles of {w} x {h} pixels");
         return Err(SlideProblem::Format { detail });
     }
@@ -296,6 +297,13 @@ mod tests {
         assert!(told.contains("4096 tiles of 4096 x 4096 pixels for 16 x 16777216"), "{told}");
         let told = refusal(tiff(16, 16, 4096, 16));
         assert!(!told.contains("pixels for"), "one tile may be larger than its level: {told}");
+    }
+
+    /// Failed before: the bytes of the largest tile that can be named overflowed 64 bits.
+    #[test]
+    fn a_tile_of_the_largest_side_is_refused() {
+        let told = refusal(tiff(16, 16, u32::MAX, 16));
+        assert!(told.contains("tiles of 4294967295 x 4294967295 pixels"), "{told}");
     }
 
     /// Failed before: the same bytes were decoded for each of the tiles that name them.
