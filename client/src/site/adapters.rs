@@ -202,7 +202,7 @@ fn check_file(path: &Path, mut check: BaseCheck) -> io::Result<Option<BaseCheck>
 
 /// A [`Reader`] that learns from the header which version of the run's adapter comes: at most the
 /// number of rounds before this one, fewer when rounds ended below quorum.
-struct BaseCheck {
+pub(super) struct BaseCheck {
     run: RunName,
     round: u32,
     contract: AdapterContract,
@@ -212,7 +212,7 @@ struct BaseCheck {
 }
 
 impl BaseCheck {
-    fn new(run: &RunName, round: u32, contract: &AdapterContract) -> Self {
+    pub(super) fn new(run: &RunName, round: u32, contract: &AdapterContract) -> Self {
         let (run, contract) = (run.clone(), contract.clone());
         Self { run, round, contract, pending: Vec::new(), reader: None }
     }
@@ -221,7 +221,7 @@ impl BaseCheck {
         self.reader.as_ref().map_or(self.pending.len() as u64, Reader::seen_bytes)
     }
 
-    fn push(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         if let Some(reader) = &mut self.reader {
             return reader.push(bytes);
         }
@@ -236,7 +236,7 @@ impl BaseCheck {
         Ok(())
     }
 
-    fn finish(self) -> Result<Digest, Refusal> {
+    pub(super) fn finish(self) -> Result<Digest, Refusal> {
         let seen = self.seen_bytes();
         let expected = adapter_header(&self.run, self.round - 1, &self.contract).total_bytes();
         let reader = self.reader.ok_or(Refusal::Size { expected, found: seen })?;

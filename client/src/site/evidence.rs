@@ -93,7 +93,7 @@ struct PassedOver {
 
 /// Checks that `leaves` under `head` prove that the run of `asked` began with its manifest, that its
 /// round was opened to `site` on its base, and that the base is an adapter of the run.
-fn check(
+pub(super) fn check(
     leaves: &[v1::ProvenLeaf],
     head: &Checkpoint,
     asked: &Asked,

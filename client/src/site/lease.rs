@@ -41,11 +41,11 @@ impl Lease {
                 let request = request(&id, &activity.borrow());
                 // A beat that takes longer than a lease is worth nothing.
                 match coordinator.heartbeat(request, every * 3).await {
-                    Ok(reply) if !reply.stop_reason.is_empty() => {
-                        let reason = reply.stop_reason.chars().filter(|c| !c.is_control());
-                        told.send_replace(reason.take(500).collect());
+                    Ok(reply) => {
+                        if let Some(reason) = reason_to_stop(&reply) {
+                            told.send_replace(reason);
+                        }
                     }
-                    Ok(_) => {}
                     // The round loop meets the same trouble and handles it.
                     Err(error) => tracing::debug!("no heartbeat: {}", error.failure()),
                 }
@@ -62,6 +62,12 @@ impl Lease {
             Err(_) => std::future::pending().await,
         }
     }
+}
+
+/// The reason for which the coordinator needs no more work on the round, if it says so.
+pub(super) fn reason_to_stop(reply: &v1::HeartbeatReply) -> Option<String> {
+    let reason = reply.stop_reason.chars().filter(|c| !c.is_control());
+    (!reply.stop_reason.is_empty()).then(|| reason.take(500).collect())
 }
 
 fn beat(lease: Duration) -> Duration {

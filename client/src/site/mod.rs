@@ -21,6 +21,7 @@ mod lease;
 mod outbox;
 pub mod progress;
 pub mod recovery;
+mod replies;
 mod round;
 pub mod salt;
 mod session;
@@ -58,6 +59,7 @@ use crate::data::HoldoutSalt;
 use crate::ledger::{Entry, Event, Ledger, LedgerError, Standing};
 use crate::transport::{Backoff, CERTIFICATE_NOT_ACCEPTED, CallError, Coordinator};
 
+pub use replies::{AtHand, check_reply};
 pub use work::source;
 
 /// How long the coordinator holds a question for the next round.

@@ -72,7 +72,8 @@ pub fn kept(directory: &Path, identity: &Identity) -> Result<Vec<(Recovery, File
             continue;
         }
         let bytes = std::fs::read(&path).map_err(failed)?;
-        let recovery = checked(&bytes, identity).map_err(|problem| {
+        let recovery = Trust::of(identity).and_then(|trust| trust.checked(&bytes));
+        let recovery = recovery.map_err(|problem| {
             Failure::invalid("recovery", format!("{}: {problem}", path.display()))
         })?;
         let files = Files::of(directory, recovery.statement.digest());
@@ -82,25 +83,40 @@ pub fn kept(directory: &Path, identity: &Identity) -> Result<Vec<(Recovery, File
     Ok(found)
 }
 
-/// Reads a statement and checks both signatures by what the identity knows.
-fn checked(bytes: &[u8], identity: &Identity) -> Result<Recovery, String> {
-    let key: VerifierKey = identity.log_verifier_key.parse().map_err(|e| chain(&e))?;
-    let recovery = Recovery::from_json(bytes, &key).map_err(|e| chain(&e))?;
-    let root = Digest::of(&identity.root);
-    check_recovery(&recovery, &key, root).map_err(|e| chain(&e))?;
-    Ok(recovery)
+/// The part of an identity by which statements are checked.
+#[derive(Clone, Debug)]
+pub(super) struct Trust {
+    /// The log's key.
+    pub(super) key: VerifierKey,
+    /// Digest of the authority's certificate.
+    pub(super) root: Digest,
 }
 
-/// Of the statements that hold, the one that explains `held` and keeps the most.
-fn explanation(held: &Checkpoint, offered: &[Bytes], identity: &Identity) -> Option<Recovery> {
-    let readable = offered.iter().take(RECOVERIES_MAX).filter_map(|bytes| {
-        checked(bytes, identity)
-            .inspect_err(|problem| tracing::warn!("a recovery statement is refused: {problem}"))
-            .ok()
-    });
-    readable
-        .filter(|recovery| recovery.statement.covers(held))
-        .max_by_key(|recovery| recovery.statement.kept.size)
+impl Trust {
+    /// That of `identity`, or the fault of its log key.
+    fn of(identity: &Identity) -> Result<Self, String> {
+        let key = identity.log_verifier_key.parse().map_err(|e| chain(&e))?;
+        Ok(Self { key, root: Digest::of(&identity.root) })
+    }
+
+    /// Reads a statement and checks both signatures.
+    fn checked(&self, bytes: &[u8]) -> Result<Recovery, String> {
+        let recovery = Recovery::from_json(bytes, &self.key).map_err(|e| chain(&e))?;
+        check_recovery(&recovery, &self.key, self.root).map_err(|e| chain(&e))?;
+        Ok(recovery)
+    }
+
+    /// Of the statements that hold, the one that explains `held` and keeps the most.
+    pub(super) fn explanation(&self, held: &Checkpoint, offered: &[Bytes]) -> Option<Recovery> {
+        let readable = offered.iter().take(RECOVERIES_MAX).filter_map(|bytes| {
+            self.checked(bytes)
+                .inspect_err(|problem| tracing::warn!("a recovery statement is refused: {problem}"))
+                .ok()
+        });
+        readable
+            .filter(|recovery| recovery.statement.covers(held))
+            .max_by_key(|recovery| recovery.statement.kept.size)
+    }
 }
 
 /// The meaning of a statement for this site, in one line.
@@ -123,7 +139,9 @@ impl Site {
     /// Goes on from the head that an accepted statement keeps, or says why the site waits.
     pub(super) fn recover(&mut self, offered: &[Bytes], broken: Failure) -> Result<(), Halt> {
         let Some(held) = self.keeper.checkpoint().cloned() else { return Err(Halt::Wrong(broken)) };
-        let Some(recovery) = explanation(&held, offered, &self.identity) else {
+        let trust = Trust::of(&self.identity)
+            .inspect_err(|problem| tracing::warn!("the identity's log key: {problem}"));
+        let Some(recovery) = trust.ok().and_then(|trust| trust.explanation(&held, offered)) else {
             let failure = if offered.is_empty() { broken } else { broken.hint(UNDERSTATED) };
             return Err(Halt::Wrong(failure));
         };

@@ -263,7 +263,7 @@ impl Site {
 }
 
 /// Words for a round whose cases were declared before and are others now: cases are declared once.
-fn cases_changed(refusal: &Refusal) -> Option<String> {
+pub(super) fn cases_changed(refusal: &Refusal) -> Option<String> {
     let Refusal::Wrong { field, .. } = refusal else { return None };
     let told = "the training cases have changed since this site agreed to the round";
     (field == "cases").then(|| told.to_owned())

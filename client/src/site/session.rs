@@ -78,14 +78,7 @@ impl Site {
                 "stop it, or enrol one of the two anew: its directory may have been copied",
             )));
         }
-        let skew = clock::now().as_millis().saturating_sub(reply.now_ms).unsigned_abs();
-        self.clock = (Duration::from_millis(skew) > SKEW_MAX).then(|| {
-            let skew_s = skew / 1000;
-            let detail = format!(
-                "this machine's clock and the coordinator's differ by {skew_s} s; set it, best by NTP"
-            );
-            Trouble::new(TroubleClass::ClockWrong, detail)
-        });
+        self.clock = clock_trouble(reply.now_ms);
         self.hear_address(&reply.address);
         let (member, address) = (&self.identity.member, self.address.borrow().clone());
         tracing::info!(%member, %address, "connected");
@@ -139,4 +132,17 @@ impl Site {
             Err(Unfollowed::Broken(failure)) => self.recover(&reply.recoveries_json, failure),
         })
     }
+}
+
+/// The trouble of this machine's clock beside the coordinator's, which shows `now_ms`, milliseconds
+/// since 1970.
+pub(super) fn clock_trouble(now_ms: i64) -> Option<Trouble> {
+    let skew = clock::now().as_millis().saturating_sub(now_ms).unsigned_abs();
+    (Duration::from_millis(skew) > SKEW_MAX).then(|| {
+        let skew_s = skew / 1000;
+        let detail = format!(
+            "this machine's clock and the coordinator's differ by {skew_s} s; set it, best by NTP"
+        );
+        Trouble::new(TroubleClass::ClockWrong, detail)
+    })
 }

@@ -89,44 +89,47 @@ impl Keeper {
     /// Follows the log to the head in `reply`, durably. A log that does not continue the head held
     /// is named with both heads, and the file keeps the former as evidence.
     pub(super) fn follow(&mut self, reply: &v1::CheckpointReply) -> Result<(), Unfollowed> {
-        if reply.note.len() > NOTE_BYTES_MAX || reply.consistency.len() > PROOF_HASHES_MAX {
-            return Err(broken("the coordinator's checkpoint is of excessive length".to_owned()));
-        }
-        let hashes = reply.consistency.iter().map(|hash| Digest::try_from(&hash[..]));
-        let proof = hashes
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| broken(format!("the coordinator's consistency proof: {e}")))?;
         // Memory follows the file: a head that was not written was not seen.
-        let mut next = self.witness.clone();
-        match next.advance(&reply.note, &proof) {
-            Ok(head) if head.size == self.size() => Ok(()),
-            Ok(_) => {
-                write_durably(&self.path, next.to_json().as_bytes(), 0o600)
-                    .map_err(Unfollowed::Disk)?;
-                self.witness = next;
-                Ok(())
-            }
-            Err(refusal) => Err(self.refused(&refusal, &reply.note)),
+        let next = advanced(&self.witness, reply).map_err(Unfollowed::Broken)?;
+        if next.size() != self.size() {
+            write_durably(&self.path, next.to_json().as_bytes(), 0o600)
+                .map_err(Unfollowed::Disk)?;
+            self.witness = next;
         }
-    }
-
-    fn refused(&self, refusal: &WitnessRefusal, offered: &str) -> Unfollowed {
-        let held = self.witness.checkpoint().map_or_else(
-            || "none".to_owned(),
-            |head| format!("size {} root {}", head.size, head.root),
-        );
-        // The signed body alone: three lines of name, size and root.
-        let offered: Vec<&str> = offered.lines().take(3).collect();
-        let offered: String =
-            offered.join(" ").chars().filter(|c| !c.is_control()).take(300).collect();
-        broken(format!("{}; head held: {held}; head offered: {offered}", chain(refusal)))
+        Ok(())
     }
 }
 
-fn broken(message: String) -> Unfollowed {
-    Unfollowed::Broken(Failure::refused("history_not_continued", message).hint(
+/// `witness` after the head in `reply`, where the log continues the head held.
+pub(super) fn advanced(witness: &Witness, reply: &v1::CheckpointReply) -> Result<Witness, Failure> {
+    if reply.note.len() > NOTE_BYTES_MAX || reply.consistency.len() > PROOF_HASHES_MAX {
+        return Err(broken("the coordinator's checkpoint is of excessive length".to_owned()));
+    }
+    let hashes = reply.consistency.iter().map(|hash| Digest::try_from(&hash[..]));
+    let proof = hashes
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| broken(format!("the coordinator's consistency proof: {e}")))?;
+    let mut next = witness.clone();
+    match next.advance(&reply.note, &proof) {
+        Ok(_) => Ok(next),
+        Err(refusal) => Err(refused(witness, &refusal, &reply.note)),
+    }
+}
+
+fn refused(witness: &Witness, refusal: &WitnessRefusal, offered: &str) -> Failure {
+    let held = witness
+        .checkpoint()
+        .map_or_else(|| "none".to_owned(), |head| format!("size {} root {}", head.size, head.root));
+    // The signed body alone: three lines of name, size and root.
+    let offered: Vec<&str> = offered.lines().take(3).collect();
+    let offered: String = offered.join(" ").chars().filter(|c| !c.is_control()).take(300).collect();
+    broken(format!("{}; head held: {held}; head offered: {offered}", chain(refusal)))
+}
+
+fn broken(message: String) -> Failure {
+    Failure::refused("history_not_continued", message).hint(
         "this site takes no part until it is explained: keep its directory, call the consortium",
-    ))
+    )
 }
 
 #[cfg(test)]

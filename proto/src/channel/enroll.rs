@@ -15,7 +15,7 @@ use super::client::{ConnectOptions, connect_pinned};
 use super::failure::{ConnectError, connect_failure, status_failure};
 use super::identity::{self, Identity, IdentityError};
 use super::kit::StartupKit;
-use super::member::{InvalidCertificate, Member, authority_consortium, certified};
+use super::member::{Certified, InvalidCertificate, Member, authority_consortium, certified};
 use super::verify::{PinnedRoot, only_root};
 use super::words::of_tls;
 use crate::v1;
@@ -133,12 +133,35 @@ fn key_of(directory: &Path) -> Result<KeyPair, EnrollError> {
     Ok(key)
 }
 
-/// Believes nothing in the reply that the kit or our own key does not confirm.
+/// The identity that the reply gives to the member of `key`.
 fn check(
     kit: &StartupKit,
     key: &KeyPair,
     reply: &v1::EnrollReply,
 ) -> Result<Identity, EnrollError> {
+    let Certified { consortium, peer, .. } =
+        check_enrolment(kit, &key.subject_public_key_info(), reply)?;
+    Ok(Identity {
+        consortium,
+        member: peer.member,
+        address: kit.address.clone(),
+        log_verifier_key: reply.log_verifier_key.clone(),
+        certificate: CertificateDer::from(reply.certificate_der.to_vec()),
+        root: CertificateDer::from(reply.root_der.to_vec()),
+        key_pem: key.serialize_pem(),
+    })
+}
+
+/// Reads the reply to an enrolment with `kit` for the key whose subject public key info, DER, is
+/// `public_key`. Believes nothing in it that the two do not confirm.
+///
+/// # Errors
+/// [`EnrollError::Answer`], with what is wrong.
+pub fn check_enrolment(
+    kit: &StartupKit,
+    public_key: &[u8],
+    reply: &v1::EnrollReply,
+) -> Result<Certified, EnrollError> {
     let answer = |text: String| EnrollError::Answer(text);
     let certificate = CertificateDer::from(reply.certificate_der.to_vec());
     let root = CertificateDer::from(reply.root_der.to_vec());
@@ -156,7 +179,7 @@ fn check(
         return Err(answer(format!("the certificate names {found}")));
     }
     let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|e| answer(e.to_string()))?;
-    if parsed.public_key().raw != key.subject_public_key_info() {
+    if parsed.public_key().raw != public_key {
         return Err(answer("the certificate is for another key".to_owned()));
     }
     let chained = WebPkiClientVerifier::builder_with_provider(
@@ -171,13 +194,5 @@ fn check(
     if reply.log_verifier_key.len() > 1024 || reply.log_verifier_key.contains(['\n', '\r']) {
         return Err(answer("its log key is not one line".to_owned()));
     }
-    Ok(Identity {
-        consortium,
-        member: named.peer.member,
-        address: kit.address.clone(),
-        log_verifier_key: reply.log_verifier_key.clone(),
-        certificate,
-        root,
-        key_pem: key.serialize_pem(),
-    })
+    Ok(named)
 }

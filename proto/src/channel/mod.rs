@@ -24,7 +24,7 @@ mod words;
 pub use client::{ConnectOptions, connect, host_of, presented};
 pub use connections::{Conn, ConnectInfo, Connections};
 pub use door::{Limits, Origin};
-pub use enroll::{EnrollError, EnrollOptions, enroll};
+pub use enroll::{EnrollError, EnrollOptions, check_enrolment, enroll};
 pub use failure::{ConnectError, connect_failure, status_failure};
 pub use identity::{
     Identity, IdentityError, certificate_pem, exists, private_key_pem, read_secret, write_durably,

@@ -5,6 +5,7 @@
 
 mod images;
 mod log;
+mod replies;
 mod scratch;
 mod weights;
 mod wire;
@@ -12,7 +13,8 @@ mod wire;
 use std::panic::PanicHookInfo;
 
 pub use log::signer;
-pub use wire::REPLIES;
+pub use replies::{HELD_LEAVES, MANIFEST, SITE_SEED, assignment, base, kit_file, signed_head};
+pub use wire::{Spoken, spoken};
 
 /// What a decoder made of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
