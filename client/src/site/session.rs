@@ -137,9 +137,9 @@ impl Site {
 /// The trouble of this machine's clock beside the coordinator's, which shows `now_ms`, milliseconds
 /// since 1970.
 pub(super) fn clock_trouble(now_ms: i64) -> Option<Trouble> {
-    let skew = clock::now().as_millis().saturating_sub(now_ms).unsigned_abs();
-    (Duration::from_millis(skew) > SKEW_MAX).then(|| {
-        let skew_s = skew / 1000;
+    let skew = clock::skew(now_ms);
+    (skew > SKEW_MAX).then(|| {
+        let skew_s = skew.as_secs();
         let detail = format!(
             "this machine's clock and the coordinator's differ by {skew_s} s; set it, best by NTP"
         );

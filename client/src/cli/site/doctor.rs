@@ -28,7 +28,7 @@ use crate::transport::{CallError, Coordinator};
 /// A certificate that ends sooner is worth renewing.
 const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
 /// Clock differences above this make certificates and deadlines go wrong.
-const SKEW_MAX_MS: u64 = 60_000;
+const SKEW_MAX: Duration = Duration::from_secs(60);
 /// Room for a few large adapters and deltas.
 const DISK_FREE_MIN: u64 = 1 << 30;
 
@@ -185,9 +185,9 @@ fn coordinator(config: &SiteConfig, identity: &Identity) -> Found {
     if reply.suspended {
         return Err(suspended(&reply.suspend_reason));
     }
-    let skew = (clock::now().as_millis() - reply.now_ms).unsigned_abs();
-    let skew_s = skew as f64 / 1e3;
-    if skew > SKEW_MAX_MS {
+    let skew = clock::skew(reply.now_ms);
+    let skew_s = skew.as_secs_f64();
+    if skew > SKEW_MAX {
         let message = format!("{address}: its clock and this machine's differ by {skew_s:.0} s");
         return Err(Failure::invalid("clock", message).hint("set the clock, best by NTP"));
     }

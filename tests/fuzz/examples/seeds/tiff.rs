@@ -239,7 +239,10 @@ pub(super) fn write() -> Done {
     let kinds = [
         ("odd-tiles.tif", Kind { tile: (Some(17), 19), ..TILES }),
         ("wide-tiles.tif", Kind { tile: (Some(48), 16), ..TILES }),
-        ("lzw-tiles.tif", Kind { compression: LZW, predictor: true, ..TILES }),
+        (
+            "lzw-tiles.tif",
+            Kind { compression: LZW, tile: (Some(20), 20), predictor: true, ..TILES },
+        ),
         ("deflate-tiles.tif", Kind { compression: DEFLATE, big_endian: true, ..TILES }),
         ("old-deflate-tiles.tif", Kind { compression: OLD_DEFLATE, tile: (Some(24), 40), ..TILES }),
         ("packbits-tiles.tif", Kind { compression: PACKBITS, ..TILES }),
@@ -249,7 +252,10 @@ pub(super) fn write() -> Done {
         ("jpeg-odd-tiles.tif", Kind { tile: (Some(24), 17), ..jpeg }),
         ("jpeg-grey.tif", Kind { compression: JPEG, ..grey }),
         ("big.tif", Kind { big: true, ..TILES }),
-        ("big-lzw-big-endian.tif", Kind { big: true, big_endian: true, compression: LZW, ..TILES }),
+        (
+            "big-lzw.tif",
+            Kind { big: true, big_endian: true, compression: LZW, tile: (Some(20), 20), ..TILES },
+        ),
         ("big-jpeg.tif", Kind { big: true, ..jpeg }),
         ("apart.tif", Kind { apart: true, ..TILES }),
         ("apart-lzw.tif", Kind { apart: true, compression: LZW, predictor: true, ..TILES }),
