@@ -167,7 +167,7 @@ fn packed(kind: Kind, bytes: &[u8], (width, height): (u32, u32)) -> std::io::Res
 /// Byte `at` of a chunk: tissue, and stripes of glass.
 fn dyed(at: usize, samples: usize) -> u8 {
     let tissue = [190, 70, 150];
-    if at / samples / 8 % 3 == 0 { 235 } else { tissue[at % samples] }
+    if (at / samples / 8).is_multiple_of(3) { 235 } else { tissue[at % samples] }
 }
 
 /// One level of `side` pixels a side.
@@ -179,7 +179,7 @@ fn level(writer: &mut Writer, link: usize, side: u32) -> std::io::Result<usize> 
     let bits = u64::from(width) * u64::from(kind.samples / planes * kind.bits);
     let row = bits.div_ceil(8) as usize;
     let (mut places, mut lengths, mut tables) = (Vec::new(), Vec::new(), None);
-    for chunk in 0..chunks {
+    for _ in 0..chunks {
         let plain: Vec<u8> = (0..row * height as usize)
             .map(|at| dyed(at, (kind.samples / planes) as usize))
             .collect();
