@@ -17,7 +17,7 @@ use tributary_shared::tensors::Header;
 /// Values folded at a time, unless there are many inputs. The outcome does not depend on it.
 const BLOCK_VALUES: usize = 64 << 10;
 /// Memory for the blocks of all inputs, bytes.
-const BLOCKS_BYTES: usize = 8 << 20;
+const BLOCKS_BYTES: usize = 4 << 20;
 /// Fewest values folded at a time, however many inputs there are.
 const BLOCK_VALUES_MIN: usize = 256;
 

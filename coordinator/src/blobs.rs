@@ -32,7 +32,7 @@ const LARGE_PIECE_BYTES: usize = 256 << 10;
 /// The same when as many large pieces as may be are on their way.
 const SMALL_PIECE_BYTES: usize = 64 << 10;
 /// Most large pieces in memory at once, over all readers.
-const LARGE_PIECES_MAX: usize = 32;
+const LARGE_PIECES_MAX: usize = 16;
 
 /// A directory of blobs. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -227,7 +227,8 @@ fn inputs_are_read_block_by_block_however_long_and_many() {
     let deltas = deltas.map(|(i, b)| metered(input(delta(i, 5, &shapes), b, 5), &most)).collect();
     let base = metered(input(adapter(0, &shapes), &base, 0), &most);
     run(&Strategy::FedAvg, base, deltas, &adapter(1, &shapes), &mut io::sink()).unwrap();
-    assert_eq!(most.into_inner(), 4 * BLOCK_VALUES);
+    let most = most.into_inner();
+    assert!(most > 0 && 21 * most <= BLOCKS_BYTES, "{most} bytes of each of 21 inputs");
 }
 
 fn finite() -> impl proptest::strategy::Strategy<Value = f32> {
