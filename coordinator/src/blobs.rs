@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tributary_shared::digest::Digest;
 use tributary_shared::name::{RunName, SiteName};
@@ -29,10 +28,10 @@ const PIECE_BYTES: usize = 256 << 10;
 
 /// Piece in which a blob is read for the network, bytes.
 const LARGE_PIECE_BYTES: usize = 256 << 10;
-/// The same when as many large pieces as may be are on their way.
+/// The same when as many readers as may be have large pieces.
 const SMALL_PIECE_BYTES: usize = 64 << 10;
-/// Most large pieces in memory at once, over all readers.
-const LARGE_PIECES_MAX: usize = 16;
+/// Most readers with large pieces at once.
+const LARGE_READERS_MAX: usize = 16;
 
 /// A directory of blobs. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -56,9 +55,17 @@ impl Inner {
             spool: root.join("spool"),
             temporaries: AtomicU64::new(0),
             unsynced: Mutex::default(),
-            large_pieces: Arc::new(Semaphore::new(LARGE_PIECES_MAX)),
+            large_pieces: Arc::new(Semaphore::new(LARGE_READERS_MAX)),
         }
     }
+}
+
+/// The size of one reader's pieces, to be kept until that reader is done; [`Blobs::pieces`].
+#[derive(Debug)]
+pub struct Pieces {
+    /// Bytes of a piece.
+    pub bytes: usize,
+    _large: Option<OwnedSemaphorePermit>,
 }
 
 /// A blob's bytes from the first on; [`Blobs::reader`].
@@ -73,27 +80,6 @@ impl Read for BlobReader {
         let count = File::open(&self.path)?.read_at(buffer, self.offset)?;
         self.offset += count as u64;
         Ok(count)
-    }
-}
-
-/// Consecutive bytes of a blob.
-#[derive(Debug)]
-pub struct Piece {
-    /// The bytes; none at the blob's end.
-    pub bytes: Bytes,
-    /// True when nothing follows.
-    pub is_last: bool,
-}
-
-/// The memory of a piece, and the permit of a large one, until its last reader is done.
-struct Held {
-    bytes: Vec<u8>,
-    _large: Option<OwnedSemaphorePermit>,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
     }
 }
 
@@ -162,19 +148,24 @@ impl Blobs {
         blocking(move || Ok(fs::metadata(path)?.len())).await
     }
 
-    /// The blob's next piece from `offset` on: 256 KiB while there is memory for large pieces, else
-    /// 64 KiB, so that readers who are slow hold up little.
-    pub async fn piece(&self, digest: Digest, offset: u64) -> io::Result<Piece> {
+    /// The pieces in which one more reader gets its blob: of 256 KiB while few readers have such, else
+    /// of 64 KiB. What is held for a reader who is slow, the transport's buffer included, follows
+    /// their size.
+    pub fn pieces(&self) -> Pieces {
         let large = self.0.large_pieces.clone().try_acquire_owned().ok();
-        let most = if large.is_some() { LARGE_PIECE_BYTES } else { SMALL_PIECE_BYTES };
+        let bytes = if large.is_some() { LARGE_PIECE_BYTES } else { SMALL_PIECE_BYTES };
+        Pieces { bytes, _large: large }
+    }
+
+    /// The blob's bytes from `offset` on, `most` of them or as many as there are.
+    pub async fn piece(&self, digest: Digest, offset: u64, most: usize) -> io::Result<Vec<u8>> {
         let store = self.clone();
         blocking(move || {
             let mut file = store.open_blocking(digest)?;
             file.seek(SeekFrom::Start(offset))?;
             let mut bytes = Vec::with_capacity(most);
             file.take(most as u64).read_to_end(&mut bytes)?;
-            let is_last = bytes.len() < most;
-            Ok(Piece { bytes: Bytes::from_owner(Held { bytes, _large: large }), is_last })
+            Ok(bytes)
         })
         .await
     }

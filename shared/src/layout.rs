@@ -127,3 +127,20 @@ impl fmt::Display for Difference {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_name_is_1_to_200_visible_ascii_characters() {
+        let read = |name: &str| {
+            let json = serde_json::json!({ "name": name, "shape": [1] });
+            serde_json::from_value::<TensorSpec>(json).is_ok()
+        };
+        assert!(read("blocks.0.attn.q.lora_A") && read(&"x".repeat(200)));
+        let bad = ["", "two words", "tab\t", "line\n", "\u{1b}[2J", "\u{202e}", "gr\u{f6}sse"];
+        assert!(bad.iter().all(|name| !read(name)));
+        assert!(!read(&"x".repeat(201)));
+    }
+}

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
@@ -123,23 +123,27 @@ pub(super) fn blob_pieces(
 ) -> impl Stream<Item = Result<Bytes, Status>> + Send + use<> {
     let io = move |e| status(DriverError::io(format!("reading blob {}", digest.short()))(e));
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    let blobs = blobs.clone();
+    let (blobs, pieces) = (blobs.clone(), blobs.pieces());
+    let most = pieces.bytes;
     tokio::spawn(async move {
         // An error here means that the receiver has hung up.
         while let Ok(place) = sender.reserve().await {
-            let piece = blobs.piece(digest, offset).await;
-            let is_last = piece.as_ref().map_or(true, |piece| piece.is_last);
-            let count = piece.as_ref().map_or(0, |piece| piece.bytes.len());
-            if !matches!(&piece, Ok(piece) if piece.bytes.is_empty()) {
-                place.send(piece.map(|piece| piece.bytes).map_err(io));
+            let piece = blobs.piece(digest, offset, most).await;
+            let count = piece.as_ref().map_or(0, Vec::len);
+            if !matches!(&piece, Ok(piece) if piece.is_empty()) {
+                place.send(piece.map(Bytes::from).map_err(io));
             }
-            if is_last {
+            if count < most {
                 return;
             }
             offset += count as u64;
         }
     });
-    ReceiverStream::new(receiver)
+    // The size of its pieces is the reader's as long as its stream lasts.
+    ReceiverStream::new(receiver).map(move |piece| {
+        let _ = &pieces;
+        piece
+    })
 }
 
 /// Records of `run` (or of everything) from leaf `from` on; waits for more when asked to follow,

@@ -619,3 +619,16 @@ fn histories_that_break_the_rules_are_named() {
     let finished = RunEvent::RunEnded { state: EndState::Completed, detail: String::new() };
     assert!(false_of(&waiting, finished).contains("with 0 of 2 rounds"));
 }
+
+#[test]
+fn terms_of_no_case_and_above_the_largest_number_are_refused() {
+    let mut manifest = manifest("sites = 1");
+    manifest.limits.cases_max = 7;
+    let mut trial = Trial::start_of(manifest);
+    trial.yes(Command::Open { active: sites("a") });
+    for cases in [0, 8, u64::MAX] {
+        let refusal = trial.accept("a", cases).unwrap_err();
+        assert_eq!(refusal.to_string(), format!("cases: expected 1 to 7, found {cases}"));
+    }
+    trial.accept("a", 7).unwrap();
+}
