@@ -62,7 +62,7 @@ fn open(folder: &TempDir, reading: &Reading) -> Dataset {
     Dataset::open_as(&source, &task(), &input, reading).expect("opens")
 }
 
-/// Where the tiles are, and their pixels, 0 to 255.
+/// Places of the tiles, and their pixels, 0 to 255.
 fn tiles(folder: &TempDir, reading: &Reading) -> (Vec<String>, Vec<Vec<u8>>) {
     let dataset = open(folder, reading);
     let place = |id: &str| id.rsplit('#').next().expect("a place").to_owned();

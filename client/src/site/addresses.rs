@@ -78,7 +78,7 @@ fn read(file: &Path) -> io::Result<Option<String>> {
     Err(io::Error::new(io::ErrorKind::InvalidData, "not one HOST:PORT"))
 }
 
-/// Whether the text can be an announced address.
+/// Says whether the text can be an announced address.
 pub(super) fn is_good(address: &str) -> bool {
     address.len() <= ADDRESS_BYTES_MAX && !address.contains('@') && is_address(address)
 }

@@ -1,4 +1,4 @@
-//! What a reply's bytes must pass before the site acts on them.
+//! Checks of the coordinator's replies, as the site makes them before it acts.
 //!
 //! The site reads field by field, between its ledger, its disk and the next call. Here the same
 //! readers stand in one place without any of these, for the fuzzer (`tests/fuzz`).
@@ -25,7 +25,7 @@ use crate::clock;
 use crate::config::policy::{Done, Policy};
 use crate::trainer;
 
-/// What a site has when a reply comes.
+/// State of a site when a reply comes.
 #[derive(Clone, Debug)]
 pub struct AtHand {
     /// The kit that it enrols with; names the site and the root.

@@ -94,6 +94,30 @@ async fn a_part_goes_on_where_it_was_left_and_becomes_a_blob() {
     }
 }
 
+/// A batch whose second part cannot get its name leaves the first one a part.
+#[test]
+fn parts_become_blobs_all_or_none_and_the_next_call_succeeds() {
+    let root = tempfile::tempdir().unwrap();
+    let blobs = Blobs::at(root.path()).unwrap();
+    let keys = [key("a", 1, b"first"), key("b", 1, b"second")];
+    for (key, content) in keys.iter().zip([&b"first"[..], b"second"]) {
+        let mut spool = blobs.spool(key).unwrap();
+        spool.append(content).unwrap();
+        spool.sync().unwrap();
+    }
+    // A file where the second one's folder must be.
+    let blocked = blobs.path(keys[1].digest).parent().unwrap().to_path_buf();
+    assert_ne!(Some(&*blocked), blobs.path(keys[0].digest).parent());
+    fs::write(&blocked, b"").unwrap();
+    let all = BTreeSet::from(keys.clone());
+    blobs.promote(&all).unwrap_err();
+    assert_eq!((spool_files(root.path()), blobs.exists(keys[0].digest)), (2, false));
+    fs::remove_file(&blocked).unwrap();
+    blobs.promote(&all).unwrap();
+    assert!(keys.iter().all(|key| blobs.exists(key.digest)));
+    assert_eq!(spool_files(root.path()), 0);
+}
+
 /// A3: what slow readers hold up is bounded.
 #[test]
 fn few_readers_at_once_have_large_pieces() {

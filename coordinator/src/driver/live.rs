@@ -215,8 +215,8 @@ impl LiveRun {
         let (live, driver) = (self.clone(), driver.clone());
         to_the_end(async move {
             // Agreed terms change no file and no phase.
-            let is_all = matches!(command, Command::AcceptTerms { .. });
-            if live.apply(&driver, command).await? && !is_all {
+            let only_agrees = matches!(command, Command::AcceptTerms { .. });
+            if live.apply(&driver, command).await? && !only_agrees {
                 live.act(&driver).await?;
             }
             Ok(())

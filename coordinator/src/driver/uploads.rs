@@ -92,7 +92,7 @@ impl Uploads {
         Held { key, _turn: lane.turn.lock_owned().await }
     }
 
-    /// What was learned of the delta, if it was checked against `header` and no other. It stays known
+    /// Digest, norm and size of the delta, if it arrived whole and was checked against `header` and no other. It stays known
     /// until the seat is final: a commit that fails is tried again.
     fn whole(&self, key: &SpoolKey, header: &Header) -> Option<Admitted> {
         let table = self.lock();

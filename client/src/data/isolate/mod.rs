@@ -1,4 +1,4 @@
-//! Decoders with unsafe code run in processes of their own, so that a hostile file costs itself and not the client: memory
+//! Processes for JPEG and JPEG 2000 of DICOM, OpenSlide and the first look at Parquet, so that a hostile file costs itself and not the client: memory
 //! and time of a process are bounded, of the environment it is given the loader's search paths alone, and it ends with the
 //! client.
 

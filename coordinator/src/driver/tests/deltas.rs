@@ -281,6 +281,29 @@ async fn a_whole_delta_is_known_until_its_round_has_no_use_for_it() {
     assert!(!uploads.is_whole(&key, &header));
 }
 
+/// Failed before: each stream read the part again.
+#[tokio::test]
+async fn a_stream_that_breaks_off_leaves_what_is_known_to_the_next() {
+    let trial = Trial::start(manifest("run", 1, 1), &["a"]).await;
+    trial.agree("a", 5).await.unwrap();
+    let site = "a".parse().unwrap();
+    let header = trial.live().await.read(|run| run.expected_delta(&site, 1, 5)).unwrap();
+    let bytes = encode(&header, &[vec![1.0; 4]]);
+    let (digest, total) = (Digest::of(&bytes), bytes.len() as u64);
+    let begin =
+        || Upload::begin(&trial.driver, &site, &trial.run, 1, digest, header.clone(), total);
+    let mut broken = begin().await.unwrap();
+    broken.push(Bytes::copy_from_slice(&bytes[..40])).await.unwrap();
+    drop(broken);
+    // Damage that shows only if the part is read.
+    let part = fs::read_dir(trial.directory.path().join("spool")).unwrap().next().unwrap();
+    fs::write(part.unwrap().path(), [0; 40]).unwrap();
+    let mut next = begin().await.unwrap();
+    assert_eq!(next.received(), 40);
+    next.push(Bytes::copy_from_slice(&bytes[40..])).await.unwrap();
+    assert_eq!(next.finish(&trial.driver).await.unwrap(), total);
+}
+
 /// A part that a power failure damaged is not held against its site.
 #[tokio::test]
 async fn a_part_that_lost_bytes_has_not_arrived() {

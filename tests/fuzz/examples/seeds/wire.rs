@@ -25,7 +25,7 @@ type Made<T> = Result<T, Box<dyn Error>>;
 /// Messages by their calls.
 type Messages = Vec<(Call, Vec<u8>)>;
 
-/// What several messages hold.
+/// Values that several messages hold.
 struct Parts {
     run: String,
     digest: Vec<u8>,
