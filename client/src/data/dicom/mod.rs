@@ -6,9 +6,9 @@ mod grey;
 mod lookup;
 mod survey;
 
-use std::fs::File;
 use std::path::Path;
 
+use dicom_object::file::ReadPreamble;
 use dicom_object::{DefaultDicomObject, OpenFileOptions, Tag};
 use dicom_pixeldata::PixelDecoder;
 use tributary_shared::dataset::Plane;
@@ -156,11 +156,12 @@ pub(super) struct Header {
 /// Reads everything before the pixels.
 pub(super) fn header(path: &Path) -> Result<Header, DicomProblem> {
     check_size(path)?;
-    survey::survey(path, true)?;
-    let file = File::open(path).map_err(|error| format(&error))?;
+    let surveyed = survey::survey(path, true)?;
+    let set = surveyed.open(path, HEADER_BYTES_MAX).map_err(|error| format(&error))?;
     let object = OpenFileOptions::new()
         .read_until(PIXEL_DATA)
-        .from_reader(std::io::Read::take(file, HEADER_BYTES_MAX))
+        .read_preamble(ReadPreamble::Always)
+        .from_reader(set)
         .map_err(|error| format(&error))?;
     let (study, instance) = (text(&object, STUDY_INSTANCE_UID), text(&object, SOP_INSTANCE_UID));
     if object.get(ROWS).is_none() || object.get(PHOTOMETRIC).is_none() {
@@ -197,11 +198,12 @@ pub(super) struct Object(DefaultDicomObject);
 impl Object {
     pub(super) fn open(path: &Path) -> Result<Self, DicomProblem> {
         check_size(path)?;
-        survey::survey(path, false)?;
+        let surveyed = survey::survey(path, false)?;
         // The limit again, for a file that grows meanwhile.
-        let file = File::open(path).map_err(|error| format(&error))?;
+        let set = surveyed.open(path, FILE_BYTES_MAX).map_err(|error| format(&error))?;
         let object = OpenFileOptions::new()
-            .from_reader(std::io::Read::take(file, FILE_BYTES_MAX))
+            .read_preamble(ReadPreamble::Always)
+            .from_reader(set)
             .map_err(|error| format(&error))?;
         if object.get(PIXEL_DATA).is_none() {
             return Err(DicomProblem::NoPicture);

@@ -3,7 +3,7 @@
 //! that are left, and the depth is bounded, at no cost of memory (PS3.5 7.1, PS3.10 7.1).
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use dicom_encoding::transfer_syntax::{Codec, TransferSyntax};
@@ -28,23 +28,60 @@ const META_GROUP: u16 = 0x0002;
 const TRANSFER_SYNTAX: Tag = Tag(META_GROUP, 0x0010);
 /// Longest transfer syntax UID, bytes.
 const UID_BYTES_MAX: u64 = 64;
-/// Value representations with a length of four bytes (PS3.5 table 7.1-1).
-const LONG: [&[u8; 2]; 13] =
-    [b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"];
+/// Value representations with a length of two bytes (PS3.5 table 7.1-2). All others, unknown ones included, have four.
+const SHORT: [&[u8; 2]; 21] = [
+    b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN",
+    b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US",
+];
 
-/// Surveys the file at `path`, up to its pixels where `header_only`. A file that is not DICOM, or of
-/// a transfer syntax that is not read, passes: the reader names it.
-pub(super) fn survey(path: &Path, header_only: bool) -> Result<(), DicomProblem> {
+/// A file whose data set was surveyed.
+pub(super) struct Surveyed {
+    /// UID of its transfer syntax.
+    syntax: String,
+    /// Byte at which its data set begins.
+    begin: u64,
+}
+
+impl Surveyed {
+    /// The file at `path` for the reader, at most `bytes_max` bytes of its data set. File meta information made here takes
+    /// the place of the file's own: the reader sees the transfer syntax and the data set that were surveyed, however it
+    /// would have read the original.
+    pub(super) fn open(&self, path: &Path, bytes_max: u64) -> io::Result<impl Read + use<>> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(self.begin))?;
+        // The reader warns where these two are missing; nothing here uses them.
+        let (class, instance) = ("1.2.840.10008.5.1.4.1.1.7", "1.2");
+        let mut elements = Vec::new();
+        for (element, uid) in [(2u16, class), (3, instance), (0x10, &self.syntax)] {
+            let padded = uid.len().next_multiple_of(2) as u16;
+            elements.extend(META_GROUP.to_le_bytes());
+            elements.extend(element.to_le_bytes());
+            elements.extend(b"UI");
+            elements.extend(padded.to_le_bytes());
+            elements.extend(uid.bytes());
+            elements.resize(elements.len() + usize::from(padded) - uid.len(), 0);
+        }
+        let mut head = vec![0; PREAMBLE_BYTES as usize];
+        head.extend(b"DICM\x02\0\0\0UL\x04\0");
+        head.extend((elements.len() as u32).to_le_bytes());
+        head.extend(elements);
+        Ok(Cursor::new(head).chain(file.take(bytes_max)))
+    }
+}
+
+/// Surveys the file at `path`, up to its pixels where `header_only`.
+pub(super) fn survey(path: &Path, header_only: bool) -> Result<Surveyed, DicomProblem> {
     let open = || File::open(path).map_err(|e| format(&e));
     let file = open()?;
     let bytes = file.metadata().map_err(|e| format(&e))?.len();
     let mut file = BufReader::new(file);
-    let Some(syntax) = meta(&mut file, bytes)? else { return Ok(()) };
-    let Some(syntax) = TransferSyntaxRegistry.get(&syntax) else { return Ok(()) };
+    let uid = meta(&mut file, bytes)?;
+    let unread = || malformed(&format!("transfer syntax `{uid}` is not read here"));
+    let syntax = TransferSyntaxRegistry.get(&uid).ok_or_else(unread)?;
     let begin = file.stream_position().map_err(|e| format(&e))?;
     match syntax.codec() {
         Codec::None | Codec::EncapsulatedPixelData(..) => {
-            walk(file, syntax, bytes.saturating_sub(begin), header_only)
+            walk(file, syntax, bytes.saturating_sub(begin), header_only)?;
         }
         // Packed as a whole: what it holds is counted first.
         Codec::Dataset(Some(adapter)) => {
@@ -57,10 +94,15 @@ pub(super) fn survey(path: &Path, header_only: bool) -> Result<(), DicomProblem>
             }
             let mut file = BufReader::new(open()?);
             file.seek(SeekFrom::Start(begin)).map_err(|e| format(&e))?;
-            walk(adapter.adapt_reader(Box::new(file)), syntax, bytes, header_only)
+            walk(adapter.adapt_reader(Box::new(file)), syntax, bytes, header_only)?;
         }
-        Codec::Dataset(None) => Ok(()),
+        Codec::Dataset(None) => return Err(unread()),
     }
+    Ok(Surveyed { syntax: uid, begin })
+}
+
+fn malformed(detail: &str) -> DicomProblem {
+    DicomProblem::Format { detail: detail.to_owned() }
 }
 
 /// Walks over the `bytes` of a data set.
@@ -135,9 +177,8 @@ fn fits(tag: Tag, declared: u32, left: u64) -> Result<(), DicomProblem> {
     if declared > left { Err(DicomProblem::Length { tag, declared, left }) } else { Ok(()) }
 }
 
-/// Reads the file meta information and stands behind it; gives the transfer syntax. `None` when this
-/// is no DICOM file.
-fn meta(file: &mut BufReader<File>, bytes: u64) -> Result<Option<String>, DicomProblem> {
+/// Reads the file meta information and stands behind it; gives the transfer syntax.
+fn meta(file: &mut BufReader<File>, bytes: u64) -> Result<String, DicomProblem> {
     for at in [PREAMBLE_BYTES, 0] {
         file.seek(SeekFrom::Start(at)).map_err(|e| format(&e))?;
         let mut magic = [0; 4];
@@ -145,14 +186,15 @@ fn meta(file: &mut BufReader<File>, bytes: u64) -> Result<Option<String>, DicomP
             return read_meta(file, bytes);
         }
     }
-    Ok(None)
+    Err(malformed("not a DICOM file: the letters DICM stand neither at byte 128 nor at byte 0"))
 }
 
-fn read_meta(file: &mut BufReader<File>, bytes: u64) -> Result<Option<String>, DicomProblem> {
+fn read_meta(file: &mut BufReader<File>, bytes: u64) -> Result<String, DicomProblem> {
     let (tag, length) = element(file, bytes)?;
-    // Group length, of four bytes: the reader refuses anything else.
     if tag != Tag(META_GROUP, 0) || length != 4 {
-        return Ok(None);
+        return Err(malformed(
+            "its file meta information does not begin with its length (0002,0000)",
+        ));
     }
     let mut length = [0; 4];
     file.read_exact(&mut length).map_err(|e| format(&e))?;
@@ -172,7 +214,7 @@ fn read_meta(file: &mut BufReader<File>, bytes: u64) -> Result<Option<String>, D
             file.seek_relative(length).map_err(|e| format(&e))?;
         }
     }
-    Ok(syntax)
+    syntax.ok_or_else(|| malformed("it names no transfer syntax (0002,0010)"))
 }
 
 /// Header of the next element of the meta information (explicit VR, little endian): tag and length,
@@ -182,12 +224,12 @@ fn element(file: &mut BufReader<File>, bytes: u64) -> Result<(Tag, u64), DicomPr
     file.read_exact(&mut head).map_err(|e| format(&e))?;
     let [g0, g1, e0, e1, v0, v1, l0, l1] = head;
     let tag = Tag(u16::from_le_bytes([g0, g1]), u16::from_le_bytes([e0, e1]));
-    let length = if LONG.contains(&&[v0, v1]) {
+    let length = if SHORT.contains(&&[v0, v1]) {
+        u32::from(u16::from_le_bytes([l0, l1]))
+    } else {
         let mut long = [0; 4];
         file.read_exact(&mut long).map_err(|e| format(&e))?;
         u32::from_le_bytes(long)
-    } else {
-        u32::from(u16::from_le_bytes([l0, l1]))
     };
     let at = file.stream_position().map_err(|e| format(&e))?;
     fits(tag, length, bytes.saturating_sub(at))?;

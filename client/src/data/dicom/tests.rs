@@ -251,6 +251,48 @@ fn a_length_that_the_file_cannot_hold_is_refused_before_it_is_reserved() {
     assert!(matches!(problem, DicomProblem::Length { .. }), "{problem}");
 }
 
+/// Found by the fuzzer: an element of the meta information with an unknown value representation was read with a length
+/// of two bytes by the survey and of four by the reader, so that another data set was surveyed than read: 566 bytes took
+/// 1.9 GB.
+#[test]
+fn the_data_set_that_is_read_is_the_one_that_was_surveyed() {
+    for unknown in [b"O{", b"zz", b"\0\0", b"ox"] {
+        // (0002,0102), of two bytes and a length of four; or, with a length of two, of none before an odd element.
+        let mut elements = b"\x02\0\x02\x01".to_vec();
+        elements.extend(unknown);
+        elements.extend(b"\0\0\x02\0\0\0\0\x01");
+        let uid = b"1.2.840.10008.1.2.1\0";
+        elements.extend(b"\x02\0\x10\0UI");
+        elements.extend((uid.len() as u16).to_le_bytes());
+        elements.extend(uid);
+        let mut bytes = vec![0; 128];
+        bytes.extend(b"DICM\x02\0\0\0UL\x04\0");
+        bytes.extend((elements.len() as u32).to_le_bytes());
+        bytes.extend(elements);
+        bytes.extend(b"\x09\0\x10\x10OB\0\0\xFE\xFF\xFF\xFF");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        for problem in [header(file.path()).err(), Object::open(file.path()).err()] {
+            let problem = problem.unwrap();
+            assert!(matches!(problem, DicomProblem::Length { .. }), "{unknown:?}: {problem}");
+        }
+    }
+    // What cannot be surveyed is not read.
+    let surveyed = |bytes: &[u8]| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        header(file.path()).err().unwrap().to_string()
+    };
+    let magic = surveyed(&[0; 200]);
+    assert!(magic.contains("DICM"), "{magic}");
+    let mut no_length = vec![0; 128];
+    no_length.extend(b"DICM\x02\0\x10\0UI\x04\x001.2\0");
+    let no_length = surveyed(&no_length);
+    assert!(no_length.contains("(0002,0000)"), "{no_length}");
+    let unread = header(of_syntax(b"1.2.3\0", b"").path()).err().unwrap().to_string();
+    assert!(unread.contains("transfer syntax `1.2.3` is not read here"), "{unread}");
+}
+
 /// A12b. Failed before: the stack overflowed, which ends the program.
 #[test]
 fn a_hundred_thousand_nested_sequences_are_refused() {
