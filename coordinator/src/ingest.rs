@@ -49,6 +49,13 @@ pub enum IngestError {
     Io(#[from] io::Error),
 }
 
+/// Refuses a delta that is announced as larger than one with the header `expected` can be: before any disk or memory is
+/// reserved for it.
+pub fn check_announced(expected: &Header, announced: u64) -> Result<(), Refusal> {
+    let bytes = expected.total_bytes();
+    if announced > bytes + SLACK_BYTES { Err(size(bytes, announced)) } else { Ok(()) }
+}
+
 /// One delta being received. All methods block.
 #[derive(Debug)]
 pub struct Ingest {
@@ -60,7 +67,7 @@ pub struct Ingest {
 
 impl Ingest {
     /// Goes on where an earlier stream of the same delta left off, or begins anew. The delta must
-    /// have the header `expected`; it was announced as `announced` bytes. `known` is what
+    /// have the header `expected`; it was announced as `announced` bytes, which [`check_announced`] allows. `known` is what
     /// [`Self::into_reader`] gave for the same part; without it the part is read again.
     pub fn begin(
         blobs: &Blobs,
@@ -69,10 +76,6 @@ impl Ingest {
         announced: u64,
         known: Option<Reader>,
     ) -> Result<Self, IngestError> {
-        let most = expected.total_bytes() + SLACK_BYTES;
-        if announced > most {
-            return Err(size(expected.total_bytes(), announced).into());
-        }
         let mut spool = blobs.spool(&key)?;
         let received = spool.received();
         let known = known.filter(|known| {
@@ -89,9 +92,9 @@ impl Ingest {
     }
 
     /// All that is known of the bytes so far, for the stream that goes on from there; `None` when
-    /// nothing may follow them.
+    /// nothing may follow them, and before the header has passed: its bytes are read again and take no memory meanwhile.
     pub fn into_reader(self) -> Option<Reader> {
-        self.reader
+        self.reader.filter(Reader::has_header)
     }
 
     /// Bytes taken so far, those of earlier streams included: the offset of the next one.

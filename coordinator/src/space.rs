@@ -133,7 +133,8 @@ impl Space {
         // Another process that was started by mistake may have taken it away.
         state.kept = (state.kept && self.is_kept()) || self.keep(free_bytes);
         let (kept, demand) = (state.kept, state.demand);
-        let arriving_bytes = state.arriving.values().map(|(_, bytes)| bytes).sum();
+        let arriving = state.arriving.values().map(|(_, bytes)| *bytes);
+        let arriving_bytes = arriving.fold(0, u64::saturating_add);
         let reserve_bytes = self.reserve(demand);
         let short = !kept || free_bytes.saturating_sub(arriving_bytes) < reserve_bytes;
         let before = state.short_since;

@@ -1,5 +1,6 @@
 //! The order, names and shapes of the tensors that travel.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -70,8 +71,12 @@ impl Layout {
     /// What `found` has that this layout does not ask for, and the other way round.
     pub fn differences(&self, found: &[TensorSpec]) -> Vec<Difference> {
         let mut differences = Vec::new();
+        let mut by_name: BTreeMap<&str, &TensorSpec> = BTreeMap::new();
+        for f in found {
+            by_name.entry(&f.name).or_insert(f);
+        }
         for expected in &self.0 {
-            match found.iter().find(|f| f.name == expected.name) {
+            match by_name.get(expected.name.as_str()) {
                 None => differences.push(Difference::Missing(expected.clone())),
                 Some(f) if f.shape != expected.shape => {
                     differences.push(Difference::Shape {
@@ -83,8 +88,9 @@ impl Layout {
                 Some(_) => {}
             }
         }
+        let asked: BTreeSet<&str> = self.0.iter().map(|e| e.name.as_str()).collect();
         for f in found {
-            if !self.0.iter().any(|e| e.name == f.name) {
+            if !asked.contains(f.name.as_str()) {
                 differences.push(Difference::Unexpected(f.clone()));
             }
         }

@@ -17,8 +17,8 @@ use crate::refusal::Refusal;
 
 const MAGIC: &[u8; 8] = b"TRIBTNS1";
 const PREFIX_BYTES: usize = MAGIC.len() + 4;
-/// Largest header read, bytes: some 100,000 tensors.
-const HEADER_BYTES_MAX: usize = 16 << 20;
+/// How much longer than the expected header another may be, bytes.
+const HEADER_SLACK_BYTES: usize = 64 << 10;
 /// Differences reported of one header; a hostile one may hold any number.
 const DIFFERENCES_MAX: usize = 16;
 
@@ -118,10 +118,13 @@ pub struct Checked {
     pub norm: f64,
 }
 
-/// Checks canonical bytes piece by piece, in constant memory beside the header.
+/// Checks canonical bytes piece by piece, in constant memory beside two headers: the expected one, and one that is at most
+/// 64 KiB longer.
 #[derive(Clone, Debug)]
 pub struct Reader {
     expected: Header,
+    /// Bytes of the expected header's JSON.
+    header_bytes: usize,
     total_bytes: u64,
     seen_bytes: u64,
     hasher: Hasher,
@@ -137,6 +140,7 @@ impl Reader {
     /// Will accept exactly what `expected` describes.
     pub fn new(expected: Header) -> Self {
         Self {
+            header_bytes: expected.to_bytes().len() - PREFIX_BYTES,
             total_bytes: expected.total_bytes(),
             expected,
             seen_bytes: 0,
@@ -162,6 +166,11 @@ impl Reader {
     /// Bytes seen.
     pub fn seen_bytes(&self) -> u64 {
         self.seen_bytes
+    }
+
+    /// Says whether the whole header has come and is the expected one.
+    pub fn has_header(&self) -> bool {
+        self.header_passed
     }
 
     /// Takes the next bytes; the first refusal is final.
@@ -198,8 +207,10 @@ impl Reader {
         }
         let length = [self.pending[8], self.pending[9], self.pending[10], self.pending[11]];
         let length = u32::from_le_bytes(length) as usize;
-        if length > HEADER_BYTES_MAX {
-            return Err(malformed(format!("header of {length} bytes, above {HEADER_BYTES_MAX}")));
+        // One of another layout is told the differences, as long as it is not much longer.
+        let most = self.header_bytes + HEADER_SLACK_BYTES;
+        if length > most {
+            return Err(malformed(format!("header of {length} bytes, above {most}")));
         }
         if !fill(&mut self.pending, PREFIX_BYTES + length) {
             return Ok(&[]);

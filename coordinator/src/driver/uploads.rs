@@ -186,6 +186,7 @@ impl Upload {
         header: Header,
         bytes: u64,
     ) -> Result<Self, DriverError> {
+        ingest::check_announced(&header, bytes)?;
         let lane = driver.uploads().enter(site, run, round);
         let turn = lane.turn.clone().lock_owned().await;
         let here = driver.uploads().durable_offset(driver.blobs(), site, run, round, digest).await;

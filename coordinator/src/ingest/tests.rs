@@ -177,13 +177,14 @@ fn bytes_under_another_digest_are_removed_to_be_sent_again() {
 }
 
 #[test]
-fn ten_times_the_size_is_refused_before_a_byte_of_it() {
-    let room = Room::new();
-    let expected = header(&[300_000]);
-    let allowed = expected.total_bytes();
-    let found = allowed * 10;
-    let refused = Ingest::begin(&room.blobs, key(Digest::of(b"")), expected, found, None);
-    assert_eq!(refusal(refused), Refusal::Size { expected: allowed, found });
+fn a_size_well_above_the_contract_is_refused_by_itself() {
+    let header = header(&[300_000]);
+    let expected = header.total_bytes();
+    for found in [expected * 10, u64::MAX] {
+        assert_eq!(check_announced(&header, found), Err(Refusal::Size { expected, found }));
+    }
+    // A delta of a slightly larger shape is told the difference when its header has come.
+    assert_eq!(check_announced(&header, expected + 1_000), Ok(()));
 }
 
 #[test]

@@ -292,16 +292,62 @@ async fn a_stream_that_breaks_off_leaves_what_is_known_to_the_next() {
     let (digest, total) = (Digest::of(&bytes), bytes.len() as u64);
     let begin =
         || Upload::begin(&trial.driver, &site, &trial.run, 1, digest, header.clone(), total);
+    // The header and one value.
+    let cut = bytes.len() - 12;
     let mut broken = begin().await.unwrap();
-    broken.push(Bytes::copy_from_slice(&bytes[..40])).await.unwrap();
+    broken.push(Bytes::copy_from_slice(&bytes[..cut])).await.unwrap();
     drop(broken);
     // Damage that shows only if the part is read.
     let part = fs::read_dir(trial.directory.path().join("spool")).unwrap().next().unwrap();
+    fs::write(part.unwrap().path(), vec![0; cut]).unwrap();
+    let mut next = begin().await.unwrap();
+    assert_eq!(next.received(), cut as u64);
+    next.push(Bytes::copy_from_slice(&bytes[cut..])).await.unwrap();
+    assert_eq!(next.finish(&trial.driver).await.unwrap(), total);
+}
+
+/// Failed before: a part of a header stayed in memory until its round closed, one for each site and run.
+#[tokio::test]
+async fn of_a_stream_that_breaks_off_within_the_header_nothing_is_kept_in_memory() {
+    let trial = Trial::start(manifest("run", 1, 1), &["a"]).await;
+    trial.agree("a", 5).await.unwrap();
+    let site = "a".parse().unwrap();
+    let header = trial.live().await.read(|run| run.expected_delta(&site, 1, 5)).unwrap();
+    let bytes = encode(&header, &[vec![1.0; 4]]);
+    let (digest, total) = (Digest::of(&bytes), bytes.len() as u64);
+    let begin =
+        || Upload::begin(&trial.driver, &site, &trial.run, 1, digest, header.clone(), total);
+    let mut broken = begin().await.unwrap();
+    broken.push(Bytes::copy_from_slice(&bytes[..40])).await.unwrap();
+    drop(broken);
+    let part = fs::read_dir(trial.directory.path().join("spool")).unwrap().next().unwrap();
     fs::write(part.unwrap().path(), [0; 40]).unwrap();
     let mut next = begin().await.unwrap();
-    assert_eq!(next.received(), 40);
-    next.push(Bytes::copy_from_slice(&bytes[40..])).await.unwrap();
+    assert_eq!(next.received(), 0, "the part was read, and it is damaged");
+    next.push(Bytes::copy_from_slice(&bytes)).await.unwrap();
     assert_eq!(next.finish(&trial.driver).await.unwrap(), total);
+}
+
+/// Failed before: disk was reserved for the size that a site claimed, before it was compared with the contract, and on a
+/// disk without so much room every deadline stood still.
+#[tokio::test]
+async fn a_size_beyond_the_contract_reserves_nothing() {
+    let trial = Trial::start(manifest("run", 1, 1), &["a"]).await;
+    trial.agree("a", 5).await.unwrap();
+    let site = "a".parse().unwrap();
+    let header = trial.live().await.read(|run| run.expected_delta(&site, 1, 5)).unwrap();
+    let _filled = fill(&trial.driver);
+    for claimed in [u64::MAX, 1 << 62] {
+        let digest = Digest::of(b"claimed");
+        let begun =
+            Upload::begin(&trial.driver, &site, &trial.run, 1, digest, header.clone(), claimed);
+        // On a disk with room it would be refused by its size too, and not for want of room.
+        let refused = begun.await.err().unwrap();
+        let DriverError::Refused(Refusal::Size { found, .. }) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(found, claimed);
+    }
 }
 
 /// A part that a power failure damaged is not held against its site.
