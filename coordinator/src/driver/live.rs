@@ -269,7 +269,11 @@ impl LiveRun {
         };
         for (event, (leaf, _)) in events.iter().zip(committed) {
             tracing::info!(run = %self.name, event = %describe(event), "committed");
-            self.evolve(now, leaf, event)?;
+            if let Err(error) = self.evolve(now, leaf, event) {
+                // The run cannot be read any more, and a restart says which leaf is to blame.
+                driver.0.stop.cancel();
+                return Err(error.into());
+            }
             *seq += 1;
             if matches!(event, RunEvent::AdapterPublished { .. } | RunEvent::RunEnded { .. }) {
                 self.set_trouble("");
@@ -417,7 +421,7 @@ impl LiveRun {
             return Ok(());
         }
         let now = clock::now();
-        let (held, lapsed) = self.read(|run| {
+        let (held, round, lapsed) = self.read(|run| {
             let held = holds(driver, run, now);
             let mut leases = self.leases();
             if self.held.swap(held, Ordering::SeqCst) && !held {
@@ -429,13 +433,14 @@ impl LiveRun {
                 }
                 Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => Vec::new(),
             };
-            (held, lapsed)
+            (held, run.round(), lapsed)
         });
         if held {
             return self.act(driver).await;
         }
         for (site, cause) in lapsed {
-            self.command(driver, Command::Lose { site, cause }).await?;
+            // A call may have closed the round and opened the next by now.
+            self.command(driver, Command::Lose { site, round: Some(round), cause }).await?;
         }
         if self.read(Run::next_deadline).is_some_and(|deadline| deadline <= now) {
             self.command(driver, Command::Tick).await?;

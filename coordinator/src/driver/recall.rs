@@ -28,13 +28,16 @@ pub struct KnownRound {
 /// The recoveries of this history and what sites said since this process began.
 pub(super) struct Recalled {
     recoveries: Vec<Recovery>,
+    /// Held while rounds are given up, so that the runs share one bound.
+    skipping: tokio::sync::Mutex<()>,
     known: Mutex<BTreeMap<SiteName, Vec<KnownRound>>>,
 }
 
 impl Recalled {
     /// Reads the statements out of the registry.
     pub(super) async fn load(store: &Store) -> Result<Self, StoreError> {
-        Ok(Self { recoveries: recoveries(store).await?, known: Mutex::default() })
+        let (skipping, known) = Default::default();
+        Ok(Self { recoveries: recoveries(store).await?, skipping, known })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SiteName, Vec<KnownRound>>> {
@@ -109,10 +112,19 @@ fn highest(known: Vec<KnownRound>) -> Vec<KnownRound> {
 impl LiveRun {
     /// Skips the rounds that sites know from a lost branch; says whether it did.
     pub(super) async fn skip_known(&self, driver: &Driver) -> Result<bool, DriverError> {
+        if driver.recoveries().is_empty() {
+            return Ok(false);
+        }
         let mut skipped = false;
         let active = driver.members().active_sites();
+        let _turn = driver.0.recalled.skipping.lock().await;
         for recovery in driver.recoveries().iter().rev() {
-            let (digest, most) = (recovery.statement.digest(), recovery.statement.lost_leaves());
+            let digest = recovery.statement.digest();
+            // Each lost leaf can have opened a round of one run only.
+            let others = driver.runs().await.into_iter().filter(|run| run.name() != self.name());
+            let given_up = others.map(|run| run.read(|run| run.skipped(digest)));
+            let given_up = given_up.fold(0, u64::saturating_add);
+            let most = recovery.statement.lost_leaves().saturating_sub(given_up);
             for (site, KnownRound { round, answered, .. }) in
                 driver.0.recalled.of(self.name(), &active)
             {
@@ -148,7 +160,8 @@ mod tests {
         let row = KnownRound { run: run.clone(), round, answered: true };
         let [active, suspended]: [SiteName; 2] = ["x", "y"].map(|name| name.parse().unwrap());
         let sites = [active.clone(), suspended].map(|site| (site, vec![row.clone()]));
-        let recalled = Recalled { recoveries: Vec::new(), known: Mutex::new(sites.into()) };
+        let (recoveries, skipping) = Default::default();
+        let recalled = Recalled { recoveries, skipping, known: Mutex::new(sites.into()) };
         assert_eq!(recalled.of(&run, &[active.clone()].into()), [(active, row)]);
         assert_eq!(recalled.of(&run, &BTreeSet::new()), []);
     }

@@ -43,6 +43,8 @@ pub enum Command {
     Lose {
         /// The site.
         site: SiteName,
+        /// The round it was lost to; `None` for whichever is open.
+        round: Option<u32>,
         /// Why.
         cause: LossCause,
     },

@@ -1,5 +1,7 @@
 //! Commands to events. Refuses what the rules do not allow; changes nothing.
 
+use tributary_shared::refusal::RefusalClass;
+
 use super::event::{EndState, LossCause, RunEvent};
 use super::seat::{Accepted, Seat};
 use super::*;
@@ -30,7 +32,7 @@ impl Run {
                 self.accept_terms(site, round, manifest, base, cases)
             }
             Command::Decline { site, round, reason } => self.decline(now, site, round, reason),
-            Command::Lose { site, cause } => Ok(self.lose(now, site, cause)),
+            Command::Lose { site, round, cause } => Ok(self.lose(now, site, round, cause)),
             Command::Hear { site, moving } => Ok(self.hear(site, moving)),
             Command::Admit { site, round, delta } => self.admit(now, site, round, delta),
             Command::Refuse { site, round, digest, reason } => {
@@ -96,20 +98,37 @@ impl Run {
         round: u32,
         reason: Refusal,
     ) -> Result<Vec<RunEvent>, Refusal> {
-        let (_, seat) = self.open_seat(&site, round)?;
+        let (collecting, seat) = self.open_seat(&site, round)?;
         // A refusal that stands already is not written again, whatever its words are now.
         if seat.is_final() || matches!(seat, Seat::Declined { .. }) {
             return Ok(Vec::new());
         }
-        let reason = bounded(reason);
+        let mut reason = bounded(reason);
+        // A cohort that is large enough by the site's own words would be asked again at once: it is asked later.
+        if let Refusal::Cohort { min, .. } = reason
+            && min <= collecting.asked()
+        {
+            let class = RefusalClass::Passing;
+            reason = Refusal::Policy { reason: reason.to_string(), class };
+        }
         let seat = Seat::Declined { reason: reason.clone(), cases: seat.cases() };
         let mut events = vec![RunEvent::Declined { round, site: site.clone(), reason }];
         events.extend(self.close_if_due(now, &[(site, seat)]));
         Ok(events)
     }
 
-    fn lose(&self, now: Timestamp, site: SiteName, cause: LossCause) -> Vec<RunEvent> {
+    fn lose(
+        &self,
+        now: Timestamp,
+        site: SiteName,
+        round: Option<u32>,
+        cause: LossCause,
+    ) -> Vec<RunEvent> {
         let Phase::Collecting(collecting) = &self.phase else { return Vec::new() };
+        // A lease that ran out in a round says nothing about the round that was opened since.
+        if round.is_some_and(|round| round != collecting.round) {
+            return Vec::new();
+        }
         let Some(seat) = collecting.seats.get(&site) else { return Vec::new() };
         let lost = match seat {
             Seat::Asked | Seat::Training { .. } => true,
@@ -221,7 +240,8 @@ impl Run {
             Phase::Collecting(open) => round > open.round,
             Phase::Aggregating(_) | Phase::Ended { .. } => false,
         };
-        let fits = self.skipped(recovery).saturating_add(self.given_up(round)) <= most;
+        let fits = self.may_ask(&site)
+            && self.skipped(recovery).saturating_add(self.given_up(round)) <= most;
         if stands_in_the_way && fits {
             vec![RunEvent::RoundsSkipped { to: round, site, recovery }]
         } else {

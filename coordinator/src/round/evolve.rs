@@ -1,10 +1,15 @@
 //! Events to state. Believes nothing: a history that the rules do not allow is named as such,
 //! which is what an audit relies on.
 
+use std::time::Duration;
+
 use super::decide::{DETAIL_CHARS, shorten};
 use super::event::{EndState, RunEvent};
 use super::seat::{Accepted, Seat, Seats};
 use super::*;
+
+/// Longest pause after a round that was withdrawn.
+const WITHDRAWAL_PAUSE_MAX: Duration = Duration::from_secs(300);
 
 impl Run {
     /// The run after its first event, committed at `at`.
@@ -31,6 +36,7 @@ impl Run {
             phase: Phase::Waiting,
             past: BTreeMap::new(),
             void_in_a_row: 0,
+            withdrawn_in_a_row: 0,
             skipped_to: 0,
             removed_to: 0,
             skipped: BTreeMap::new(),
@@ -54,12 +60,10 @@ impl Run {
             }
             RunEvent::SiteAvailable { site } => self.site_available(site)?,
             RunEvent::RefusalChanged { site, reason } => self.refusal_changed(site, reason)?,
-            RunEvent::RoundWithdrawn { round, reasons } => self.round_withdrawn(*round, reasons)?,
-            RunEvent::RunResumed { .. } => {
-                self.check_resumable().map_err(|e| CorruptHistory(e.to_string()))?;
-                (self.phase, self.away) = (Phase::Waiting, Away::default());
-                (self.void_in_a_row, self.paused_until) = (0, None);
+            RunEvent::RoundWithdrawn { round, reasons } => {
+                self.round_withdrawn(at, *round, reasons)?
             }
+            RunEvent::RunResumed { .. } => self.run_resumed()?,
             RunEvent::Declined { round, site, reason } => {
                 let cases = self.seat_mut(*round, site)?.cases();
                 self.settle(*round, site, Seat::Declined { reason: reason.clone(), cases })?;
@@ -177,6 +181,7 @@ impl Run {
         site: &SiteName,
         cases: u64,
     ) -> Result<(), CorruptHistory> {
+        self.withdrawn_in_a_row = 0;
         let seat = self.seat_mut(round, site)?;
         require(!seat.is_final() && !seat.is_withdrawn(), || {
             format!("{site} accepted terms after it was settled or suspended")
@@ -250,7 +255,20 @@ impl Run {
         Ok(())
     }
 
-    fn round_withdrawn(&mut self, round: u32, reasons: &[Missing]) -> Result<(), CorruptHistory> {
+    fn run_resumed(&mut self) -> Result<(), CorruptHistory> {
+        self.check_resumable().map_err(|e| CorruptHistory(e.to_string()))?;
+        (self.phase, self.away) = (Phase::Waiting, Away::default());
+        (self.void_in_a_row, self.withdrawn_in_a_row) = (0, 0);
+        self.paused_until = None;
+        Ok(())
+    }
+
+    fn round_withdrawn(
+        &mut self,
+        at: Timestamp,
+        round: u32,
+        reasons: &[Missing],
+    ) -> Result<(), CorruptHistory> {
         let collecting = self.close(round)?;
         let seats = &collecting.seats;
         require(Self::is_withdrawable(seats), || {
@@ -260,6 +278,9 @@ impl Run {
             format!("round {round} was withdrawn with {} sites named", reasons.len())
         })?;
         self.away.note_absences(round, seats);
+        let pause = withdrawal_pause(self.withdrawn_in_a_row);
+        self.withdrawn_in_a_row = self.withdrawn_in_a_row.saturating_add(1);
+        self.paused_until = pause.map(|pause| at.plus(pause));
         Ok(())
     }
 
@@ -347,6 +368,7 @@ impl Run {
     fn round_void(&mut self, at: Timestamp) {
         self.phase = Phase::Waiting;
         self.void_in_a_row += 1;
+        self.withdrawn_in_a_row = 0;
         self.paused_until = Some(at.plus(self.manifest.rounds.void_pause(self.void_in_a_row)));
     }
 
@@ -472,6 +494,13 @@ impl Run {
         *current = seat;
         Ok(())
     }
+}
+
+/// The pause after a round that was withdrawn, where `before` rounds in a row were withdrawn too: none after the first,
+/// then one that doubles. So sites that come and refuse again and again leave few events.
+fn withdrawal_pause(before: u32) -> Option<Duration> {
+    let doublings = before.checked_sub(1)?;
+    Some(Duration::from_secs(1 << doublings.min(9)).min(WITHDRAWAL_PAUSE_MAX))
 }
 
 fn require(holds: bool, problem: impl FnOnce() -> String) -> Result<(), CorruptHistory> {

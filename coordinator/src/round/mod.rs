@@ -60,7 +60,9 @@ pub struct Run {
     removed_to: u32,
     /// Rounds given up for each recovery statement.
     skipped: BTreeMap<Digest, u64>,
-    /// After a round below quorum: when the next may open.
+    /// Rounds in a row that were withdrawn before any site agreed to the terms.
+    withdrawn_in_a_row: u32,
+    /// After a round below quorum, or several that were withdrawn: when the next may open.
     paused_until: Option<Timestamp>,
     /// The sites that are not asked for now.
     away: Away,
@@ -103,6 +105,14 @@ pub struct Collecting {
     pub passed_over: BTreeMap<SiteName, String>,
     /// Times that a site came back after it was lost or refused.
     pub returns: BTreeMap<SiteName, u32>,
+}
+
+impl Collecting {
+    /// Number of sites that are asked: those that were not passed over.
+    pub fn asked(&self) -> u32 {
+        let asked = self.seats.len() - self.passed_over.len();
+        u32::try_from(asked).unwrap_or(u32::MAX)
+    }
 }
 
 /// A closed round whose aggregate is owed.
@@ -234,6 +244,11 @@ impl Run {
         }
     }
 
+    /// Says whether the run may ask `site`, as its manifest has it.
+    pub fn may_ask(&self, site: &SiteName) -> bool {
+        self.manifest.cohort.as_ref().is_none_or(|cohort| cohort.sites.contains(site))
+    }
+
     /// What `site` should work on now: the open round, unless nothing more is wanted of it there.
     pub fn assignment(&self, site: &SiteName) -> Option<Terms> {
         let Phase::Collecting(collecting) = &self.phase else { return None };
@@ -243,13 +258,12 @@ impl Run {
         if seat.is_final() || seat.is_withdrawn() || refuses || gone {
             return None;
         }
-        let asked = collecting.seats.len() - collecting.passed_over.len();
         Some(Terms {
             run: self.manifest.name.clone(),
             round: collecting.round,
             manifest: self.manifest_digest,
             base: collecting.base,
-            cohort_size: u32::try_from(asked).unwrap_or(u32::MAX),
+            cohort_size: collecting.asked(),
             deadline: collecting.deadline,
         })
     }

@@ -121,7 +121,8 @@ impl Trial {
     }
 
     fn lose(&mut self, name: &str, cause: LossCause) -> Vec<RunEvent> {
-        self.yes(Command::Lose { site: site(name), cause })
+        let round = Some(self.run.round());
+        self.yes(Command::Lose { site: site(name), round, cause })
     }
 
     /// A no that holds for the round.

@@ -128,10 +128,8 @@ impl Run {
         if self.phase != Phase::Waiting || self.paused_until.is_some_and(|until| now < until) {
             return Vec::new();
         }
-        let invited: Vec<SiteName> = match &self.manifest.cohort {
-            Some(cohort) => cohort.sites.intersection(active).cloned().collect(),
-            None => active.iter().cloned().collect(),
-        };
+        let invited: Vec<SiteName> =
+            active.iter().filter(|site| self.may_ask(site)).cloned().collect();
         let mut cohort = self.largest_cohort(&invited);
         cohort.truncate(COHORT_MAX);
         let away: Vec<SiteName> = invited
@@ -232,11 +230,7 @@ impl Run {
                     .count()
             }
             Phase::Waiting | Phase::Aggregating(_) | Phase::Ended { .. } => {
-                let asked = |other: &SiteName| match &self.manifest.cohort {
-                    Some(cohort) => cohort.sites.contains(other),
-                    None => true,
-                };
-                let open = |other: &SiteName| asked(other) && !self.away.holds(other);
+                let open = |other: &SiteName| self.may_ask(other) && !self.away.holds(other);
                 active().iter().filter(|other| *other != site && open(other)).count()
             }
         };
@@ -271,10 +265,16 @@ impl Run {
         let mut words = Vec::new();
         if let Some(until) = self.paused_until.filter(|until| now < *until) {
             let round = self.round();
-            words.push(format!(
-                "round {round} ended below quorum; the next opens at {until} at the earliest, \
-                 rounds.void_pause_s, or by `run resume`"
-            ));
+            words.push(match self.withdrawn_in_a_row {
+                0 => format!(
+                    "round {round} ended below quorum; the next opens at {until} at the earliest, \
+                     rounds.void_pause_s, or by `run resume`"
+                ),
+                times => format!(
+                    "{times} rounds in a row were withdrawn, because each site that was asked refused or was \
+                     absent; the next opens at {until} at the earliest, or by `run resume`"
+                ),
+            });
         }
         let away: BTreeSet<&SiteName> =
             self.away.refusing.keys().chain(self.away.absent.keys()).collect();

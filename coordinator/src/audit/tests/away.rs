@@ -20,7 +20,7 @@ fn eventful() -> Coordinator {
         c.command(&demo, Command::Decline { site: site(who), round: 1, reason: refusal() });
     }
     let cause = LossCause::NoAnswer { waited_s: 30 };
-    c.command(&demo, Command::Lose { site: site("c"), cause });
+    c.command(&demo, Command::Lose { site: site("c"), round: Some(1), cause });
     c.command(&demo, Command::Ready { site: site("a") });
     c.command(&demo, Command::Present { site: site("c") });
     c.open(&demo);

@@ -186,7 +186,7 @@ pub(super) fn history() -> Coordinator {
     let policy = Refusal::Policy { reason: "not on Mondays".into(), class };
     c.command(&demo, Command::Decline { site: site("b"), round: 2, reason: policy });
     let cause = LossCause::NoAnswer { waited_s: 30 };
-    c.command(&demo, Command::Lose { site: site("c"), cause });
+    c.command(&demo, Command::Lose { site: site("c"), round: Some(2), cause });
     c.submit(&demo, "a", 100, -4.0);
     c.publish(&demo, 2, -2.25);
     c

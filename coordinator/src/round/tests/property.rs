@@ -23,7 +23,7 @@ enum Op {
     Decline {
         site: usize,
         round: i8,
-        class: RefusalClass,
+        reason: Refusal,
     },
     Present {
         site: usize,
@@ -34,6 +34,7 @@ enum Op {
     Resume,
     Lose {
         site: usize,
+        round: i8,
         cause: u8,
     },
     Hear {
@@ -78,12 +79,13 @@ fn op() -> impl Strategy<Value = Op> {
         8 => site().prop_map(|site| Op::Contribute { site }),
         8 => (site(), round(), cases(), proptest::bool::weighted(0.9))
             .prop_map(|(site, round, cases, base)| Op::Accept { site, round, cases, base }),
-        2 => (site(), round(), class())
-            .prop_map(|(site, round, class)| Op::Decline { site, round, class }),
+        2 => (site(), round(), prop_oneof![4 => class().prop_map(no), 1 => too_few()])
+            .prop_map(|(site, round, reason)| Op::Decline { site, round, reason }),
         3 => site().prop_map(|site| Op::Present { site }),
         3 => site().prop_map(|site| Op::Ready { site }),
         1 => Just(Op::Resume),
-        3 => (site(), 0..5u8).prop_map(|(site, cause)| Op::Lose { site, cause }),
+        3 => (site(), round(), 0..5u8)
+            .prop_map(|(site, round, cause)| Op::Lose { site, round, cause }),
         3 => (site(), any::<bool>()).prop_map(|(site, moving)| Op::Hear { site, moving }),
         8 => (site(), round(), 0..3u8, cases(), prop_oneof![9 => Just(1.0), 1 => Just(11.0)])
             .prop_map(|(site, round, content, cases, norm)| {
@@ -99,6 +101,15 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Restart),
         1 => proptest::bool::weighted(0.2).prop_map(|stop| if stop { Op::Stop } else { Op::Tick }),
     ]
+}
+
+fn no(class: RefusalClass) -> Refusal {
+    Refusal::Policy { reason: "no".to_owned(), class }
+}
+
+/// A refusal by the cohort's size, true or not.
+fn too_few() -> impl Strategy<Value = Refusal> {
+    (0..4u32, 0..5u32).prop_map(|(size, min)| Refusal::Cohort { size, min })
 }
 
 fn class() -> impl Strategy<Value = RefusalClass> {
@@ -136,27 +147,27 @@ impl Op {
                 base: if *base { run.adapter() } else { Digest::of(b"another base") },
                 cases: *cases,
             },
-            Self::Decline { site, round, class } => Command::Decline {
-                site: named(site),
-                round: near(*round),
-                reason: Refusal::Policy { reason: "no".to_owned(), class: *class },
-            },
+            Self::Decline { site, round, reason } => {
+                Command::Decline { site: named(site), round: near(*round), reason: reason.clone() }
+            }
             Self::Present { site } => Command::Present { site: named(site) },
             Self::Ready { site } => Command::Ready { site: named(site) },
             Self::Resume => {
                 let by = "operator/anna".to_owned();
                 Command::Resume { by, reason: "mended".to_owned() }
             }
-            Self::Lose { site, cause } => Command::Lose {
-                site: named(site),
-                cause: match cause {
-                    0 => LossCause::NoAnswer { waited_s: 30 },
-                    1 => LossCause::Silent { silent_s: 10 },
-                    2 => LossCause::Stalled { stalled_s: 30, step: 3 },
-                    3 => LossCause::Suspended,
-                    _ => LossCause::Revoked,
-                },
-            },
+            Self::Lose { site, round, cause } => {
+                let site = named(site);
+                // The end of a lease is one round's; a membership ends in whichever is open.
+                let (round, cause) = match cause {
+                    0 => (Some(near(*round)), LossCause::NoAnswer { waited_s: 30 }),
+                    1 => (Some(near(*round)), LossCause::Silent { silent_s: 10 }),
+                    2 => (Some(near(*round)), LossCause::Stalled { stalled_s: 30, step: 3 }),
+                    3 => (None, LossCause::Suspended),
+                    _ => (None, LossCause::Revoked),
+                };
+                Command::Lose { site, round, cause }
+            }
             Self::Hear { site, moving } => Command::Hear { site: named(site), moving: *moving },
             Self::Admit { site, round, content, cases, norm } => Command::Admit {
                 site: named(site),
@@ -383,11 +394,15 @@ proptest! {
 /// The acts of sites that refuse for a while or are not there: no command trains anything.
 fn refusals_and_absences() -> impl Strategy<Value = Op> {
     let site = || 0..SITES.len();
-    let passing = prop_oneof![Just(RefusalClass::Passing), Just(RefusalClass::UntilChanged)];
+    let passing = prop_oneof![
+        Just(RefusalClass::Passing).prop_map(no),
+        Just(RefusalClass::UntilChanged).prop_map(no),
+        too_few(),
+    ];
     prop_oneof![
         4 => Just(Op::Open(u8::MAX)),
-        4 => (site(), passing).prop_map(|(site, class)| Op::Decline { site, round: 0, class }),
-        2 => (site(), 0..2u8).prop_map(|(site, cause)| Op::Lose { site, cause }),
+        4 => (site(), passing).prop_map(|(site, reason)| Op::Decline { site, round: 0, reason }),
+        2 => (site(), 0..2u8).prop_map(|(site, cause)| Op::Lose { site, round: 0, cause }),
         2 => site().prop_map(|site| Op::Present { site }),
         1 => site().prop_map(|site| Op::Ready { site }),
         2 => (0..DEADLINE_S).prop_map(Op::Wait),

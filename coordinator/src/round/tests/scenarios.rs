@@ -86,6 +86,22 @@ fn a_loss_closes_the_round_when_it_was_all_that_was_waited_for() {
     assert_eq!(closed(&trial.lose("c", NO_ANSWER)), Some(true));
 }
 
+/// Failed before: the loss named no round, and a lease that ran out while its round closed lost the site to the next.
+#[test]
+fn a_loss_counts_only_in_the_round_it_was_found_in() {
+    let mut trial = Trial::collecting("sites = 2", "a b c");
+    for name in ["a", "b", "c"] {
+        trial.contribute(name);
+    }
+    trial.publish();
+    trial.yes(Command::Open { active: sites("a b c") });
+    let lost = |round, cause| Command::Lose { site: site("c"), round, cause };
+    assert_eq!(trial.yes(lost(Some(1), SILENT)), []);
+    assert_eq!(trial.yes(lost(Some(2), NO_ANSWER)).len(), 1);
+    // A suspension holds in whichever round is open.
+    assert_eq!(trial.yes(lost(None, LossCause::Suspended)).len(), 1);
+}
+
 #[test]
 fn below_the_quorum_a_lost_site_is_waited_for_until_the_deadline() {
     let mut trial = Trial::collecting("sites = 2", "a b");

@@ -248,6 +248,52 @@ fn a_round_of_absent_sites_alone_is_withdrawn() {
     assert_eq!(trial.refold(), trial.run);
 }
 
+/// Failed before: a site that declined by its own cohort, which was large enough, was asked again in the same call, and
+/// a hostile one left any number of events.
+#[test]
+fn a_decline_by_a_cohort_that_is_large_enough_is_not_asked_again_at_once() {
+    let mut trial = Trial::collecting("sites = 1", "a b");
+    trial.lose("b", NO_ANSWER);
+    let reason = Refusal::Cohort { size: 1, min: 2 };
+    assert!(withdrawn(&trial.yes(Command::Decline { site: site("a"), round: 1, reason })));
+    let seat = trial.run.away().refusing()[&site("a")].to_string();
+    assert!(seat.starts_with("the site's policy refuses: "), "{seat}");
+    assert_eq!(open(&mut trial, "a b"), []);
+}
+
+#[test]
+fn rounds_that_are_withdrawn_again_and_again_follow_at_growing_distances() {
+    let mut trial = Trial::collecting("sites = 1", "a b");
+    trial.lose("b", NO_ANSWER);
+    let before = trial.records.len();
+    for _ in 0..3_600 {
+        trial.yes(Command::Present { site: site("b") });
+        trial.yes(Command::Ready { site: site("a") });
+        if asked(&open(&mut trial, "a b")).is_some() {
+            trial.lose("b", NO_ANSWER);
+        }
+        if matches!(trial.run.phase(), Phase::Collecting(_)) {
+            trial.decline_as("a", "no", RefusalClass::UntilChanged);
+        }
+        trial.wait(1);
+    }
+    assert!(trial.run.waits_for(trial.now).contains("in a row were withdrawn"));
+    let events = trial.records.len() - before;
+    assert!(events < 150, "{events} events in an hour");
+    // A round in which a site agrees ends the row.
+    trial.wait(300);
+    trial.yes(Command::Ready { site: site("a") });
+    open(&mut trial, "a b");
+    trial.contribute("a");
+    trial.lose("b", NO_ANSWER);
+    trial.publish();
+    open(&mut trial, "a");
+    assert!(withdrawn(&trial.decline_as("a", "no", RefusalClass::UntilChanged)));
+    trial.ready("a");
+    assert!(asked(&open(&mut trial, "a")).is_some(), "the first withdrawal pauses nothing");
+    assert_eq!(trial.refold(), trial.run);
+}
+
 /// Void rounds followed each other at once.
 #[test]
 fn the_pause_between_void_rounds_doubles_up_to_an_hour() {
