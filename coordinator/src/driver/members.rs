@@ -2,6 +2,7 @@
 //! compared with.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tributary_proto::channel::{Connections, Member, Peer, Role};
@@ -23,6 +24,8 @@ pub enum Standing {
 /// Every enrolled member and the serial number of its one good certificate.
 pub struct Members {
     table: Mutex<Table>,
+    /// True from a change of the store's rows until they were read again.
+    stale: AtomicBool,
     connections: Connections,
 }
 
@@ -46,20 +49,36 @@ impl Table {
 impl Members {
     /// Reads the store's rows.
     pub async fn load(store: &Store, connections: Connections) -> Result<Self, StoreError> {
-        let members = Self { table: Mutex::default(), connections };
+        let (table, stale) = Default::default();
+        let members = Self { table, stale, connections };
         members.reload(store).await?;
         Ok(members)
     }
 
     /// Reads the rows again, after one was changed, and ends the connections whose certificates are no longer good.
+    /// After an error it is still owed: [`Self::is_stale`].
     pub async fn reload(&self, store: &Store) -> Result<(), StoreError> {
+        self.expect_change();
         loop {
             let version = self.version();
-            if self.replace(version, store.members().await?) {
+            // A change that comes while the rows are read is owed anew.
+            self.stale.store(false, Ordering::SeqCst);
+            let rows = store.members().await.inspect_err(|_| self.expect_change())?;
+            if self.replace(version, rows) {
                 self.cut_unknown();
                 return Ok(());
             }
         }
+    }
+
+    /// Notes that rows of the store may have changed and must be read again.
+    pub fn expect_change(&self) {
+        self.stale.store(true, Ordering::SeqCst);
+    }
+
+    /// Says whether the rows must be read again.
+    pub fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::SeqCst)
     }
 
     pub(super) fn version(&self) -> u64 {

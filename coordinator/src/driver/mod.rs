@@ -28,6 +28,7 @@ use tributary_proto::channel::{Connections, Member, Role};
 use tributary_shared::digest::Digest;
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::outcome::chain;
 use tributary_shared::refusal::Refusal;
 use tributary_shared::terms::Terms;
 use tributary_shared::timestamp::Timestamp;
@@ -89,13 +90,16 @@ pub enum DriverError {
     },
     /// A member is out, and the history could not say so.
     #[error(
-        "the coordinator's disk is full: {member} is cut off now and counts as {state} until this coordinator stops, but the history does not say so; free some space and say it again"
+        "{member} is cut off now and counts as {state} until this coordinator stops, but the history does not say so: {}; mend that and say it again",
+        unwritten(.source)
     )]
     Unwritten {
         /// The member.
         member: Member,
         /// Its state from now on.
         state: &'static str,
+        /// What failed.
+        source: StoreError,
     },
     /// A site has too much in the spool.
     #[error(
@@ -149,13 +153,18 @@ impl From<CommitError> for DriverError {
     }
 }
 
+/// The reason for which a member's state was not written, in words.
+fn unwritten(error: &StoreError) -> String {
+    if error.is_full() { "the coordinator's disk is full".to_owned() } else { chain(error) }
+}
+
 impl DriverError {
     /// True when there was no room on the disk.
     pub fn is_full(&self) -> bool {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         match self {
-            Self::Short { .. } | Self::Unwritten { .. } => true,
-            Self::Store(error) => error.is_full(),
+            Self::Short { .. } => true,
+            Self::Store(error) | Self::Unwritten { source: error, .. } => error.is_full(),
             Self::Io { source, .. } => {
                 [StorageFull, QuotaExceeded, FileTooLarge].contains(&source.kind())
             }
@@ -384,7 +393,8 @@ impl Driver {
     async fn withdraw(&self, site: &SiteName, cause: LossCause) -> Result<(), DriverError> {
         let mut ended = Ok(());
         for run in self.runs().await {
-            let command = Command::Lose { site: site.clone(), cause: cause.clone() };
+            let (site, cause) = (site.clone(), cause.clone());
+            let command = Command::Lose { site, round: None, cause };
             // One run's trouble keeps the site in no other run.
             ended = ended.and(run.command(self, command).await);
         }
@@ -392,7 +402,7 @@ impl Driver {
     }
 
     /// Suspends, reinstates or revokes a member. One that may no longer call is cut off at once, and a site is lost to
-    /// every open round. On a full disk it is cut off all the same, until this process ends.
+    /// every open round. Where the state cannot be written, it is cut off all the same, until this process ends.
     pub async fn set_member_state(
         &self,
         member: &Member,
@@ -401,17 +411,13 @@ impl Driver {
     ) -> Result<(), DriverError> {
         let (driver, member) = (self.clone(), member.clone());
         to_the_end(async move {
-            if let Err(error) = driver.commit_state(&member, state, event).await {
-                let error = DriverError::from(error);
-                return match state {
-                    MemberState::Suspended | MemberState::Revoked if error.is_full() => {
-                        driver.0.members.put_unwritten(&member, state);
-                        Err(DriverError::Unwritten { member, state: state.as_str() })
-                    }
-                    MemberState::Active | MemberState::Suspended | MemberState::Revoked => {
-                        Err(error)
-                    }
-                };
+            match driver.commit_state(&member, state, event).await {
+                Ok(_) => {}
+                Err(StateError::Store(source)) if state != MemberState::Active => {
+                    driver.0.members.put_unwritten(&member, state);
+                    return Err(DriverError::Unwritten { member, state: state.as_str(), source });
+                }
+                Err(error) => return Err(error.into()),
             }
             // First of all: whatever else cannot be done now, the member is out.
             driver.0.members.put(&member, state);

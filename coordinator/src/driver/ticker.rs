@@ -1,22 +1,26 @@
 //! Time: one task that wakes when the next deadline of any run has come, and watches the disk.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval_at, sleep_until, timeout};
 use tributary_shared::outcome::chain;
 
-use super::Driver;
+use super::{Driver, DriverError, LiveRun};
 use crate::clock;
 
 /// Longest time between two looks at everything: what a clock that jumped may cost.
 const IDLE: Duration = Duration::from_secs(5);
 /// The same while the disk is short: what was freed is noticed soon.
 const IDLE_SHORT: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Runs until the coordinator stops.
 pub(super) async fn tick(driver: Driver) {
+    // A coordinator without deadlines would wait for ever: if this task panics, the process ends.
+    let _stop = driver.stopping().clone().drop_guard();
     let mut changes = driver.changes();
     let mut short = driver.room().await.short_since.is_some();
     let mut looked = Instant::now();
@@ -40,6 +44,16 @@ pub(super) async fn tick(driver: Driver) {
         // Whatever failed when a certificate was replaced or revoked, its connections end here: first,
         // for the disk or the database may hang.
         driver.members().cut_unknown();
+        if driver.members().is_stale() {
+            // The runs' ticks below look for new members.
+            match timeout(IDLE, driver.members().reload(driver.store())).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(error = %chain(&error), "the members could not be read again");
+                }
+                Err(late) => tracing::error!("the members could not be read again: {late}"),
+            }
+        }
         short = driver.room().await.short_since.is_some();
         if short {
             // The database's own journal may be what takes the room.
@@ -53,13 +67,30 @@ pub(super) async fn tick(driver: Driver) {
             let Some(turn) = run.begin_tick() else { continue };
             let (driver, ending) = (driver.clone(), Ending(ended.clone()));
             tokio::spawn(async move {
-                if let Err(error) = run.tick(&driver).await {
+                if let Err(error) = watched(&run, &driver).await {
                     tracing::error!(run = %run.name(), error = %chain(&error), "tick failed");
                     // The deadline is still due: no hot loop.
                     tokio::time::sleep(IDLE_SHORT).await;
                 }
                 drop((turn, ending));
             });
+        }
+    }
+}
+
+/// One tick of `run`, with a warning in the log for each minute that it lasts.
+async fn watched(run: &Arc<LiveRun>, driver: &Driver) -> Result<(), DriverError> {
+    let begun = Instant::now();
+    let mut minutes = interval_at(begun + MINUTE, MINUTE);
+    let mut tick = pin!(run.tick(driver));
+    loop {
+        tokio::select! {
+            done = &mut tick => return done,
+            now = minutes.tick() => tracing::warn!(
+                run = %run.name(),
+                seconds = (now - begun).as_secs(),
+                "deadlines are not kept: a write has not ended; look at the disk and the database",
+            ),
         }
     }
 }

@@ -137,6 +137,8 @@ impl Services {
         let event =
             RegistryEvent::Enrolled { member: member.to_string(), certificate: Digest::of(&der) };
         let enrolled = store.enrol(now, token, key_digest, &certificate, event).await;
+        // It may be written although its answer was lost.
+        let enrolled = enrolled.inspect_err(|_| self.driver.members().expect_change());
         let der = enrolled.map_err(|error| match error {
             EnrolError::Store(error) => status(DriverError::Store(error)),
             refused @ (EnrolError::UnknownToken | EnrolError::Expired(_) | EnrolError::Used) => {

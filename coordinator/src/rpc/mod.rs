@@ -129,16 +129,17 @@ fn unknown(run: &RunName) -> Refusal {
 fn status(error: DriverError) -> Status {
     let code = match &error {
         full if full.is_full() => Code::ResourceExhausted,
-        DriverError::Short { .. } | DriverError::Quota { .. } | DriverError::Unwritten { .. } => {
-            Code::ResourceExhausted
-        }
+        DriverError::Short { .. } | DriverError::Quota { .. } => Code::ResourceExhausted,
         DriverError::Refused(_) | DriverError::NotUploaded(_) | DriverError::RevokedMember(_) => {
             Code::FailedPrecondition
         }
         DriverError::UnknownRun(_) | DriverError::UnknownMember(_) => Code::NotFound,
         DriverError::RunExists(_) => Code::AlreadyExists,
         DriverError::Superseded | DriverError::Interrupted(_) => Code::Unavailable,
-        DriverError::Store(_) | DriverError::Corrupt(_) | DriverError::Io { .. } => Code::Internal,
+        DriverError::Store(_)
+        | DriverError::Unwritten { .. }
+        | DriverError::Corrupt(_)
+        | DriverError::Io { .. } => Code::Internal,
     };
     let said = matches!(
         error,
