@@ -106,8 +106,19 @@ pub(super) fn read_values(path: &Path, asked: &Asked) -> Result<Vec<Vec<f32>>, F
     decode(&bytes, &adapter_header(run, version, &asked.contract)).map_err(FetchError::Refused)
 }
 
+/// Refuses a base whose L2 distance from the initial adapter is above `most`, the policy's `base_norm_max`.
+pub(super) fn check_norm(base: &[Vec<f32>], asked: &Asked, most: f64) -> Result<(), String> {
+    let norm = distance_from_initial(base, asked);
+    if norm <= most {
+        return Ok(());
+    }
+    Err(format!(
+        "the base adapter is {norm:.4} from the initial one, above the site's base_norm_max = {most}"
+    ))
+}
+
 /// The L2 distance of a base from the adapter that the run began with, in f64.
-pub(super) fn distance_from_initial(base: &[Vec<f32>], asked: &Asked) -> f64 {
+fn distance_from_initial(base: &[Vec<f32>], asked: &Asked) -> f64 {
     let header = adapter_header(&asked.terms.run, 0, &asked.contract);
     let initial = decode(&initial_adapter(&asked.manifest), &header);
     let initial = initial.expect("the initial adapter fits its own contract");
@@ -333,11 +344,16 @@ mod tests {
             let asked =
                 Asked { manifest: manifest.clone(), terms, contract: contract(), base_bytes };
             let values = read_values(&path, &asked).unwrap();
-            (check_initial(&path, &asked), distance_from_initial(&values, &asked))
+            let norm = |most| check_norm(&values, &asked, most);
+            assert!(norm(2.0).is_ok(), "{:?}", norm(2.0));
+            (check_initial(&path, &asked), distance_from_initial(&values, &asked), norm(1.5))
         };
-        let (initial, distance) = checked(&initial_adapter(&manifest));
-        assert!(initial.is_ok() && distance == 0.0, "{initial:?}");
-        let (crafted, distance) = checked(&adapter(0));
+        let (initial, distance, norm) = checked(&initial_adapter(&manifest));
+        assert!(initial.is_ok() && distance == 0.0 && norm.is_ok(), "{initial:?} {norm:?}");
+        let (crafted, distance, norm) = checked(&adapter(0));
+        let above =
+            "the base adapter is 1.5811 from the initial one, above the site's base_norm_max = 1.5";
+        assert_eq!(norm, Err(above.to_owned()));
         assert!(matches!(crafted, Err(FetchError::Refused(_))), "{crafted:?}");
         assert!((distance - 10f64.sqrt() / 2.0).abs() < 1e-6, "{distance}");
         assert!(checked(&adapter(1)).0.is_ok(), "another version is the history's to prove");

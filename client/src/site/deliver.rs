@@ -4,15 +4,13 @@
 use tributary_proto::convert::verdict;
 use tributary_shared::outcome::Failure;
 use tributary_shared::refusal::{Refusal, RefusalClass};
-use tributary_shared::text::printable;
+use tributary_shared::text::{REASON_CHARS_MAX, printable_start};
 
 use super::activity::{Phase, RoundId};
 use super::{Halt, Site};
 use crate::ledger::{Delta, Event, Released, Standing};
 use crate::transport::{CallError, Upload};
 
-/// Longest reason kept of a no, as the coordinator keeps it.
-const REASON_CHARS_MAX: usize = 500;
 /// Times that a delta is sent again because it arrived damaged.
 const DAMAGED_MAX: u32 = 3;
 
@@ -153,6 +151,6 @@ impl Site {
 /// The refusal of a round that the site could not train.
 pub(super) fn reason_failed(reason: impl Into<String>) -> Refusal {
     // Some quote what the coordinator sent.
-    let reason = printable(&reason.into()).chars().take(REASON_CHARS_MAX).collect();
+    let reason = printable_start(&reason.into(), REASON_CHARS_MAX);
     Refusal::SiteFailed { reason, class: RefusalClass::Never }
 }

@@ -10,15 +10,27 @@ const COUNT_STEP: u64 = 10;
 /// Parts in which the progress of an evaluation is sent.
 const PARTS: u64 = 100;
 
-/// The metrics of a round as they leave: nothing of fewer held-out cases than `least`, and their
-/// number rounded down.
+/// The metrics of a round as they leave: nothing of fewer held-out cases than `least`, their number rounded down, and
+/// their scores to three decimals: a score is often a fraction of that number.
 pub(super) fn metrics(metrics: SiteMetrics, least: u64) -> SiteMetrics {
     let held = metrics.holdout_cases;
     if held < least.max(1) {
         let SiteMetrics { steps, train_loss, train_s, .. } = metrics;
         return SiteMetrics { steps, train_loss, train_s, ..SiteMetrics::default() };
     }
-    SiteMetrics { holdout_cases: count(held).max(least).max(1), ..metrics }
+    SiteMetrics {
+        holdout_cases: count(held).max(least).max(1),
+        holdout_auroc: metrics.holdout_auroc.map(score),
+        holdout_kappa: metrics.holdout_kappa.map(score),
+        holdout_grade_error: metrics.holdout_grade_error.map(score),
+        holdout_concordance: metrics.holdout_concordance.map(score),
+        holdout_dice: metrics.holdout_dice.map(score),
+        ..metrics
+    }
+}
+
+fn score(score: f64) -> f64 {
+    (score * 1_000.0).round() / 1_000.0
 }
 
 /// A number of cases that was not declared, as it is sent: rounded down.
@@ -83,6 +95,18 @@ mod tests {
             assert!(all.iter().all(|number| number.is_some() == (told > 0)), "{held}: {left:?}");
             assert_eq!((left.steps, left.train_loss, left.train_s), (7, Some(0.5), 3.0));
         }
+    }
+
+    /// Failed before: 14/17 was told to the last bit, and with it that 17 or 34 cases are held out.
+    #[test]
+    fn scores_are_told_to_three_decimals() {
+        let exact = SiteMetrics {
+            holdout_grade_error: Some(14.0 / 17.0),
+            holdout_auroc: Some(2.0 / 3.0),
+            ..measured(17)
+        };
+        let left = metrics(exact, 10);
+        assert_eq!((left.holdout_grade_error, left.holdout_auroc), (Some(0.824), Some(0.667)));
     }
 
     #[test]

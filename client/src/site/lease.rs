@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tributary_proto::v1;
+use tributary_shared::text::{REASON_CHARS_MAX, printable_start};
 
 use super::activity::{Activity, RoundId};
 use super::disclosure;
@@ -66,8 +67,7 @@ impl Lease {
 
 /// The reason for which the coordinator needs no more work on the round, if it says so.
 pub(super) fn reason_to_stop(reply: &v1::HeartbeatReply) -> Option<String> {
-    let reason = reply.stop_reason.chars().filter(|c| !c.is_control());
-    (!reply.stop_reason.is_empty()).then(|| reason.take(500).collect())
+    (!reply.stop_reason.is_empty()).then(|| printable_start(&reply.stop_reason, REASON_CHARS_MAX))
 }
 
 fn beat(lease: Duration) -> Duration {

@@ -43,6 +43,7 @@ use tributary_proto::channel::{Identity, Role};
 use tributary_shared::digest::Digest;
 use tributary_shared::name::SiteName;
 use tributary_shared::outcome::{ExitCode, Failure, chain};
+use tributary_shared::text::{REASON_CHARS_MAX, printable_start};
 
 use self::activity::{Activity, Phase, RoundId};
 use self::addresses::Addresses;
@@ -402,7 +403,7 @@ fn entry(id: &RoundId, event: Event) -> Entry {
 
 /// The consortium's operator wants nothing of this site, for the reason that was given.
 pub fn suspended(reason: &str) -> Failure {
-    let reason: String = reason.chars().filter(|c| !c.is_control()).take(500).collect();
+    let reason = printable_start(reason, REASON_CHARS_MAX);
     let message = match reason.as_str() {
         "" => "the operator has suspended this site".to_owned(),
         reason => format!("the operator has suspended this site: {reason}"),

@@ -24,6 +24,8 @@ use crate::config::policy::{OnRecovery, Policy};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Advice where a statement came that does not explain the head of this site.
 const UNDERSTATED: &str = "the coordinator's recovery statement names fewer leaves than this site has seen, and the coordinator's log now says so: its operator runs `tributary-coordinator recover` again";
+/// Beginning of the advice where a statement came that does not hold.
+const REFUSED: &str = "the coordinator's recovery statement is refused: keep this site's directory, call the consortium; ";
 /// Most statements kept in the site's directory that are read.
 const FILES_MAX: usize = 1_000;
 
@@ -106,16 +108,31 @@ impl Trust {
         Ok(recovery)
     }
 
-    /// Of the statements that hold, the one that explains `held` and keeps the most.
-    pub(super) fn explanation(&self, held: &Checkpoint, offered: &[Bytes]) -> Option<Recovery> {
-        let readable = offered.iter().take(RECOVERIES_MAX).filter_map(|bytes| {
-            self.checked(bytes)
-                .inspect_err(|problem| tracing::warn!("a recovery statement is refused: {problem}"))
-                .ok()
-        });
-        readable
-            .filter(|recovery| recovery.statement.covers(held))
-            .max_by_key(|recovery| recovery.statement.kept.size)
+    /// Of the statements that hold, the one that explains `held` and keeps the most; without one, the fault of those
+    /// that were offered.
+    pub(super) fn explanation(
+        &self,
+        held: &Checkpoint,
+        offered: &[Bytes],
+    ) -> Result<Recovery, Option<String>> {
+        let (mut found, mut fault) = (None::<Recovery>, None);
+        for bytes in offered.iter().take(RECOVERIES_MAX) {
+            match self.checked(bytes) {
+                Ok(recovery) if !recovery.statement.covers(held) => {
+                    fault = Some(UNDERSTATED.to_owned());
+                }
+                Ok(recovery) => {
+                    let keeps = |r: &Recovery| r.statement.kept.size;
+                    if found.as_ref().is_none_or(|best| keeps(best) <= keeps(&recovery)) {
+                        found = Some(recovery);
+                    }
+                }
+                Err(problem) => {
+                    fault.get_or_insert_with(|| format!("{REFUSED}{problem}"));
+                }
+            }
+        }
+        found.ok_or(fault)
     }
 }
 
@@ -140,11 +157,14 @@ impl Site {
     pub(super) fn recover(&mut self, offered: &[Bytes], broken: Failure) -> Result<(), Halt> {
         let Some(held) = self.keeper.checkpoint().cloned() else { return Err(Halt::Wrong(broken)) };
         let trust = Trust::of(&self.identity)
-            .inspect_err(|problem| tracing::warn!("the identity's log key: {problem}"));
-        let Some(recovery) = trust.ok().and_then(|trust| trust.explanation(&held, offered)) else {
-            let failure = if offered.is_empty() { broken } else { broken.hint(UNDERSTATED) };
-            return Err(Halt::Wrong(failure));
-        };
+            .map_err(|problem| Some(format!("the identity's log key: {problem}")));
+        let explained = trust.and_then(|trust| trust.explanation(&held, offered));
+        let recovery = explained.map_err(|fault| {
+            Halt::Wrong(match fault {
+                Some(fault) => broken.hint(fault),
+                None => broken,
+            })
+        })?;
         let said = &recovery.statement;
         let files = Files::of(&self.config.directory, said.digest());
         let disk = |e: std::io::Error| Halt::disk("a recovery statement", &e);
@@ -189,5 +209,127 @@ impl Site {
             () = tokio::time::sleep(wait) => {}
             () = accepted => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+        SanType,
+    };
+    use ring::signature::Ed25519KeyPair;
+    use tributary_proto::channel::sign_recovery;
+    use tributary_shared::tlog::key::Signer;
+    use tributary_shared::tlog::recovery::{Draft, Head, RECOVERY_SCHEMA};
+
+    use super::*;
+
+    /// A root of consortium `demo` and its operator `o`.
+    fn operator() -> Identity {
+        let named = |uri: &str| {
+            let mut params = CertificateParams::default();
+            params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+            params.use_authority_key_identifier_extension = true;
+            params
+        };
+        let (authority, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let mut params = named("tributary://demo");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let root = params.self_signed(&authority).unwrap().der().clone();
+        let issuer = Issuer::from_ca_cert_der(&root, authority).unwrap();
+        let mut params = named("tributary://demo/operator/o");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        Identity {
+            consortium: "demo".parse().unwrap(),
+            member: "operator/o".parse().unwrap(),
+            address: "localhost:1".to_owned(),
+            log_verifier_key: log().verifier_key().to_string(),
+            certificate: params.signed_by(&key, &issuer).unwrap().der().clone(),
+            root,
+            key_pem: key.serialize_pem(),
+        }
+    }
+
+    fn log() -> Signer {
+        signer(7)
+    }
+
+    fn signer(seed: u8) -> Signer {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
+        Signer::new("log.example/demo", pair).unwrap()
+    }
+
+    fn head(size: u64) -> Head {
+        let note = Checkpoint::sign(size, Digest::of(&size.to_le_bytes()), &log());
+        Head::open(&note, &log().verifier_key()).unwrap()
+    }
+
+    /// The statement that ten leaves were lost down to `kept`.
+    fn statement(kept: u64, operator: &Identity, signer: &Signer) -> Recovery {
+        let statement = Statement {
+            schema: RECOVERY_SCHEMA,
+            log: log().verifier_key(),
+            consortium: "demo".parse().unwrap(),
+            lost: vec![head(10)],
+            kept: head(kept),
+            at: clock::now(),
+            reason: "the disk failed".to_owned(),
+            operator: "operator/o".to_owned(),
+        };
+        sign_recovery(Draft::sign(statement, signer), operator).unwrap()
+    }
+
+    fn sent(recoveries: &[&Recovery]) -> Vec<Bytes> {
+        recoveries.iter().map(|recovery| Bytes::from(recovery.to_json())).collect()
+    }
+
+    #[test]
+    fn of_statements_that_hold_the_one_that_keeps_the_most_explains_a_head() {
+        let operator = operator();
+        let trust = Trust::of(&operator).unwrap();
+        let [few, many] = [3, 5].map(|kept| statement(kept, &operator, &log()));
+        let seen = head(10).checkpoint();
+        for order in [[&few, &many], [&many, &few]] {
+            assert_eq!(trust.explanation(&seen, &sent(&order)), Ok(many.clone()));
+        }
+        assert_eq!(trust.explanation(&seen, &[]), Err(None));
+        let beyond = head(11).checkpoint();
+        let understated = Err(Some(UNDERSTATED.to_owned()));
+        assert_eq!(trust.explanation(&beyond, &sent(&[&few])), understated);
+    }
+
+    #[test]
+    fn a_forged_or_foreign_statement_explains_nothing_and_its_fault_is_told() {
+        let operator = operator();
+        let trust = Trust::of(&operator).unwrap();
+        let good = statement(5, &operator, &log());
+        let fault_of = |forged: &Recovery| {
+            let found = trust.explanation(&head(10).checkpoint(), &sent(&[forged]));
+            found.unwrap_err().expect("a statement was offered")
+        };
+        let changed = |change: &dyn Fn(&mut Recovery)| {
+            let mut forged = good.clone();
+            change(&mut forged);
+            fault_of(&forged)
+        };
+        let words = changed(&|r| r.statement.reason = "another".to_owned());
+        assert!(words.contains("not signed by the log's key"), "{words}");
+        // The log's key alone: an operator's signature is missing.
+        let alone = changed(&|r| r.operator_signature.clone_from(&r.log_signature));
+        assert!(alone.contains("not signed by its operator's key"), "{alone}");
+        // An operator alone: another key signed for the log.
+        let other_log = fault_of(&statement(5, &operator, &signer(8)));
+        assert!(other_log.contains("not signed by the log's key"), "{other_log}");
+        // An operator of another consortium of the same name.
+        let stranger = fault_of(&statement(5, &self::operator(), &log()));
+        assert!(stranger.contains("is vouched for by root"), "{stranger}");
+        let garbage = trust.explanation(&head(10).checkpoint(), &[Bytes::from_static(b"{}")]);
+        assert!(garbage.unwrap_err().unwrap().starts_with(REFUSED));
+        // A forged statement beside a true one takes nothing from it.
+        let mut forged = good.clone();
+        forged.statement.reason.push('!');
+        let found = trust.explanation(&head(10).checkpoint(), &sent(&[&forged, &good]));
+        assert_eq!(found, Ok(good));
     }
 }

@@ -159,7 +159,7 @@ fn follow(reply: &v1::CheckpointReply, held: &AtHand) -> Result<Witness, String>
     let trust = Trust { key: held.log.clone(), root: held.kit.root_fingerprint };
     witness::advanced(&held.witness, reply).or_else(|broken| {
         let seen = held.witness.checkpoint();
-        seen.and_then(|seen| trust.explanation(seen, &reply.recoveries_json))
+        seen.and_then(|seen| trust.explanation(seen, &reply.recoveries_json).ok())
             .map(|_| held.witness.clone())
             .ok_or_else(|| broken.to_string())
     })

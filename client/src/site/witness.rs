@@ -8,6 +8,7 @@ use tributary_proto::channel::write_durably;
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
 use tributary_shared::outcome::{Failure, chain};
+use tributary_shared::text::printable_start;
 use tributary_shared::tlog::checkpoint::Checkpoint;
 use tributary_shared::tlog::recovery::Recovery;
 use tributary_shared::tlog::witness::{Witness, WitnessRefusal};
@@ -122,7 +123,7 @@ fn refused(witness: &Witness, refusal: &WitnessRefusal, offered: &str) -> Failur
         .map_or_else(|| "none".to_owned(), |head| format!("size {} root {}", head.size, head.root));
     // The signed body alone: three lines of name, size and root.
     let offered: Vec<&str> = offered.lines().take(3).collect();
-    let offered: String = offered.join(" ").chars().filter(|c| !c.is_control()).take(300).collect();
+    let offered = printable_start(&offered.join(" "), 300);
     broken(format!("{}; head held: {held}; head offered: {offered}", chain(refusal)))
 }
 

@@ -280,7 +280,8 @@ impl Job {
         let base =
             adapters::read_values(&self.base, &self.asked).map_err(|e| base_unfinished(&e))?;
         if let Some(most) = self.base_norm_max {
-            self.check_base(&base, most)?;
+            adapters::check_norm(&base, &self.asked, most)
+                .map_err(|text| Unfinished::Failed(WorkFailure::open(text)))?;
         }
         let local = LocalTraining {
             backbone: &training.backbone,
@@ -317,18 +318,6 @@ impl Job {
             writer.push(&delta).map_err(delta_unfinished)?;
         }
         self.finish(writer, update.metrics)
-    }
-
-    /// Refuses a base that is farther from the initial adapter than the policy allows.
-    fn check_base(&self, base: &[Vec<f32>], most: f64) -> Result<(), Unfinished> {
-        let norm = adapters::distance_from_initial(base, &self.asked);
-        if norm <= most {
-            return Ok(());
-        }
-        let text = format!(
-            "the base adapter is {norm:.4} from the initial one, above the site's base_norm_max = {most}"
-        );
-        Err(Unfinished::Failed(WorkFailure::open(text)))
     }
 
     fn elements(&self) -> u64 {

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tributary_shared::name::SiteName;
+use tributary_shared::text::printable_start;
 use tributary_shared::timestamp::Timestamp;
 
 use crate::rate_limit::RateLimit;
@@ -64,8 +65,7 @@ struct Heard {
 impl Presence {
     /// Takes the version of a program that says hello.
     pub fn hello(&self, site: &SiteName, version: &str) {
-        let version: String =
-            version.chars().filter(|c| !c.is_control()).take(WORD_CHARS_MAX).collect();
+        let version = printable_start(version, WORD_CHARS_MAX);
         match self.lines.allows(site) {
             true => tracing::info!(%site, version, "hello"),
             false => tracing::debug!(%site, version, "hello"),
@@ -277,12 +277,13 @@ mod tests {
     fn what_a_site_says_is_bounded_and_cleaned() {
         let presence = Presence::default();
         let site: SiteName = "a".parse().unwrap();
-        let long = format!("1.0\u{1b}[2J{}", "x".repeat(200));
+        let long = format!("1.0\u{1b}[2J\u{202e}{}", "x".repeat(200));
         presence.hello(&site, &long);
         presence.trouble(&site, "disk_full", at(1));
         let word = presence.word(&site, at(9));
         assert_eq!((word.trouble.as_str(), word.since), ("disk_full", Some(at(1))));
-        assert!(word.version.starts_with("1.0[2Jx") && word.version.len() == WORD_CHARS_MAX);
+        assert!(word.version.starts_with("1.0 [2J\u{fffd}x"), "{}", word.version);
+        assert_eq!(word.version.chars().count(), WORD_CHARS_MAX);
         for text in ["/mnt/patient-7", "two words", "\u{1b}[2J", &"a".repeat(41)] {
             presence.trouble(&site, text, at(2));
             assert_eq!(presence.word(&site, at(2)).trouble, OTHER, "{text:?}");

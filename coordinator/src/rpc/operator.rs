@@ -8,6 +8,7 @@ use tributary_proto::channel::{Member, Role, require};
 use tributary_proto::v1::{self, operator_server::Operator};
 use tributary_shared::manifest::RunManifest;
 use tributary_shared::name::{RunName, SiteName};
+use tributary_shared::text::{REASON_CHARS_MAX, printable_start};
 
 use super::{Services, checks, export, history, parse, rows, status};
 use crate::clock;
@@ -15,9 +16,6 @@ use crate::driver::DriverError;
 use crate::round::event::RegistryEvent;
 use crate::round::{Command, Tally};
 use crate::store::MemberState;
-
-/// Longest reason taken from an operator, characters.
-const REASON_CHARS_MAX: usize = 500;
 
 /// The service behind an operator's or auditor's certificate.
 pub struct OperatorService(pub(super) Services);
@@ -335,7 +333,7 @@ pub(super) fn read_manifest(text: &str) -> Result<RunManifest, Status> {
 }
 
 fn shortened(reason: &str) -> String {
-    reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
+    printable_start(reason, REASON_CHARS_MAX)
 }
 
 /// Reads the state that a member is put in.

@@ -10,7 +10,7 @@ use tributary_proto::v1::{self, site_server::Site};
 use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::refusal::Refusal;
 use tributary_shared::terms::SiteMetrics;
-use tributary_shared::text::printable;
+use tributary_shared::text::{REASON_CHARS_MAX, printable_start};
 
 use super::budget::Budget;
 use super::{Services, answer, digest, evidence, history, parse, refusal, status, unknown, upload};
@@ -27,8 +27,8 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 const METRICS_BYTES_MAX: usize = 4 * 1024;
 /// Most rounds that a site may say its ledger holds.
 const KNOWN_ROUNDS_MAX: usize = 1_000;
-/// Longest reason kept of a site, characters.
-const REASON_CHARS_MAX: usize = 500;
+/// Longest phase kept of a heartbeat, characters.
+const PHASE_CHARS_MAX: usize = 40;
 /// Most warnings kept of one answer, and their length, characters.
 const WARNINGS_MAX: usize = 16;
 const WARNING_CHARS_MAX: usize = 40;
@@ -244,7 +244,7 @@ impl Site for SiteService {
         let request = request.into_inner();
         let run: RunName = parse("run", &request.run)?;
         let progress = Progress {
-            phase: request.phase.chars().filter(|c| !c.is_control()).take(40).collect(),
+            phase: printable_start(&request.phase, PHASE_CHARS_MAX),
             step: request.step,
             steps: request.steps,
             eta_s: request.eta_s,
@@ -263,10 +263,14 @@ impl Site for SiteService {
         &self,
         request: Request<v1::FetchRequest>,
     ) -> Result<Response<ChunkStream>, Status> {
-        self.site(&request).await?;
+        let site = self.site(&request).await?;
         let request = request.into_inner();
         let run = self.0.driver.run(&parse("run", &request.run)?).await.map_err(status)?;
         let wanted = digest("digest", &request.digest)?;
+        if !run.read(|run| run.may_ask(&site)) {
+            let text = format!("run {} does not ask site {site}", run.name());
+            return Err(Status::permission_denied(text));
+        }
         // Only what the run published: a delta is nobody's to fetch.
         if !run.read(|run| run.adapters().contains(&wanted)) {
             return Err(Status::not_found(format!("{wanted} is no adapter of run {}", run.name())));
@@ -382,8 +386,7 @@ pub(super) fn read_metrics(json: &str) -> Result<SiteMetrics, Status> {
 /// A site's reason goes into the history, where an entry has a size limit. Only a site's own
 /// kinds of no are taken from it.
 pub(super) fn shortened(reason: Refusal) -> Result<Refusal, Status> {
-    let cut =
-        |text: String| -> String { printable(&text).chars().take(REASON_CHARS_MAX).collect() };
+    let cut = |text: String| printable_start(&text, REASON_CHARS_MAX);
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "every other kind is the coordinator's to say"

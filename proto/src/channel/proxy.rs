@@ -7,6 +7,7 @@ use http::Uri;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tributary_shared::text::printable_start;
 
 use super::failure::ConnectError;
 
@@ -94,7 +95,7 @@ pub(super) async fn tunnel(
     if is_http && code.len() == 3 && code.starts_with('2') {
         return Ok(());
     }
-    let line: String = status.chars().filter(|c| !c.is_control()).take(120).collect();
+    let line = printable_start(status, 120);
     Err(failed(format!("it answered CONNECT with `{line}`")))
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::name::ConsortiumName;
+use crate::text::REASON_CHARS_MAX;
 use crate::timestamp::Timestamp;
 use crate::tlog::checkpoint::{Checkpoint, InvalidCheckpoint};
 use crate::tlog::key::{Signer, VerifierKey};
@@ -19,8 +20,6 @@ use crate::tlog::key::{Signer, VerifierKey};
 pub const RECOVERY_SCHEMA: u32 = 1;
 /// Largest statement read, bytes of JSON.
 pub const RECOVERY_BYTES_MAX: usize = 16 << 10;
-/// Longest reason, characters.
-pub const REASON_CHARS_MAX: usize = 500;
 /// Most statements that a coordinator sends a site at once.
 pub const RECOVERIES_MAX: usize = 16;
 /// Most heads that a statement names as lost.
