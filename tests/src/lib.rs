@@ -2,6 +2,7 @@
 //! and published adapters as numbers.
 
 pub mod images;
+pub mod impostor;
 pub mod member;
 pub mod small_disk;
 

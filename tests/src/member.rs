@@ -74,6 +74,11 @@ impl Member {
 
     /// Says no to `round`, for its rest.
     pub async fn decline(&mut self, round: &Round) {
+        self.try_decline(round).await.expect("a site may say no");
+    }
+
+    /// Says no to `round`; the refusal of that, if there is one.
+    pub async fn try_decline(&mut self, round: &Round) -> Result<(), Refusal> {
         let reason = Refusal::Policy { reason: "no".to_owned(), class: RefusalClass::Never };
         let request = v1::DeclineRequest {
             run: round.wire.run.clone(),
@@ -81,7 +86,7 @@ impl Member {
             reason: Some((&reason).into()),
         };
         let reply = self.calls.decline(request).await.expect("an answer").into_inner();
-        verdict(reply.refusal).expect("a site may say no");
+        verdict(reply.refusal)
     }
 
     /// The header that an honest delta has.

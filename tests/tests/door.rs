@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
-use tokio::time::{interval, timeout};
+use tokio::time::{Instant, interval, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -292,6 +292,24 @@ async fn messages_waits_and_empty_chunks_are_bounded() {
     let large = v1::EnrollRequest { token: "t".repeat(17 << 10), csr_der: Vec::new().into() };
     let mut enrolment = v1::enrolment_client::EnrolmentClient::new(channel);
     assert_eq!(code(enrolment.enroll(large).await), Code::OutOfRange);
+    let asked = Instant::now();
+    let guessed = v1::EnrollRequest { token: "guessed".to_owned(), csr_der: Vec::new().into() };
+    assert_eq!(code(enrolment.enroll(guessed).await), Code::InvalidArgument);
+    assert!(asked.elapsed() >= Duration::from_secs(1), "answered after {:?}", asked.elapsed());
+
+    let identity = Identity::load(&scratch.federation.operator_identity()).unwrap();
+    let channel = connect(address, &identity, &ConnectOptions::default()).await.unwrap();
+    let mut operator = v1::operator_client::OperatorClient::new(channel);
+    let manifest_toml = "#".repeat(257 << 10);
+    let large = v1::CheckRunRequest { manifest_toml, ..Default::default() };
+    assert_eq!(code(operator.check_run(large).await), Code::OutOfRange);
+    let mut with_header = async |bytes: usize| {
+        let mut request = tonic::Request::new(v1::ListSitesRequest {});
+        request.metadata_mut().insert("x-long", "h".repeat(bytes).parse().unwrap());
+        operator.list_sites(request).await
+    };
+    with_header(8 << 10).await.unwrap();
+    with_header(17 << 10).await.unwrap_err();
 
     let mut mallory = Member::connect(&folder, address).await;
     let large = v1::UploadChunk { data: vec![0; 1 << 20].into(), ..v1::UploadChunk::default() };

@@ -12,14 +12,15 @@ use tonic::Code;
 use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 use tributary_proto::calls::Call;
-use tributary_proto::channel::access::rule;
+use tributary_proto::channel::access::{Objects, rule};
 use tributary_proto::channel::{ConnectOptions, Identity, Role, connect};
+use tributary_proto::convert::verdict;
 use tributary_proto::v1;
 use tributary_shared::digest::Digest;
 use tributary_shared::refusal::Refusal;
 use tributary_shared::tensors::{Subject, encode};
 use tributary_tests::member::{Member, Round, code, filled};
-use tributary_tests::{Scratch, binaries, seats};
+use tributary_tests::{RehearsalRun, Scratch, binaries, seats};
 
 /// A run on a small LoRA contract; nobody trains, the sites of these tests say what they like.
 const MANIFEST: &str = r#"
@@ -447,6 +448,83 @@ async fn every_call_is_answered_to_the_roles_of_its_row_alone() {
         let unknown = bare(channel, "/tributary.v1.Operator/Drop").await;
         assert_eq!(unknown, Code::Unimplemented);
     }
+}
+
+/// A15, and the second half of the matrix: each call that reaches its caller's own objects, made with those of a run that
+/// does not ask the caller. Failed before: any site that knew a digest could fetch the adapters of every run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_of_own_objects_reaches_nothing_of_a_run_that_does_not_ask_the_site() {
+    let scratch = tokio::task::spawn_blocking(|| {
+        let mut scratch = Scratch::found();
+        for name in ["alpha", "mallory"] {
+            scratch.enroll(name, 0.0, 1);
+        }
+        let more = "[cohort]\nsites = [\"alpha\"]\n".to_owned();
+        scratch.start_run(&RehearsalRun { more, ..RehearsalRun::new("theirs", 1, 1) }.to_toml());
+        scratch
+    });
+    let scratch = scratch.await.unwrap();
+    let address = scratch.federation.address();
+    let [alpha, mallory] = [0, 1].map(|site| scratch.federation.sites()[site].directory.clone());
+    let mut alpha = Member::connect(&alpha, address).await;
+    let mut mallory = Member::connect(&mallory, address).await;
+    let round = alpha.join(10).await;
+    let (run, number) = (round.wire.run.clone(), round.wire.round);
+    let theirs = alpha.delta(&round, 10, 0.5);
+    let subject = mallory.subject(&round, 10, &theirs);
+    let outside = Refusal::NotInCohort { round: number };
+    for call in Call::ALL.into_iter().filter(|call| rule(*call).objects == Objects::Own) {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "a row that changes fails the test")]
+        let refused = match call {
+            Call::EnrolmentEnroll => continue, // Its object is the token's: `a_kit_works_once`.
+            Call::SiteHello => {
+                let hello = mallory.calls.hello(v1::HelloRequest::default()).await.unwrap();
+                assert_eq!(hello.into_inner().member, "site/mallory");
+                continue;
+            }
+            Call::SiteNextAssignment => {
+                let request = v1::NextAssignmentRequest { wait_ms: 1, ..Default::default() };
+                let given = mallory.calls.next_assignment(request).await.unwrap().into_inner();
+                assert_eq!(given, v1::NextAssignmentReply::default());
+                continue;
+            }
+            // An answer to no question of its own has no effect: the seats below.
+            Call::SiteAnswerInquiry => {
+                let request = v1::AnswerInquiryRequest { id: "1".to_owned(), ..Default::default() };
+                mallory.calls.answer_inquiry(request).await.unwrap();
+                continue;
+            }
+            Call::SiteHeartbeat => {
+                let beat =
+                    v1::HeartbeatRequest { run: run.clone(), round: number, ..Default::default() };
+                let reply = mallory.calls.heartbeat(beat).await.unwrap().into_inner();
+                assert_eq!(reply.stop_reason, outside.to_string());
+                continue;
+            }
+            Call::SiteFetchAdapter => {
+                let digest = round.wire.base_digest.clone();
+                let fetch = v1::FetchRequest { run: run.clone(), digest, offset: 0 };
+                let refused = code(mallory.calls.fetch_adapter(fetch.clone()).await);
+                assert_eq!(refused, Code::PermissionDenied);
+                alpha.calls.fetch_adapter(fetch).await.unwrap();
+                continue;
+            }
+            Call::SiteAcceptTerms => mallory.accept(&round, 10).await,
+            Call::SiteDecline => mallory.try_decline(&round).await,
+            Call::SiteUploadStatus => {
+                let reply = mallory.calls.upload_status(subject.clone()).await.unwrap();
+                verdict(reply.into_inner().refusal)
+            }
+            Call::SiteUpload => mallory.upload(&subject, &theirs).await.unwrap().map(drop),
+            Call::SiteSubmit => mallory.submit(&subject).await,
+            other => panic!("{other:?} reaches its caller's own objects: add it here"),
+        };
+        assert_eq!(refused, Err(outside.clone()), "{call:?}");
+    }
+    alpha.contribute(&round, 10, 0.5).await;
+    let show = scratch.finish("theirs");
+    let names: Vec<String> = seats(&show, 1).into_iter().map(|(site, ..)| site).collect();
+    assert_eq!((&show["state"], names), (&"completed".into(), vec!["alpha".to_owned()]));
 }
 
 /// A proof is made of the open round alone: any other would have the coordinator read the whole run for each call.

@@ -156,6 +156,22 @@ fn a_kit_works_once() {
     assert!(unknown.problem.contains("this token is unknown here"), "{unknown:?}");
 }
 
+/// Revocation cuts what is open then. A connection that comes later meets the look of every 5 s: no call of its own
+/// ends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_a_revoked_site_opens_later_is_cut_without_a_call() {
+    let scratch = tokio::task::spawn_blocking(|| Scratch::with_powers_of_two(1)).await.unwrap();
+    scratch.federation.operator(["site", "revoke", "site-0", "--reason", "left"]).unwrap();
+    let folder = scratch.federation.sites()[0].directory.clone();
+    let mut member = Member::connect(&folder, scratch.federation.address()).await;
+    let coordinator = scratch.federation.coordinator().unwrap();
+    let cut = |line: &str| line.contains("connections of replaced or revoked certificates cut");
+    tokio::task::block_in_place(|| coordinator.wait_stderr(PATIENCE, cut)).unwrap();
+    let request = tributary_proto::v1::NextAssignmentRequest::default();
+    let refused = member.calls.next_assignment(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+}
+
 /// A6a, A6b. Failed before: only sites could be revoked, and no invitation could be withdrawn.
 #[test]
 fn persons_are_listed_suspended_and_revoked_and_invitations_withdrawn() {
@@ -186,6 +202,8 @@ fn persons_are_listed_suspended_and_revoked_and_invitations_withdrawn() {
     let taken = operator(&["auditor", "invite", "carl", "--out", &again]).unwrap_err();
     assert!(taken.problem.contains("--replace"), "{taken:?}");
     operator(&["auditor", "invite", "carl", "--out", &again, "--replace"]).unwrap();
+    let log = operator(&["run", "log"]).unwrap().data.to_string();
+    assert_eq!(log.matches("\"replaces\":true").count(), 1, "{log}");
     operator(&["auditor", "suspend", "carl", "--reason", "on leave"]).unwrap();
     let suspended = calls().unwrap_err();
     assert!(suspended.problem.contains("is suspended"), "{suspended:?}");

@@ -60,3 +60,29 @@ fn no_file_of_a_federation_can_be_read_by_others() {
     written.iter().for_each(|path| open_to_others(&root.join(path), &mut found));
     assert_eq!(found, []);
 }
+
+/// Files of an earlier version, or of a careless copy: both programs close their directories when they start.
+#[test]
+fn programs_close_what_was_left_open_in_their_directories() {
+    let mut scratch = Scratch::with_powers_of_two(1);
+    scratch.start_sites();
+    scratch.start_run(&RehearsalRun::new("open", 1, 1).to_toml());
+    assert_eq!(scratch.finish("open")["state"], "completed");
+    scratch.federation.kill_all();
+    let directories = ["coordinator", "sites/site-0"].map(|name| scratch.folder.path().join(name));
+    let found = || {
+        let mut found = Vec::new();
+        directories.iter().for_each(|directory| open_to_others(directory, &mut found));
+        found
+    };
+    directories.iter().for_each(|directory| {
+        // Not the keys: a program does not start with a key that others could have read.
+        let mut find = std::process::Command::new("find");
+        find.arg(directory).args(["-not", "-name", "*.pem", "-exec", "chmod", "go+rX", "{}", "+"]);
+        assert!(find.status().unwrap().success());
+    });
+    assert!(found().len() > 10, "{:?}", found());
+    scratch.federation.start_coordinator().unwrap();
+    scratch.start_sites();
+    assert_eq!(found(), []);
+}

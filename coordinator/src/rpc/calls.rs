@@ -143,12 +143,13 @@ impl Drop for Call {
 pub struct Counted<S> {
     inner: S,
     calls: Calls,
+    limit: fn(Kind) -> Option<Duration>,
 }
 
 impl<S> Counted<S> {
     /// Counts the calls of `inner` among `calls`.
     pub fn new(inner: S, calls: Calls) -> Self {
-        Self { inner, calls }
+        Self { inner, calls, limit: Kind::limit }
     }
 }
 
@@ -187,9 +188,9 @@ where
             let text = format!("{most} calls of this kind are in progress already; end one first");
             return Box::pin(async move { Ok(Status::resource_exhausted(text).into_http()) });
         };
-        let answered = self.inner.call(request);
+        let (answered, limit) = (self.inner.call(request), (self.limit)(kind));
         Box::pin(async move {
-            let answer = match kind.limit() {
+            let answer = match limit {
                 None => answered.await?,
                 Some(limit) => match tokio::time::timeout(limit, answered).await {
                     Ok(answer) => answer?,
@@ -212,6 +213,10 @@ where
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+    use tributary_proto::channel::Peer;
+    use tributary_shared::digest::Digest;
+
     use super::*;
 
     /// A3e: any number of waits and streams of one member.
@@ -233,5 +238,55 @@ mod tests {
         assert!(calls.begin(site("mallory"), kind).is_some());
         drop((held, beat));
         assert!(calls.lock().is_empty());
+    }
+
+    #[test]
+    fn every_call_has_a_bound_in_number_and_all_but_uploads_one_in_time() {
+        let bounds = |call| (Kind::of(call).most(), Kind::of(call).limit().map(|l| l.as_secs()));
+        assert_eq!(bounds(Method::EnrolmentEnroll), (4, Some(10)));
+        assert_eq!(bounds(Method::SiteHeartbeat), (16, Some(60)));
+        assert_eq!(bounds(Method::SiteFetchAdapter), (8, Some(60)));
+        assert_eq!(bounds(Method::SiteNextAssignment), (8, Some(90)));
+        assert_eq!(bounds(Method::OperatorCheckRun), (4, Some(660)));
+        assert_eq!(bounds(Method::SiteUpload), (4, None));
+        let timeless = Method::ALL.into_iter().filter(|call| Kind::of(*call).limit().is_none());
+        assert_eq!(timeless.collect::<Vec<_>>(), [Method::SiteUpload]);
+    }
+
+    /// A handler that hangs, as behind a disk that does, keeps no call open for ever. A second is a millisecond here.
+    #[tokio::test]
+    async fn a_call_whose_handler_hangs_is_answered_at_its_limit_and_counts_until_then() {
+        let hangs = tower::service_fn(|_: Request<Body>| {
+            std::future::pending::<Result<Response<Body>, std::convert::Infallible>>()
+        });
+        let calls = Calls::default();
+        let limit = |kind: Kind| kind.limit().map(|limit| limit / 1000);
+        let mut service = Counted { inner: hangs, calls: calls.clone(), limit };
+        let mut call = |method: Method, member: &str| {
+            let member: Member = member.parse().unwrap();
+            let fingerprint = Digest::of(member.to_string().as_bytes());
+            let peer = Peer { member, serial_hex: "01".to_owned(), fingerprint };
+            let mut request = Request::new(Body::empty());
+            *request.uri_mut() = method.path().parse().unwrap();
+            let remote = "127.0.0.1:1".parse().unwrap();
+            request.extensions_mut().insert(ConnectInfo { peer: Some(peer), remote });
+            service.call(request)
+        };
+        let status = |answer: Response<Body>| Status::from_header_map(answer.headers()).unwrap();
+        for (method, member, most) in [
+            (Method::SiteHeartbeat, "site/a", 16),
+            (Method::SiteFetchAdapter, "site/a", 8),
+            (Method::SiteNextAssignment, "site/a", 8),
+            (Method::OperatorCheckRun, "operator/o", 4),
+        ] {
+            let hanging: Vec<_> = (0..most).map(|_| call(method, member)).collect();
+            let more = status(call(method, member).await.unwrap());
+            assert_eq!(more.code(), Code::ResourceExhausted, "{method:?}: {more}");
+            for answer in hanging {
+                let late = status(answer.await.unwrap());
+                assert_eq!(late.code(), Code::DeadlineExceeded, "{method:?}: {late}");
+            }
+        }
+        assert!(calls.lock().is_empty(), "an answered call counts no more");
     }
 }

@@ -1,7 +1,7 @@
 //! Identities and kits on disk.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use tributary_proto::channel::{
     Identity, IdentityError, InvalidCertificate, KitError, Member, StartupKit, certified,
@@ -135,4 +135,20 @@ fn a_write_that_fails_leaves_nothing_beside_the_file() {
     fs::create_dir_all(taken.join("by a folder")).unwrap();
     assert!(write_durably(&taken, b"new", 0o600).is_err());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// A link in a folder that others can write leads to a file of the writer's.
+#[test]
+fn a_write_follows_no_planted_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let [victim, out] = ["victim", "out"].map(|name| folder.path().join(name));
+    let temporary = folder.path().join(format!("out.{}.tmp", std::process::id()));
+    fs::write(&victim, b"kept").unwrap();
+    symlink(&victim, &out).unwrap();
+    symlink(&victim, &temporary).unwrap();
+    write_durably(&out, b"new", 0o600).unwrap();
+    assert_eq!(fs::read(&victim).unwrap(), b"kept");
+    assert!(fs::symlink_metadata(&out).unwrap().is_file());
+    assert_eq!(fs::read(&out).unwrap(), b"new");
+    assert!(!temporary.is_symlink());
 }
