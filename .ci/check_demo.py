@@ -1,4 +1,4 @@
-"""Reads the demo's JSON line and fails unless the whole mission happened."""
+"""Reads the demo's JSON line and fails unless the whole mission happened; looks at the modes of the files in argv[1]."""
 
 import json
 import os
@@ -19,3 +19,9 @@ assert all(value > 0.7 for value in auroc.values()), auroc
 for name in ("adapter_config.json", "adapter_model.safetensors"):
     path = os.path.join(data["adapter_dir"], name)
     assert os.path.getsize(path) > 0, path
+# Everything that the demo wrote is its owner's alone.
+root = sys.argv[1]
+paths = [os.path.join(folder, name) for folder, folders, files in os.walk(root) for name in folders + files]
+assert len(paths) > 100, f"{root} holds {len(paths)} paths"
+exposed = [path for path in paths if os.lstat(path).st_mode & 0o077 and not os.path.islink(path)]
+assert not exposed, f"{len(exposed)} of {len(paths)} paths can be used by others: {exposed[:20]}"

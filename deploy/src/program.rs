@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde::Serialize;
 use tributary_client::cli::{aside, emit};
+use tributary_proto::private::keep_to_owner;
 use tributary_shared::outcome::{Failure, asks_for_json, error_envelope, ok_envelope, usage};
 
 use crate::command::Failed;
@@ -40,6 +41,7 @@ pub trait Program: Parser {
 
 /// Runs `P` on the process's arguments.
 pub fn run<P: Program>() -> ExitCode {
+    keep_to_owner();
     let arguments = typed(std::env::args_os());
     let program = match P::try_parse_from(&arguments) {
         Ok(program) => program,
