@@ -48,7 +48,8 @@ for target in "${targets[@]}"; do
     [ -d "$kept" ] || { echo "there is no target $target" >&2; exit 2; }
     mkdir -p "$grown" "$state/$target/crashes"
     export FUZZ_TARGET="$target"
-    limits=(-rss_limit_mb=2048 -malloc_limit_mb=2048 -timeout=10 "-max_len=$(max_len "$target")")
+    # Wall time, on a machine that may be busy: 30 s here are less than one of an optimised program.
+    limits=(-rss_limit_mb=2048 -malloc_limit_mb=2048 -timeout=30 "-max_len=$(max_len "$target")")
     case "$mode" in
     input) exec "$fuzz" "${limits[@]}" "$input" ;;
     minimize)
