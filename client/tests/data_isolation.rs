@@ -351,7 +351,7 @@ fn nested(depth: usize) -> Vec<u8> {
     [b"PAR1".as_slice(), &footer, &length, b"PAR1"].concat()
 }
 
-/// Failed before: the reader called itself for each level until the stack was used up, which ended the program.
+/// B2. Failed before: the reader called itself for each level until the stack was used up, which ended the program.
 #[test]
 fn a_parquet_file_of_deeply_nested_columns_is_refused_and_the_program_goes_on() {
     let inspect = |depth: usize| {

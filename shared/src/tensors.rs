@@ -371,6 +371,23 @@ mod tests {
         decode(bytes, &header()).unwrap_err()
     }
 
+    /// B5. Failed before: a header of up to 16 MiB was read, kept and compared tensor by tensor.
+    #[test]
+    fn a_header_much_longer_than_the_expected_one_is_refused_by_its_length() {
+        let expected = header().to_bytes().len() - PREFIX_BYTES;
+        let announced = |length: usize| {
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend((length as u32).to_le_bytes());
+            let mut reader = Reader::new(header());
+            let pushed = reader.push(&bytes);
+            (pushed, reader.has_header())
+        };
+        let most = expected + HEADER_SLACK_BYTES;
+        assert_eq!(announced(most), (Ok(()), false));
+        let detail = format!("header of {} bytes, above {most}", most + 1);
+        assert_eq!(announced(most + 1).0, Err(Refusal::Malformed { detail }));
+    }
+
     #[test]
     fn round_trips_and_measures() {
         let bytes = encode(&header(), &values());

@@ -343,6 +343,69 @@ async fn messages_waits_and_empty_chunks_are_bounded() {
     drip.abort();
 }
 
+/// Members that ask for adapters and exports and read nothing: each holds a few pieces, and no open file.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_do_not_read_hold_little_memory_and_no_file() {
+    const SITES: usize = 8;
+    let scratch = tokio::task::spawn_blocking(|| {
+        let mut scratch = Scratch::found();
+        for k in 0..=SITES {
+            scratch.enroll(&format!("site-{k}"), 1.0, 100);
+        }
+        // Enrolling has its own memory, which is not looked at.
+        scratch.federation.kill_coordinator();
+        scratch.federation.start_coordinator().unwrap();
+        let run = RehearsalRun { payload_bytes: 64 << 20, ..RehearsalRun::new("read", 1, 1) };
+        scratch.start_run(&run.to_toml());
+        scratch
+    });
+    let scratch = scratch.await.unwrap();
+    let address = scratch.federation.address();
+    let mut members = Vec::new();
+    for site in scratch.federation.sites() {
+        members.push(Member::connect(&site.directory, address).await);
+    }
+    let mut reader = members.pop().unwrap();
+    let round = reader.join(100).await;
+    let fetch = v1::FetchRequest {
+        run: round.wire.run.clone(),
+        digest: round.wire.base_digest.clone(),
+        offset: 0,
+    };
+    let mut unread = Vec::new();
+    for member in &mut members {
+        // As many streams as a member may have.
+        for _ in 0..8 {
+            unread.push(member.calls.fetch_adapter(fetch.clone()).await.unwrap());
+        }
+    }
+    let identity = Identity::load(&scratch.federation.operator_identity()).unwrap();
+    let channel = connect(address, &identity, &ConnectOptions::default()).await.unwrap();
+    let mut operator = v1::operator_client::OperatorClient::new(channel);
+    let mut exports = Vec::new();
+    for _ in 0..8 {
+        let export = v1::ExportRequest { with_tensors: true };
+        exports.push(operator.export(export).await.unwrap());
+    }
+    // One that reads gets all of it beside them.
+    let mut base = reader.calls.fetch_adapter(fetch).await.unwrap().into_inner();
+    let mut fetched = 0;
+    while let Some(chunk) = base.message().await.unwrap() {
+        fetched += chunk.data.len() as u64;
+    }
+    assert_eq!(fetched, round.wire.base_bytes);
+    let coordinator = scratch.federation.coordinator().unwrap();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", coordinator.id())).unwrap();
+    let paths = open.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+    let blobs: Vec<_> =
+        paths.filter(|path| path.components().any(|part| part.as_os_str() == "blobs")).collect();
+    assert!(blobs.is_empty(), "{blobs:?}");
+    let peak = peak_mb(&scratch);
+    println!("64 adapters and 8 exports unread: peak {peak:.0} MB");
+    assert!(peak <= 64.0, "{peak} MB");
+    drop((unread, exports));
+}
+
 /// Memory: failed before: 128 sites of 1.2 MB at once took 180 MB.
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_follows_the_budget_and_not_the_number_of_uploads() {

@@ -4,7 +4,11 @@ mod deltas;
 
 use std::path::Path;
 
+use ring::signature::Ed25519KeyPair;
 use tributary_proto::channel::Role;
+use tributary_shared::tlog::checkpoint::Checkpoint;
+use tributary_shared::tlog::key::Signer;
+use tributary_shared::tlog::recovery::{Draft, Head, RECOVERY_SCHEMA, Recovery, Statement};
 
 use super::*;
 
@@ -203,7 +207,7 @@ async fn rows_read_before_a_change_do_not_undo_it() {
     assert_eq!(members.standing(&peer(&member, "aa")), Standing::Unknown);
 }
 
-/// Failed before: on a disk that had filled a second time, no member could be cut off.
+/// B6. Failed before: on a disk that had filled a second time, no member could be cut off.
 #[tokio::test]
 async fn a_state_that_cannot_be_written_holds_until_it_can() {
     let directory = tempfile::tempdir().unwrap();
@@ -280,4 +284,55 @@ async fn starting_a_run_stops_no_other_runs_calls() {
     tokio::time::timeout(hang, answered).await.expect("all of it is answered");
     drop(reserved);
     driver.start_run(rehearsal("large"), &operator()).await.expect("the name is free again");
+}
+
+/// Failed before: each run, those started later included, could lose as many rounds as leaves were lost.
+#[tokio::test]
+async fn runs_share_the_bound_of_rounds_that_a_recovery_gives_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("tributary.db")).await.unwrap();
+    let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    let signer = Signer::new("log", pair).unwrap();
+    let head = |size: u64| {
+        let note = Checkpoint::sign(size, Digest::of(&size.to_le_bytes()), &signer);
+        Head::open(&note, &signer.verifier_key()).unwrap()
+    };
+    let statement = Statement {
+        schema: RECOVERY_SCHEMA,
+        log: signer.verifier_key(),
+        consortium: "demo".parse().unwrap(),
+        lost: vec![head(10)],
+        kept: head(5),
+        at: clock::now(),
+        reason: "the disk failed".to_owned(),
+        operator: "operator/anna".to_owned(),
+    };
+    // Its certificates are checked before it becomes a leaf, and not when it is read.
+    let Draft { statement, log_signature } = Draft::sign(statement, &signer);
+    let recovery = Recovery {
+        statement,
+        log_signature,
+        operator_certificate: String::new(),
+        operator_signature: String::new(),
+        root_certificate: String::new(),
+    };
+    let digest = recovery.statement.digest();
+    let recovered = RegistryEvent::Recovered { recovery: Box::new(recovery) };
+    store.record(clock::now(), recovered).await.unwrap();
+    store.close().await;
+
+    let driver = driver(directory.path()).await;
+    enroll(&driver, "a").await;
+    for name in ["one", "two"] {
+        driver.start_run(rehearsal(name), &operator()).await.unwrap();
+    }
+    let known = |run: &str| KnownRound { run: run.parse().unwrap(), round: 3, answered: true };
+    let site = "a".parse().unwrap();
+    driver.recall(&site, vec![known("one"), known("two")]).await.unwrap();
+    let mut given_up = Vec::new();
+    for name in ["one", "two"] {
+        let run = driver.run(&name.parse().unwrap()).await.unwrap();
+        given_up.push(run.read(|run| run.skipped(digest)));
+    }
+    assert_eq!(given_up, [3, 0], "five leaves were lost");
 }

@@ -1,5 +1,7 @@
 //! Rounds that a lost branch of the history knows.
 
+use tributary_shared::manifest::Cohort;
+
 use super::*;
 
 fn recovery() -> Digest {
@@ -58,4 +60,15 @@ fn work_of_this_branch_is_no_reason_to_skip() {
     assert_eq!(trial.yes(skip("b", 1, false, 9)).len(), 1);
     // A round that is closed or skipped is no reason any more.
     assert!(trial.yes(skip("b", 1, true, 9)).is_empty());
+}
+
+/// Failed before: a site outside the cohort cut rounds short.
+#[test]
+fn a_site_that_the_run_does_not_ask_skips_nothing() {
+    let mut manifest = manifest("sites = 1");
+    manifest.cohort = Some(Cohort { sites: sites("a b") });
+    let mut trial = Trial::start_of(manifest);
+    trial.yes(Command::Open { active: sites("a b c") });
+    assert!(trial.yes(skip("c", 3, true, 10)).is_empty());
+    assert_eq!(trial.yes(skip("b", 3, true, 10)).len(), 1);
 }
