@@ -49,7 +49,7 @@ for target in "${targets[@]}"; do
     mkdir -p "$grown" "$state/$target/crashes"
     export FUZZ_TARGET="$target"
     # Wall time, on a machine that may be busy: 30 s here are less than one of an optimised program.
-    limits=(-rss_limit_mb=2048 -malloc_limit_mb=2048 -timeout=30 "-max_len=$(max_len "$target")")
+    limits=(-rss_limit_mb=2048 -malloc_limit_mb=600 -timeout=30 "-max_len=$(max_len "$target")")
     case "$mode" in
     input) exec "$fuzz" "${limits[@]}" "$input" ;;
     minimize)

@@ -59,6 +59,16 @@ pub enum DicomProblem {
         /// The bound.
         max: u64,
     },
+    /// A length that is no multiple of the size of its values.
+    #[error("the element {tag} declares {declared} bytes for values of {value} bytes each")]
+    Values {
+        /// The element.
+        tag: Tag,
+        /// Bytes that it declares.
+        declared: u32,
+        /// Bytes of a value.
+        value: u32,
+    },
     /// A length that the file cannot hold.
     #[error("the element {tag} declares {declared} bytes, and {left} are left in the file")]
     Length {

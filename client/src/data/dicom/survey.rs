@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use dicom_core::VR;
 use dicom_encoding::transfer_syntax::{Codec, TransferSyntax};
 use dicom_object::Tag;
 use dicom_parser::dataset::LazyDataToken;
@@ -115,6 +116,7 @@ fn walk(
     let decoder = DynStatefulDecoder::new_with_ts(set, syntax, 0).map_err(|e| format(&e))?;
     let mut reader = LazyDataSetReader::new(decoder);
     let (mut depth, mut elements, mut in_pixels) = (0u32, 0u32, false);
+    let mut table_is_next = false;
     while let Some(token) = reader.advance() {
         let token = token.map_err(|e| format(&e))?;
         elements += u32::from(is_kept(&token));
@@ -137,16 +139,22 @@ fn walk(
                 in_pixels |= depth == 0 && header.tag == PIXEL_DATA;
             }
             LazyDataToken::SequenceStart { .. } | LazyDataToken::PixelSequenceStart => {
-                in_pixels |= depth == 0 && matches!(token, LazyDataToken::PixelSequenceStart);
+                table_is_next = matches!(token, LazyDataToken::PixelSequenceStart);
+                in_pixels |= depth == 0 && table_is_next;
                 depth += 1;
                 if depth > DEPTH_MAX {
                     return Err(DicomProblem::Depth { max: DEPTH_MAX });
                 }
             }
+            // An empty offset table has no value.
+            LazyDataToken::ItemEnd => table_is_next = false,
             LazyDataToken::SequenceEnd => depth = depth.saturating_sub(1),
             LazyDataToken::LazyValue { header, decoder } => {
                 fits(header.tag, header.len.0, bytes.saturating_sub(decoder.position()))?;
                 let end = decoder.position().saturating_add(u64::from(header.len.0));
+                if end != bytes {
+                    divides(header.tag, header.len.0, value_bytes(header.vr))?;
+                }
                 if !in_pixels && end > HEADER_BYTES_MAX {
                     return Err(DicomProblem::Header { max: HEADER_BYTES_MAX });
                 }
@@ -154,6 +162,10 @@ fn walk(
             }
             LazyDataToken::LazyItemValue { len, decoder } => {
                 fits(PIXEL_DATA, len, bytes.saturating_sub(decoder.position()))?;
+                // The offset table comes first, in words of four bytes.
+                if std::mem::take(&mut table_is_next) {
+                    divides(PIXEL_DATA, len, 4)?;
+                }
                 decoder.skip_bytes(len).map_err(|e| format(&e))?;
             }
             _ => {}
@@ -170,6 +182,30 @@ fn is_kept<D>(token: &LazyDataToken<D>) -> bool {
             | LazyDataToken::SequenceStart { .. }
             | LazyDataToken::ItemStart { .. }
     )
+}
+
+/// Bytes of each value of the representation `vr` (PS3.5 6.2), 1 where its values have no one size.
+fn value_bytes(vr: VR) -> u32 {
+    match vr {
+        VR::OW | VR::SS | VR::US => 2,
+        VR::AT | VR::FL | VR::OF | VR::OL | VR::SL | VR::UL => 4,
+        VR::FD | VR::OD | VR::OV | VR::SV | VR::UV => 8,
+        VR::AE | VR::AS | VR::CS | VR::DA | VR::DS | VR::DT | VR::IS | VR::LO | VR::LT | VR::OB => {
+            1
+        }
+        VR::PN | VR::SH | VR::SQ | VR::ST | VR::TM | VR::UC | VR::UI | VR::UN | VR::UR | VR::UT => {
+            1
+        }
+    }
+}
+
+/// Refuses a part of a value: the reader takes whole values alone, and what follows them for the next element.
+fn divides(tag: Tag, declared: u32, value: u32) -> Result<(), DicomProblem> {
+    if declared.is_multiple_of(value) {
+        Ok(())
+    } else {
+        Err(DicomProblem::Values { tag, declared, value })
+    }
 }
 
 fn fits(tag: Tag, declared: u32, left: u64) -> Result<(), DicomProblem> {

@@ -293,6 +293,28 @@ fn the_data_set_that_is_read_is_the_one_that_was_surveyed() {
     assert!(unread.contains("transfer syntax `1.2.3` is not read here"), "{unread}");
 }
 
+/// Found by the fuzzer: the reader takes whole values alone, so that after 18 bytes of UL (or an offset table of 6) it read
+/// the next element two bytes earlier than the survey, which skipped 18: 3.6 KB took 1.1 GB.
+#[test]
+fn a_part_of_a_value_is_refused() {
+    let behind = b"\x10\0\x20\0LO\x02\0p ";
+    for element in [
+        b"\x08\0\x14\0UL\x06\0\x01\0\0\0\0\0".as_slice(),
+        b"\x08\0\x14\0US\x03\0\x01\0\0",
+        b"\x08\0\x14\0FD\x0C\0\x01\0\0\0\0\0\0\0\0\0\0\0",
+        b"\x09\0\x10\x10OV\0\0\x04\0\0\0\x01\0\0\0",
+        b"\xE0\x7F\x10\0OB\0\0\xFF\xFF\xFF\xFF\xFE\xFF\0\xE0\x06\0\0\0\0\0\0\0\0\0\xFE\xFF\xDD\xE0\0\0\0\0",
+    ] {
+        let file = file(&[element, behind].concat());
+        let problem = Object::open(file.path()).err().unwrap();
+        assert!(matches!(problem, DicomProblem::Values { .. }), "{element:?}: {problem}");
+    }
+    // At the end of the file nothing can be misread behind it.
+    let last = file(b"\xE0\x7F\x10\0OW\0\0\x03\0\0\0abc");
+    let opened = Object::open(last.path()).err();
+    assert!(!matches!(opened, Some(DicomProblem::Values { .. })), "{opened:?}");
+}
+
 /// A12b. Failed before: the stack overflowed, which ends the program.
 #[test]
 fn a_hundred_thousand_nested_sequences_are_refused() {
