@@ -160,6 +160,12 @@ fn peer(member: &Member, serial_hex: &str) -> tributary_proto::channel::Peer {
 }
 
 async fn enrol(driver: &Driver, member: &Member, serial: &str) {
+    write_member(driver, member, serial).await;
+    driver.members_changed().await.unwrap();
+}
+
+/// A member in the store, which the driver has not read again.
+async fn write_member(driver: &Driver, member: &Member, serial: &str) {
     let certificate = crate::store::Certificate {
         der: serial.as_bytes().to_vec(),
         serial_hex: serial.to_owned(),
@@ -170,7 +176,6 @@ async fn enrol(driver: &Driver, member: &Member, serial: &str) {
         certificate: Digest::of(serial.as_bytes()),
     };
     driver.store().add_member(clock::now(), member, &certificate, event).await.unwrap();
-    driver.members_changed().await.unwrap();
 }
 
 fn revoked(member: &Member) -> RegistryEvent {
@@ -223,6 +228,44 @@ async fn a_state_that_cannot_be_written_holds_until_it_can() {
         RegistryEvent::Reinstated { member: site.to_string(), by: "operator/anna".to_owned() };
     driver.set_member_state(&site, MemberState::Active, event).await.unwrap();
     assert_eq!(driver.members().standing(&peer(&site, "aa")), Standing::Active);
+}
+
+/// Failed before: only a full disk cut a member off in memory; after any other error of the database it went on calling.
+#[tokio::test]
+async fn a_member_is_cut_off_whatever_kept_its_state_from_being_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = driver(directory.path()).await;
+    let site: Member = "site/a".parse().unwrap();
+    enrol(&driver, &site, "aa").await;
+    driver.store().close().await;
+    let event = RegistryEvent::Suspended {
+        member: site.to_string(),
+        by: "operator/anna".to_owned(),
+        reason: "left".to_owned(),
+    };
+    let told = driver.set_member_state(&site, MemberState::Suspended, event).await.unwrap_err();
+    assert!(matches!(told, DriverError::Unwritten { .. }), "{told:?}");
+    assert!(told.to_string().contains("the history does not say so"), "{told}");
+    assert_eq!(driver.members().standing(&peer(&site, "aa")), Standing::Suspended);
+}
+
+/// Failed before: an enrolment whose second reading of the members failed left the old certificate good and the new one
+/// unknown until the coordinator was restarted.
+#[tokio::test]
+async fn members_that_were_not_read_again_after_a_change_are_read_by_the_ticker() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = driver(directory.path()).await;
+    let member: Member = "site/a".parse().unwrap();
+    write_member(&driver, &member, "aa").await;
+    assert_eq!(driver.members().standing(&peer(&member, "aa")), Standing::Unknown);
+    driver.members().expect_change();
+    let read_again = async {
+        while driver.members().standing(&peer(&member, "aa")) != Standing::Active {
+            tokio::task::yield_now().await;
+        }
+    };
+    let hang = std::time::Duration::from_secs(60);
+    tokio::time::timeout(hang, read_again).await.expect("the ticker looks every five seconds");
 }
 
 /// The command by which `site` agrees to the open round of `run`.
