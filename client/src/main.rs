@@ -12,6 +12,7 @@ use tributary_client::cli::data::DataCommand;
 use tributary_client::cli::site::SiteCommand;
 use tributary_client::cli::train::TrainCommand;
 use tributary_client::cli::{Format, aside, data, site, train};
+use tributary_client::data::guard::quiet_caught_panics;
 use tributary_client::data::isolate::{self, Isolation};
 use tributary_client::site::progress::Display;
 use tributary_proto::private::keep_to_owner;
@@ -58,6 +59,7 @@ enum LogFormat {
 }
 
 fn main() -> process::ExitCode {
+    quiet_caught_panics();
     keep_to_owner();
     let typed: Vec<OsString> = std::env::args_os().collect();
     let arguments = match Arguments::try_parse_from(&typed) {

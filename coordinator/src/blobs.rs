@@ -206,7 +206,15 @@ impl Blobs {
     pub fn list(&self) -> io::Result<Vec<Digest>> {
         let mut digests = Vec::new();
         for directory in fs::read_dir(&self.0.blobs)? {
-            for file in fs::read_dir(directory?.path())? {
+            let directory = directory?;
+            if !directory.file_type()?.is_dir() {
+                tracing::warn!(
+                    "{} is no folder of blobs and is passed over",
+                    directory.path().display()
+                );
+                continue;
+            }
+            for file in fs::read_dir(directory.path())? {
                 let name = file?.file_name();
                 let digest: Option<Digest> =
                     name.to_str().and_then(|hex| format!("sha256:{hex}").parse().ok());

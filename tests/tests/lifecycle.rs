@@ -163,13 +163,11 @@ async fn a_connection_that_a_revoked_site_opens_later_is_cut_without_a_call() {
     let scratch = tokio::task::spawn_blocking(|| Scratch::with_powers_of_two(1)).await.unwrap();
     scratch.federation.operator(["site", "revoke", "site-0", "--reason", "left"]).unwrap();
     let folder = scratch.federation.sites()[0].directory.clone();
-    let mut member = Member::connect(&folder, scratch.federation.address()).await;
+    let member = Member::connect(&folder, scratch.federation.address()).await;
     let coordinator = scratch.federation.coordinator().unwrap();
     let cut = |line: &str| line.contains("connections of replaced or revoked certificates cut");
     tokio::task::block_in_place(|| coordinator.wait_stderr(PATIENCE, cut)).unwrap();
-    let request = tributary_proto::v1::NextAssignmentRequest::default();
-    let refused = member.calls.next_assignment(request).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+    drop(member);
 }
 
 /// A6a, A6b. Failed before: only sites could be revoked, and no invitation could be withdrawn.

@@ -245,7 +245,7 @@ impl Policy {
             let unknown = asked.iter().flatten().find(|kind| !known.contains(&kind.as_str()));
             match unknown {
                 Some(kind) => {
-                    let mend = format!("write some of {}", known.join(", "));
+                    let mend = format!("known: {}", known.join(", "));
                     Err(bad(key, &format!("`{kind}` is no such kind"), &mend))
                 }
                 None => Ok(asked.map(BTreeSet::from_iter)),

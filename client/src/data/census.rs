@@ -281,7 +281,7 @@ impl Counted {
     fn finish(mut self, source: String, task: &Task) -> Census {
         if self.profile.grey > 0 && self.profile.colour > 0 {
             let cases = self.profile.grey.min(self.profile.colour);
-            let what = "grey and colour pictures are mixed; the rarer kind";
+            let what = "grey and colour pictures are mixed";
             self.oddities.insert(what, Oddity { cases, examples: Vec::new() });
         }
         if self.cases.len() > 1 && patients(&self.cases, |_| true) == 1 {

@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tributary_shared::dataset::Plane;
 
+use super::guard::caught;
 use super::pixels::Picture;
 use super::{DataError, ImageProblem, dicom, image_file, slide, volume};
 use crate::config::reading::{Frames, Reading};
@@ -205,7 +205,7 @@ impl Opened {
 
 /// A decoder that panics on a damaged file costs that file and nothing else.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+    caught(read).unwrap_or_else(|| {
         let problem = ImageProblem::Damaged { detail: "the decoder gave up on it".to_owned() };
         Err(DataError::Image { path: path.display().to_string(), problem })
     })

@@ -12,6 +12,7 @@ mod dicom;
 pub mod divide;
 mod folder;
 mod frame;
+pub mod guard;
 mod image_file;
 pub mod isolate;
 mod label;

@@ -12,7 +12,6 @@ mod tissue;
 
 use std::fs::File;
 use std::io::BufReader;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -26,6 +25,7 @@ pub(super) use self::isolated::Served;
 use self::levels::Levels;
 use self::pyramid::Pyramid;
 use self::tissue::Tissue;
+use super::guard::caught;
 use super::isolate::DecoderProblem;
 use super::medium::Facts;
 use super::pixels::Picture;
@@ -135,8 +135,7 @@ pub(super) fn is_slide(path: &Path, head: &[u8]) -> bool {
     }
     let magics: [&[u8]; 4] = [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"];
     let looks = || File::open(path).is_ok_and(|file| Pyramid::read(BufReader::new(file)).is_ok());
-    magics.iter().any(|magic| head.starts_with(magic))
-        && catch_unwind(AssertUnwindSafe(looks)).unwrap_or(false)
+    magics.iter().any(|magic| head.starts_with(magic)) && caught(looks).unwrap_or(false)
 }
 
 /// The scanner's own format that a file's name says it is.

@@ -246,7 +246,8 @@ fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, BackboneError> {
         return Err(BackboneError::TooLarge { path: path.to_owned(), bytes, bytes_max });
     }
     let mut content = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut content).map_err(failed)?;
+    // A device has no length, and no end either.
+    file.take(bytes).read_to_end(&mut content).map_err(failed)?;
     Ok(content)
 }
 

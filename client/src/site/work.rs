@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 use tributary_shared::check::CheckAnswer;
 use tributary_shared::manifest::{RunManifest, Task};
 use tributary_shared::name::SiteName;
-use tributary_shared::refusal::RefusalClass;
+use tributary_shared::refusal::{Refusal, RefusalClass};
 use tributary_shared::tensors::{Checked, Header, Subject};
 use tributary_shared::terms::SiteMetrics;
 
@@ -380,7 +380,15 @@ fn rehearse(
 fn delta_unfinished(error: DeltaError) -> Unfinished {
     match error {
         DeltaError::Stopped => Unfinished::Stopped,
-        DeltaError::Refused(refusal) => Unfinished::Failed(WorkFailure::open(refusal.to_string())),
+        DeltaError::Refused(refusal) => {
+            // The norm itself is the site's own.
+            let told = if let Refusal::OverNorm { norm_max, .. } = refusal {
+                format!("the delta's norm is above the bound of {norm_max}")
+            } else {
+                refusal.to_string()
+            };
+            Unfinished::Failed(WorkFailure::new(told, refusal.to_string()))
+        }
         DeltaError::Disk(error) => Unfinished::Disk(error),
     }
 }

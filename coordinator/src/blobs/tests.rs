@@ -180,3 +180,12 @@ async fn what_could_not_be_made_durable_is_not_in_the_part() {
     blobs.promote(&BTreeSet::from([key.clone()])).unwrap();
     assert_eq!(fs::read(blobs.path(key.digest)).unwrap(), b"durable and lost");
 }
+
+/// Failed before: a stray file in the folder ended `gc` and `doctor` with an error that named the folder.
+#[tokio::test]
+async fn a_file_among_the_folders_of_blobs_is_passed_over() {
+    let root = tempfile::tempdir().unwrap();
+    let blobs = Blobs::at(root.path()).unwrap();
+    fs::write(root.path().join("blobs/junk"), b"x").unwrap();
+    assert_eq!(blobs.list().unwrap(), []);
+}

@@ -85,7 +85,7 @@ pub(super) struct Invite {
     /// Its name: a-z, 0-9 and `-`
     name: SiteName,
     /// How long the kit can be used, e.g. 72h or 7d
-    #[arg(long, default_value = "72h", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "72h", value_name = "TIME", value_parser = validity)]
     valid: Duration,
     /// Where the kit goes; an existing file is never overwritten [default: NAME.kit]
     #[arg(long, value_name = "FILE")]
@@ -232,7 +232,7 @@ async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Ans
     write_new(&path, &reply.kit)?;
     let expires = kit.expires.as_millis();
     let file = path.display().to_string();
-    let enroll = command(role, &name, &path);
+    let enroll = command(role, &name, &path, replace);
     let text = format!(
         "Wrote {file}: invites {} to {} at {}, until {}.\n\
          Hand it over in private; the token in it works once. There: {enroll}",
@@ -251,10 +251,27 @@ async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Ans
     Ok(Answer::new(data, text))
 }
 
-/// Command to type on the machine where the kit has arrived.
-fn command(role: Role, name: &SiteName, kit: &Path) -> String {
+/// Longest validity of an invitation; the coordinator refuses more.
+const VALID_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// Reads `--valid`: more than none, and at most 90 days.
+fn validity(text: &str) -> Result<Duration, String> {
+    let valid = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    match valid {
+        Duration::ZERO => Err("a kit that can never be used; write e.g. 72h".to_owned()),
+        valid if valid > VALID_MAX => Err("at most 90d".to_owned()),
+        valid => Ok(valid),
+    }
+}
+
+/// Command to type on the machine where the kit has arrived. A site that is enrolled keeps its directory, with ledger
+/// and holdout salt.
+fn command(role: Role, name: &SiteName, kit: &Path, replace: bool) -> String {
     let kit = kit.file_name().map_or(kit.display(), |file| Path::new(file).display());
     match role {
+        Role::Site if replace => {
+            format!("tributary-client enroll {kit} --directory {name} --renew")
+        }
         Role::Site => format!("tributary-client enroll {kit} --directory {name}"),
         Role::Operator | Role::Auditor => format!("tributary enroll {kit} --identity {name}"),
     }
@@ -367,9 +384,24 @@ mod tests {
     /// The hint of a site's kit used to lack its directory.
     #[test]
     fn a_kits_hint_puts_every_member_into_a_directory_of_its_own() {
-        let of = |role| command(role, &"alpha".parse().unwrap(), Path::new("kits/alpha.kit"));
-        assert_eq!(of(Role::Site), "tributary-client enroll alpha.kit --directory alpha");
-        assert_eq!(of(Role::Auditor), "tributary enroll alpha.kit --identity alpha");
+        let of = |role, replace| {
+            command(role, &"alpha".parse().unwrap(), Path::new("kits/alpha.kit"), replace)
+        };
+        assert_eq!(of(Role::Site, false), "tributary-client enroll alpha.kit --directory alpha");
+        // Failed before: the command did not work where the site is enrolled, and its mend cost the holdout salt.
+        let renews = of(Role::Site, true);
+        assert_eq!(renews, "tributary-client enroll alpha.kit --directory alpha --renew");
+        assert_eq!(of(Role::Auditor, false), "tributary enroll alpha.kit --identity alpha");
+    }
+
+    /// Failed before: none stood for 72 hours.
+    #[test]
+    fn a_kit_can_be_used_for_more_than_no_time_and_for_90_days_at_most() {
+        assert_eq!(validity("90d"), Ok(VALID_MAX));
+        assert_eq!(validity("7d").unwrap().as_secs(), 7 * 24 * 3600);
+        assert!(validity("0s").unwrap_err().contains("never be used"));
+        assert!(validity("91d").unwrap_err().contains("at most 90d"));
+        assert!(validity("soon").is_err());
     }
 
     #[test]

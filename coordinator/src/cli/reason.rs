@@ -2,6 +2,7 @@
 
 use clap::Args;
 use tributary_shared::outcome::Failure;
+use tributary_shared::text::REASON_CHARS_MAX;
 
 /// The operator's reason for a command.
 #[derive(Debug, Args)]
@@ -14,7 +15,12 @@ pub(super) struct Reason {
 impl Reason {
     /// The words. Without any, nothing is asked of the coordinator and `command` is shown with some.
     pub(super) fn words(self, command: &str) -> Result<String, Failure> {
-        self.reason.filter(|words| !words.trim().is_empty()).ok_or_else(|| {
+        let words = self.reason.filter(|words| !words.trim().is_empty());
+        if words.as_ref().is_some_and(|words| words.chars().count() > REASON_CHARS_MAX) {
+            let line = format!("--reason has more than {REASON_CHARS_MAX} characters");
+            return Err(Failure::invalid("reason", line).hint("shorten it; nothing was done"));
+        }
+        words.ok_or_else(|| {
             let line = format!("`{command}` needs a --reason, and nothing was done");
             let example = format!("e.g. tributary {command} --reason \"audit of the data\"");
             Failure::invalid("reason", line)
@@ -35,5 +41,8 @@ mod tests {
             let line = reason(none).words("run stop a").unwrap_err().to_string();
             assert!(line.contains("tributary run stop a --reason \""), "{line}");
         }
+        // Failed before: what was above the limit was cut off without a word.
+        let long = reason(Some(&"x".repeat(501))).words("run stop a").unwrap_err().to_string();
+        assert!(long.contains("more than 500 characters"), "{long}");
     }
 }

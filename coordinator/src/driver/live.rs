@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
+use tributary_proto::channel::{Member, Role};
 use tributary_shared::digest::Digest;
 use tributary_shared::name::{RunName, SiteName};
 use tributary_shared::outcome::chain;
@@ -15,12 +16,12 @@ use super::leaves::ProofLeaves;
 use super::uploads::Tidied;
 use super::{Driver, DriverError, Retention};
 use crate::clock;
-use crate::round::event::RunEvent;
+use crate::round::event::{LossCause, RunEvent};
 use crate::round::lease::{Leases, Progress};
 use crate::round::record::{Event, Stream};
 use crate::round::seat::Seat;
-use crate::round::{Command, CorruptHistory, Phase, Run};
-use crate::store::Store;
+use crate::round::{Collecting, Command, CorruptHistory, Phase, Run};
+use crate::store::{MemberState, Store};
 use crate::unbroken::to_the_end;
 
 /// Longest reason kept of the coordinator's own trouble, characters.
@@ -346,7 +347,15 @@ impl LiveRun {
                     }
                     return Ok(());
                 }
-                Phase::Collecting(_) | Phase::Ended { .. } => return Ok(()),
+                Phase::Collecting(open) => {
+                    // A site that was suspended while the round was being opened was in no open round then.
+                    let Some((site, cause)) = withdrawn(driver, &open) else { return Ok(()) };
+                    let lost = Command::Lose { site, round: Some(open.round), cause };
+                    if !self.apply(driver, lost).await? {
+                        return Ok(());
+                    }
+                }
+                Phase::Ended { .. } => return Ok(()),
             }
         }
     }
@@ -474,6 +483,20 @@ impl LiveRun {
 /// so a moment ago. It blames itself and not them.
 fn holds(driver: &Driver, run: &Run, now: Timestamp) -> bool {
     driver.space().is_or_was_short(now, run.manifest().rounds.lease().max(GRACE_MIN))
+}
+
+/// A site of the open round that is suspended or revoked and still awaited.
+fn withdrawn(driver: &Driver, open: &Collecting) -> Option<(SiteName, LossCause)> {
+    let awaited = open.seats.iter().filter(|(_, seat)| !seat.is_final() && !seat.is_withdrawn());
+    awaited.map(|(site, _)| site).find_map(|site| {
+        let member = Member { role: Role::Site, name: site.clone() };
+        let cause = match driver.members().state(&member)? {
+            MemberState::Active => return None,
+            MemberState::Suspended => LossCause::Suspended,
+            MemberState::Revoked => LossCause::Revoked,
+        };
+        Some((site.clone(), cause))
+    })
 }
 
 /// One line for the operational log; the whole event is in the history.

@@ -11,6 +11,7 @@ use tributary_shared::tlog::key::Signer;
 use tributary_shared::tlog::recovery::{Draft, Head, RECOVERY_SCHEMA, Recovery, Statement};
 
 use super::*;
+use crate::round::seat::Seat;
 
 async fn driver(directory: &Path) -> Driver {
     driver_keeping(directory, Keeping::default()).await
@@ -247,6 +248,26 @@ async fn a_member_is_cut_off_whatever_kept_its_state_from_being_written() {
     assert!(matches!(told, DriverError::Unwritten { .. }), "{told:?}");
     assert!(told.to_string().contains("the history does not say so"), "{told}");
     assert_eq!(driver.members().standing(&peer(&site, "aa")), Standing::Suspended);
+}
+
+/// Failed before: a site that was suspended between the choice of a round's sites and the round's opening was asked, and
+/// the round waited for it in vain.
+#[tokio::test]
+async fn a_site_that_is_suspended_while_a_round_is_opened_is_lost_to_it_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let driver = driver(directory.path()).await;
+    driver.start_run(rehearsal("run"), &operator()).await.unwrap();
+    let [a, b]: [Member; 2] = ["site/a", "site/b"].map(|name| name.parse().unwrap());
+    write_member(&driver, &a, "aa").await;
+    write_member(&driver, &b, "bb").await;
+    driver.members().reload(driver.store()).await.unwrap();
+    let active = driver.members().active_sites();
+    driver.members().put(&b, MemberState::Suspended);
+    let run = driver.run(&"run".parse().unwrap()).await.unwrap();
+    run.command(&driver, Command::Open { active }).await.unwrap();
+    let seat = |name: &SiteName| run.read(|run| run.seat(name, 1).cloned()).unwrap();
+    assert!(matches!(seat(&b.name), Seat::Lost { cause: LossCause::Suspended, .. }));
+    assert_eq!(seat(&a.name), Seat::Asked);
 }
 
 /// Failed before: an enrolment whose second reading of the members failed left the old certificate good and the new one

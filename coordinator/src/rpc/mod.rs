@@ -97,7 +97,7 @@ impl Services {
                 peer.member
             ))),
             Standing::Unknown => Err(Status::unauthenticated(format!(
-                "this coordinator does not accept the certificate of {}: it was revoked or replaced, or issued after the backup that the coordinator was restored from; ask the operator for a new invitation",
+                "this coordinator does not accept the certificate of {}: it was revoked or replaced, or issued after the backup that the coordinator was restored from",
                 peer.member
             ))),
         };

@@ -68,7 +68,7 @@ impl EnrollError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::AlreadyEnrolled { .. } => Failure::refused("already_enrolled", self.to_string())
-                .hint("use another directory, or --renew with a kit for the same member"),
+                .hint("with a kit for the same member use --renew; in another directory a site begins anew, with other patients held out and an empty ledger"),
             Self::Identity(_) => Failure::invalid("identity", chain(self)),
             Self::Connect(error) => connect_failure(error),
             Self::Refused { address, status } => status_failure(address, status),

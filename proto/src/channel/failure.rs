@@ -225,7 +225,7 @@ pub fn status_failure(address: &str, status: &Status) -> Failure {
     let said = format!("the coordinator at {address} says: {}", status.message());
     match status.code() {
         Code::Unauthenticated => Failure::connection(said)
-            .hint("enrol with the startup kit, or ask the operator for a new one"),
+            .hint("ask the operator for a new startup kit, and enrol with it and --renew"),
         Code::DeadlineExceeded => Failure::new(
             ExitCode::Timeout,
             "timeout",

@@ -111,7 +111,7 @@ pub enum DicomProblem {
     Nobody,
     /// A size that cannot be.
     #[error(
-        "{columns} x {rows} pixels, {frames} frames; at most {max} a side and {frames_max} frames"
+        "{columns} x {rows} pixels, {frames} frames; it may have 1 to {max} pixels a side and at most {frames_max} frames"
     )]
     Size {
         /// Pixels across.

@@ -1,6 +1,5 @@
 //! A manifest in Parquet, turned to the text that a CSV of it would hold.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,6 +13,7 @@ use parquet::schema::types::Type;
 
 use super::pages;
 use super::rows::MANIFEST_BYTES_MAX;
+use crate::data::guard::caught;
 use crate::data::isolate::{DecoderProblem, Isolation, Limits, Request};
 
 /// A Parquet file's first and last four bytes.
@@ -125,10 +125,9 @@ struct Column {
     ends: Vec<usize>,
 }
 
-/// The parquet crate asserts in places what a hostile file may break. It holds no state of ours
-/// and what it was about to give is dropped, so a panic in it is one more kind of damage.
+/// The parquet crate asserts in places what a hostile file may break: a panic in it is one more kind of damage.
 fn guarded<T>(read: impl FnOnce() -> Result<T, TableProblem>) -> Result<T, TableProblem> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+    caught(read).unwrap_or_else(|| {
         Err(TableProblem::Damaged { detail: "the reader gave up on it".to_owned() })
     })
 }
