@@ -23,5 +23,5 @@ for name in ("adapter_config.json", "adapter_model.safetensors"):
 root = sys.argv[1]
 paths = [os.path.join(folder, name) for folder, folders, files in os.walk(root) for name in folders + files]
 assert len(paths) > 100, f"{root} holds {len(paths)} paths"
-exposed = [path for path in paths if os.lstat(path).st_mode & 0o077 and not os.path.islink(path)]
+exposed = [path for path in [root, *paths] if os.lstat(path).st_mode & 0o077 and not os.path.islink(path)]
 assert not exposed, f"{len(exposed)} of {len(paths)} paths can be used by others: {exposed[:20]}"

@@ -99,6 +99,7 @@ pub async fn serve(
     let heads_of = heads.clone();
     let reused = Arc::default();
     let turns = Turns::new(config.upload_memory_bytes, u64::from(config.windows.stream));
+    let running = driver.clone();
     let services =
         Services { driver, authority, heads: heads_of, address, announced, reused, turns };
     let calls = Calls::default();
@@ -131,8 +132,16 @@ pub async fn serve(
     if told.is_cancelled() {
         return Ok(());
     }
-    // Nobody told us: the driver has seen another coordinator's writes.
-    Err(driver_failure(&DriverError::Superseded))
+    Err(stopped_itself(&running))
+}
+
+/// The failure of a driver that stopped although nobody told it to.
+fn stopped_itself(driver: &Driver) -> Failure {
+    if driver.is_superseded() {
+        return driver_failure(&DriverError::Superseded);
+    }
+    let message = "the coordinator stopped itself; the end of its log says why";
+    Failure::new(ExitCode::Bug, "stopped", message).hint("start it again")
 }
 
 /// Takes from other users of the machine what they could do with the coordinator's files: a hospital's

@@ -35,7 +35,7 @@ const FORGED_LEAVES: u64 = 1_000;
 
 /// The hostile coordinator, gone when dropped.
 pub struct Impostor {
-    /// Where it listens.
+    /// Address on which it listens.
     pub address: String,
     passing: Passing,
     stop: CancellationToken,

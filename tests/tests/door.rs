@@ -292,25 +292,6 @@ async fn messages_waits_and_empty_chunks_are_bounded() {
     let large = v1::EnrollRequest { token: "t".repeat(17 << 10), csr_der: Vec::new().into() };
     let mut enrolment = v1::enrolment_client::EnrolmentClient::new(channel);
     assert_eq!(code(enrolment.enroll(large).await), Code::OutOfRange);
-    let asked = Instant::now();
-    let guessed = v1::EnrollRequest { token: "guessed".to_owned(), csr_der: Vec::new().into() };
-    assert_eq!(code(enrolment.enroll(guessed).await), Code::InvalidArgument);
-    assert!(asked.elapsed() >= Duration::from_secs(1), "answered after {:?}", asked.elapsed());
-
-    let identity = Identity::load(&scratch.federation.operator_identity()).unwrap();
-    let channel = connect(address, &identity, &ConnectOptions::default()).await.unwrap();
-    let mut operator = v1::operator_client::OperatorClient::new(channel);
-    let manifest_toml = "#".repeat(257 << 10);
-    let large = v1::CheckRunRequest { manifest_toml, ..Default::default() };
-    assert_eq!(code(operator.check_run(large).await), Code::OutOfRange);
-    let mut with_header = async |bytes: usize| {
-        let mut request = tonic::Request::new(v1::ListSitesRequest {});
-        request.metadata_mut().insert("x-long", "h".repeat(bytes).parse().unwrap());
-        operator.list_sites(request).await
-    };
-    with_header(8 << 10).await.unwrap();
-    with_header(17 << 10).await.unwrap_err();
-
     let mut mallory = Member::connect(&folder, address).await;
     let large = v1::UploadChunk { data: vec![0; 1 << 20].into(), ..v1::UploadChunk::default() };
     let refused = mallory.calls.upload(tokio_stream::iter([large])).await;
@@ -341,6 +322,32 @@ async fn messages_waits_and_empty_chunks_are_bounded() {
     let ended = timeout(Duration::from_secs(45), upload).await.expect("the upload is cut off");
     assert_eq!(code(ended), Code::DeadlineExceeded);
     drip.abort();
+}
+
+/// The limits of an operator's messages and headers, and the pause before a refused enrolment is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_messages_and_headers_of_an_operator_are_refused_and_an_enrolment_after_a_second() {
+    let scratch = tokio::task::spawn_blocking(Scratch::found).await.unwrap();
+    let address = scratch.federation.address();
+    let identity = Identity::load(&scratch.federation.operator_identity()).unwrap();
+    let channel = connect(address, &identity, &ConnectOptions::default()).await.unwrap();
+    let mut enrolment = v1::enrolment_client::EnrolmentClient::new(channel.clone());
+    let asked = Instant::now();
+    let guessed = v1::EnrollRequest { token: "guessed".to_owned(), csr_der: Vec::new().into() };
+    assert_eq!(code(enrolment.enroll(guessed).await), Code::InvalidArgument);
+    assert!(asked.elapsed() >= Duration::from_secs(1), "answered after {:?}", asked.elapsed());
+
+    let mut operator = v1::operator_client::OperatorClient::new(channel);
+    let manifest_toml = "#".repeat(257 << 10);
+    let large = v1::CheckRunRequest { manifest_toml, ..Default::default() };
+    assert_eq!(code(operator.check_run(large).await), Code::OutOfRange);
+    let mut with_header = async |bytes: usize| {
+        let mut request = tonic::Request::new(v1::ListSitesRequest {});
+        request.metadata_mut().insert("x-long", "h".repeat(bytes).parse().unwrap());
+        operator.list_sites(request).await
+    };
+    with_header(8 << 10).await.unwrap();
+    with_header(17 << 10).await.unwrap_err();
 }
 
 /// Members that ask for adapters and exports and read nothing: each holds a few pieces, and no open file.

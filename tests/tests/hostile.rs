@@ -450,8 +450,8 @@ async fn every_call_is_answered_to_the_roles_of_its_row_alone() {
     }
 }
 
-/// A15, and the second half of the matrix: each call that reaches its caller's own objects, made with those of a run that
-/// does not ask the caller. Failed before: any site that knew a digest could fetch the adapters of every run.
+/// A15. Makes each call for a site's own objects with those of a run that does not ask the site. Failed before: any site
+/// that knew a digest could fetch the adapters of every run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_of_own_objects_reaches_nothing_of_a_run_that_does_not_ask_the_site() {
     let scratch = tokio::task::spawn_blocking(|| {

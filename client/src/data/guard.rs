@@ -6,11 +6,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 thread_local! {
     /// True while this thread is in a library that may panic on a damaged file.
     static IN_DECODER: Cell<bool> = const { Cell::new(false) };
+    /// Panics of the library so far. A second one, while the first is dealt with, ends the program.
+    static PANICS: Cell<u32> = const { Cell::new(0) };
 }
 
 /// The result of `read`, or `None` where it panicked. It holds no state of ours, and what it was about to give is dropped.
 pub(super) fn caught<T>(read: impl FnOnce() -> T) -> Option<T> {
     let outer = IN_DECODER.replace(true);
+    PANICS.set(0);
     let done = catch_unwind(AssertUnwindSafe(read));
     IN_DECODER.set(outer);
     done.ok()
@@ -20,9 +23,13 @@ pub(super) fn caught<T>(read: impl FnOnce() -> T) -> Option<T> {
 /// the log. At the level of debugging it stands in the log. Other panics are printed as before.
 pub fn quiet_caught_panics() {
     let print = take_hook();
-    set_hook(Box::new(move |panic| match IN_DECODER.get() {
-        true => tracing::debug!("a decoder panicked: {panic}"),
-        false => print(panic),
+    set_hook(Box::new(move |panic| {
+        let before = PANICS.replace(PANICS.get().saturating_add(1));
+        if IN_DECODER.get() && before == 0 {
+            tracing::debug!("a decoder panicked: {panic}");
+        } else {
+            print(panic);
+        }
     }));
 }
 

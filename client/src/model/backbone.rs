@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
@@ -241,12 +241,16 @@ impl View for Tensor<'_> {
 fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, BackboneError> {
     let failed = |source| BackboneError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
-    let bytes = file.metadata().map_err(failed)?.len();
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        // A pipe or a device tells no length, and may have no end.
+        return Err(failed(io::Error::other("it is no regular file; copy it to one")));
+    }
+    let bytes = metadata.len();
     if bytes > bytes_max {
         return Err(BackboneError::TooLarge { path: path.to_owned(), bytes, bytes_max });
     }
     let mut content = Vec::new();
-    // A device has no length, and no end either.
     file.take(bytes).read_to_end(&mut content).map_err(failed)?;
     Ok(content)
 }

@@ -128,6 +128,7 @@ impl Trust {
                     }
                 }
                 Err(problem) => {
+                    tracing::warn!("a recovery statement is refused: {problem}");
                     fault.get_or_insert_with(|| format!("{REFUSED}{problem}"));
                 }
             }

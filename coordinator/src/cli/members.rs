@@ -258,8 +258,8 @@ const VALID_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
 fn validity(text: &str) -> Result<Duration, String> {
     let valid = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     match valid {
-        Duration::ZERO => Err("a kit that can never be used; write e.g. 72h".to_owned()),
-        valid if valid > VALID_MAX => Err("at most 90d".to_owned()),
+        valid if valid.as_secs() == 0 => Err("is less than a second; write e.g. 72h".to_owned()),
+        valid if valid > VALID_MAX => Err("is longer than 90 days; write e.g. 72h".to_owned()),
         valid => Ok(valid),
     }
 }
@@ -268,12 +268,12 @@ fn validity(text: &str) -> Result<Duration, String> {
 /// and holdout salt.
 fn command(role: Role, name: &SiteName, kit: &Path, replace: bool) -> String {
     let kit = kit.file_name().map_or(kit.display(), |file| Path::new(file).display());
+    let renew = if replace { " --renew" } else { "" };
     match role {
-        Role::Site if replace => {
-            format!("tributary-client enroll {kit} --directory {name} --renew")
+        Role::Site => format!("tributary-client enroll {kit} --directory {name}{renew}"),
+        Role::Operator | Role::Auditor => {
+            format!("tributary enroll {kit} --identity {name}{renew}")
         }
-        Role::Site => format!("tributary-client enroll {kit} --directory {name}"),
-        Role::Operator | Role::Auditor => format!("tributary enroll {kit} --identity {name}"),
     }
 }
 
@@ -399,8 +399,10 @@ mod tests {
     fn a_kit_can_be_used_for_more_than_no_time_and_for_90_days_at_most() {
         assert_eq!(validity("90d"), Ok(VALID_MAX));
         assert_eq!(validity("7d").unwrap().as_secs(), 7 * 24 * 3600);
-        assert!(validity("0s").unwrap_err().contains("never be used"));
-        assert!(validity("91d").unwrap_err().contains("at most 90d"));
+        for none in ["0s", "500ms"] {
+            assert!(validity(none).unwrap_err().contains("less than a second"));
+        }
+        assert!(validity("91d").unwrap_err().contains("longer than 90 days"));
         assert!(validity("soon").is_err());
     }
 

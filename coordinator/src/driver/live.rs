@@ -263,6 +263,7 @@ impl LiveRun {
             Err(error) => {
                 let error = DriverError::from(error);
                 if matches!(error, DriverError::Superseded) {
+                    driver.0.superseded.store(true, Ordering::SeqCst);
                     driver.0.stop.cancel();
                 }
                 return Err(error);
@@ -272,6 +273,7 @@ impl LiveRun {
             tracing::info!(run = %self.name, event = %describe(event), "committed");
             if let Err(error) = self.evolve(now, leaf, event) {
                 // The run cannot be read any more, and a restart says which leaf is to blame.
+                tracing::error!(run = %self.name, leaf, error = %chain(&error), "an event does not follow");
                 driver.0.stop.cancel();
                 return Err(error.into());
             }

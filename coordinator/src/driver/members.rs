@@ -2,7 +2,7 @@
 //! compared with.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tributary_proto::channel::{Connections, Member, Peer, Role};
@@ -24,8 +24,10 @@ pub enum Standing {
 /// Every enrolled member and the serial number of its one good certificate.
 pub struct Members {
     table: Mutex<Table>,
-    /// True from a change of the store's rows until they were read again.
-    stale: AtomicBool,
+    /// Changes of the store's rows that were announced.
+    changed: AtomicU64,
+    /// The last of them before the rows were read.
+    read: AtomicU64,
     connections: Connections,
 }
 
@@ -34,7 +36,7 @@ struct Table {
     /// Grows with every change made here, so that rows that were read before one do not undo it.
     version: u64,
     rows: BTreeMap<Member, (MemberState, String)>,
-    /// States that could not be written to the store because its disk was full. They hold until they are written, or
+    /// States that could not be written to the store. They hold until they are written, or
     /// until this process ends.
     unwritten: BTreeMap<Member, MemberState>,
 }
@@ -49,22 +51,20 @@ impl Table {
 impl Members {
     /// Reads the store's rows.
     pub async fn load(store: &Store, connections: Connections) -> Result<Self, StoreError> {
-        let (table, stale) = Default::default();
-        let members = Self { table, stale, connections };
+        let (table, changed, read) = Default::default();
+        let members = Self { table, changed, read, connections };
         members.reload(store).await?;
         Ok(members)
     }
 
     /// Reads the rows again, after one was changed, and ends the connections whose certificates are no longer good.
-    /// After an error it is still owed: [`Self::is_stale`].
+    /// After an error, or when this is dropped, it is still owed: [`Self::is_stale`].
     pub async fn reload(&self, store: &Store) -> Result<(), StoreError> {
         self.expect_change();
         loop {
-            let version = self.version();
-            // A change that comes while the rows are read is owed anew.
-            self.stale.store(false, Ordering::SeqCst);
-            let rows = store.members().await.inspect_err(|_| self.expect_change())?;
-            if self.replace(version, rows) {
+            let (change, version) = (self.changed.load(Ordering::SeqCst), self.version());
+            if self.replace(version, store.members().await?) {
+                self.read.fetch_max(change, Ordering::SeqCst);
                 self.cut_unknown();
                 return Ok(());
             }
@@ -73,12 +73,12 @@ impl Members {
 
     /// Notes that rows of the store may have changed and must be read again.
     pub fn expect_change(&self) {
-        self.stale.store(true, Ordering::SeqCst);
+        self.changed.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Says whether the rows must be read again.
     pub fn is_stale(&self) -> bool {
-        self.stale.load(Ordering::SeqCst)
+        self.read.load(Ordering::SeqCst) < self.changed.load(Ordering::SeqCst)
     }
 
     pub(super) fn version(&self) -> u64 {

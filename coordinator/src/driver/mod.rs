@@ -20,6 +20,7 @@ mod uploads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{RwLock, watch};
@@ -236,6 +237,8 @@ struct Inner {
     changed: watch::Sender<u64>,
     /// Set when this coordinator must not go on.
     stop: CancellationToken,
+    /// True once another coordinator's writes were seen.
+    superseded: AtomicBool,
 }
 
 impl Driver {
@@ -259,6 +262,7 @@ impl Driver {
             pace,
             keeping,
             started: clock::now(),
+            superseded: AtomicBool::new(false),
             runs: RwLock::default(),
             starting: Mutex::default(),
             uploads: uploads::Uploads::default(),
@@ -330,6 +334,11 @@ impl Driver {
     /// Set when the coordinator stops; long waits and streams end with it.
     pub fn stopping(&self) -> &CancellationToken {
         &self.0.stop
+    }
+
+    /// Says whether the driver stopped because another coordinator writes to its database.
+    pub fn is_superseded(&self) -> bool {
+        self.0.superseded.load(Ordering::SeqCst)
     }
 
     fn wake(&self) {

@@ -112,11 +112,11 @@ fn highest(known: Vec<KnownRound>) -> Vec<KnownRound> {
 impl LiveRun {
     /// Skips the rounds that sites know from a lost branch; says whether it did.
     pub(super) async fn skip_known(&self, driver: &Driver) -> Result<bool, DriverError> {
-        if driver.recoveries().is_empty() {
+        let known = driver.0.recalled.of(self.name(), &driver.members().active_sites());
+        if known.is_empty() {
             return Ok(false);
         }
         let mut skipped = false;
-        let active = driver.members().active_sites();
         let _turn = driver.0.recalled.skipping.lock().await;
         for recovery in driver.recoveries().iter().rev() {
             let digest = recovery.statement.digest();
@@ -125,9 +125,7 @@ impl LiveRun {
             let given_up = others.map(|run| run.read(|run| run.skipped(digest)));
             let given_up = given_up.fold(0, u64::saturating_add);
             let most = recovery.statement.lost_leaves().saturating_sub(given_up);
-            for (site, KnownRound { round, answered, .. }) in
-                driver.0.recalled.of(self.name(), &active)
-            {
+            for (site, KnownRound { round, answered, .. }) in known.clone() {
                 let skip = Skip { site, round, answered, recovery: digest, most };
                 skipped |= self.apply(driver, Command::Skip(skip)).await?;
             }

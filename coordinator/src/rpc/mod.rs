@@ -124,8 +124,8 @@ fn unknown(run: &RunName) -> Refusal {
     Refusal::RunUnknown { run: run.to_string() }
 }
 
-/// The status of an error that is no part of an answer. Faults are logged here, once, and their
-/// inside stays here.
+/// The status of an error that is no part of an answer. Faults are logged here, once. Their causes stay here, but for
+/// that of a state that could not be written, which an operator must know.
 fn status(error: DriverError) -> Status {
     let code = match &error {
         full if full.is_full() => Code::ResourceExhausted,

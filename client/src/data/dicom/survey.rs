@@ -27,6 +27,8 @@ const PREAMBLE_BYTES: u64 = 128;
 /// Group of the file meta information.
 const META_GROUP: u16 = 0x0002;
 const TRANSFER_SYNTAX: Tag = Tag(META_GROUP, 0x0010);
+/// Says whether samples are signed (PS3.3 C.7.6.3).
+const PIXEL_REPRESENTATION: Tag = Tag(0x0028, 0x0103);
 /// Longest transfer syntax UID, bytes.
 const UID_BYTES_MAX: u64 = 64;
 /// Value representations with a length of two bytes (PS3.5 table 7.1-2). All others, unknown ones included, have four.
@@ -115,18 +117,14 @@ fn walk(
 ) -> Result<(), DicomProblem> {
     let decoder = DynStatefulDecoder::new_with_ts(set, syntax, 0).map_err(|e| format(&e))?;
     let mut reader = LazyDataSetReader::new(decoder);
-    let (mut depth, mut elements, mut in_pixels) = (0u32, 0u32, false);
-    let mut table_is_next = false;
+    let (mut depth, mut items, mut elements) = (0u32, 0u32, 0u32);
+    let (mut in_pixels, mut table_is_next) = (false, false);
     while let Some(token) = reader.advance() {
         let token = token.map_err(|e| format(&e))?;
         elements += u32::from(is_kept(&token));
         if elements > ELEMENTS_MAX {
             return Err(DicomProblem::Elements { max: ELEMENTS_MAX });
         }
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "the enum may grow; the rest holds no length"
-        )]
         match token {
             // An icon within a sequence has pixels too, and elements may follow it.
             LazyDataToken::ElementHeader(header)
@@ -146,9 +144,18 @@ fn walk(
                     return Err(DicomProblem::Depth { max: DEPTH_MAX });
                 }
             }
-            // An empty offset table has no value.
-            LazyDataToken::ItemEnd => table_is_next = false,
-            LazyDataToken::SequenceEnd => depth = depth.saturating_sub(1),
+            LazyDataToken::ItemStart { .. } => items += 1,
+            // Outside of any, the reader passes a delimiter over and this one does not.
+            LazyDataToken::ItemEnd => {
+                items =
+                    items.checked_sub(1).ok_or_else(|| malformed("an item ends outside of any"))?;
+                // An empty offset table has no value.
+                table_is_next = false;
+            }
+            LazyDataToken::SequenceEnd => {
+                let outer = depth.checked_sub(1);
+                depth = outer.ok_or_else(|| malformed("a sequence ends outside of any"))?;
+            }
             LazyDataToken::LazyValue { header, decoder } => {
                 fits(header.tag, header.len.0, bytes.saturating_sub(decoder.position()))?;
                 let end = decoder.position().saturating_add(u64::from(header.len.0));
@@ -158,7 +165,12 @@ fn walk(
                 if !in_pixels && end > HEADER_BYTES_MAX {
                     return Err(DicomProblem::Header { max: HEADER_BYTES_MAX });
                 }
-                decoder.skip_bytes(header.len.0).map_err(|e| format(&e))?;
+                if header.tag == PIXEL_REPRESENTATION {
+                    // By its value the decoder chooses representations of later elements, and so does the reader's.
+                    decoder.read_value_preserved(&header).map_err(|e| format(&e))?;
+                } else {
+                    decoder.skip_bytes(header.len.0).map_err(|e| format(&e))?;
+                }
             }
             LazyDataToken::LazyItemValue { len, decoder } => {
                 fits(PIXEL_DATA, len, bytes.saturating_sub(decoder.position()))?;
@@ -168,6 +180,7 @@ fn walk(
                 }
                 decoder.skip_bytes(len).map_err(|e| format(&e))?;
             }
+            // The enum may grow.
             _ => {}
         }
     }
@@ -199,7 +212,8 @@ fn value_bytes(vr: VR) -> u32 {
     }
 }
 
-/// Refuses a part of a value: the reader takes whole values alone, and what follows them for the next element.
+/// Refuses a length that is no multiple of `value`, the bytes of a value: the reader takes whole values and would read the
+/// rest as the next element.
 fn divides(tag: Tag, declared: u32, value: u32) -> Result<(), DicomProblem> {
     if declared.is_multiple_of(value) {
         Ok(())
@@ -213,7 +227,7 @@ fn fits(tag: Tag, declared: u32, left: u64) -> Result<(), DicomProblem> {
     if declared > left { Err(DicomProblem::Length { tag, declared, left }) } else { Ok(()) }
 }
 
-/// Reads the file meta information and stands behind it; gives the transfer syntax.
+/// Reads the file meta information and leaves `file` behind it; gives the transfer syntax.
 fn meta(file: &mut BufReader<File>, bytes: u64) -> Result<String, DicomProblem> {
     for at in [PREAMBLE_BYTES, 0] {
         file.seek(SeekFrom::Start(at)).map_err(|e| format(&e))?;

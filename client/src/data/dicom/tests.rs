@@ -315,6 +315,27 @@ fn a_part_of_a_value_is_refused() {
     assert!(!matches!(opened, Some(DicomProblem::Values { .. })), "{opened:?}");
 }
 
+/// Found by review: the representation of some elements follows from the value of (0028,0103), which the survey did not
+/// read; and delimiters outside of any item or sequence ended the survey's own count, while the reader passed them over.
+#[test]
+fn an_element_that_the_reader_takes_for_another_than_the_survey_is_refused() {
+    let signed = b"\x28\0\x03\x01US\x02\0\x01\0".as_slice();
+    // A sequence of 4 GiB for the survey, words of two bytes for the reader; then three bytes of OB or SS.
+    let sequence = b"\x28\0\x06\x01SQ\0\0\xFE\xFF\xFF\xFF\xFE\xFF\0\xE0\xFF\xFF\xFF\xFF";
+    let odd = b"\x28\0\x06\x01OB\0\0\x03\0\0\0abc\x10\0\x20\0LO\x02\0p ";
+    let stray = b"\xFE\xFF\x0D\xE0\0\0\0\0\xFE\xFF\xDD\xE0\xF0\xFF\xFF\xFF";
+    for elements in [[signed, sequence].concat(), [signed, odd].concat(), stray.to_vec()] {
+        let file = file(&elements);
+        let problem = Object::open(file.path()).err().unwrap();
+        let told = matches!(
+            problem,
+            DicomProblem::Length { .. } | DicomProblem::Values { .. } | DicomProblem::Format { .. }
+        );
+        assert!(told && problem != DicomProblem::NoPicture, "{elements:?}: {problem}");
+        assert!(!problem.to_string().contains("Could not read value"), "the reader: {problem}");
+    }
+}
+
 /// A12b. Failed before: the stack overflowed, which ends the program.
 #[test]
 fn a_hundred_thousand_nested_sequences_are_refused() {
