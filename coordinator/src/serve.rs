@@ -135,7 +135,7 @@ pub async fn serve(
     Err(stopped_itself(&running))
 }
 
-/// The failure of a driver that stopped although nobody told it to.
+/// The failure of a driver that stopped without a signal to the process.
 fn stopped_itself(driver: &Driver) -> Failure {
     if driver.is_superseded() {
         return driver_failure(&DriverError::Superseded);

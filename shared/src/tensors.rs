@@ -17,7 +17,7 @@ use crate::refusal::Refusal;
 
 const MAGIC: &[u8; 8] = b"TRIBTNS1";
 const PREFIX_BYTES: usize = MAGIC.len() + 4;
-/// How much longer than the expected header another may be, bytes.
+/// Bytes by which another header may exceed the expected one.
 const HEADER_SLACK_BYTES: usize = 64 << 10;
 /// Differences reported of one header; a hostile one may hold any number.
 const DIFFERENCES_MAX: usize = 16;

@@ -108,7 +108,7 @@ impl Passing {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A head with the log's true signature over leaves that nobody wrote.
+    /// A head with the log's true signature over leaves that do not exist.
     fn forged(&self) -> Response<Body> {
         let note = Checkpoint::sign(FORGED_LEAVES, Digest::of(b"forged"), &self.signer);
         let hash = Bytes::copy_from_slice(Digest::of(b"proof").as_bytes());

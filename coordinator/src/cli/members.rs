@@ -19,6 +19,7 @@ use super::new_file::{taken, write_new};
 use super::present::{NOTHING, ago, table, time, time_or_none};
 use super::reason::Reason;
 use super::session::{Globals, Session};
+use crate::membership::INVITATION_VALID_MAX;
 
 /// `tributary site ...`
 #[derive(Debug, Subcommand)]
@@ -251,15 +252,14 @@ async fn invite(role: Role, invitation: Invite, globals: &Globals) -> Result<Ans
     Ok(Answer::new(data, text))
 }
 
-/// Longest validity of an invitation; the coordinator refuses more.
-const VALID_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
-
 /// Reads `--valid`: more than none, and at most 90 days.
 fn validity(text: &str) -> Result<Duration, String> {
     let valid = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     match valid {
         valid if valid.as_secs() == 0 => Err("is less than a second; write e.g. 72h".to_owned()),
-        valid if valid > VALID_MAX => Err("is longer than 90 days; write e.g. 72h".to_owned()),
+        valid if valid > INVITATION_VALID_MAX => {
+            Err("is longer than 90 days; write e.g. 72h".to_owned())
+        }
         valid => Ok(valid),
     }
 }
@@ -397,7 +397,7 @@ mod tests {
     /// Failed before: none stood for 72 hours.
     #[test]
     fn a_kit_can_be_used_for_more_than_no_time_and_for_90_days_at_most() {
-        assert_eq!(validity("90d"), Ok(VALID_MAX));
+        assert_eq!(validity("90d"), Ok(INVITATION_VALID_MAX));
         assert_eq!(validity("7d").unwrap().as_secs(), 7 * 24 * 3600);
         for none in ["0s", "500ms"] {
             assert!(validity(none).unwrap_err().contains("less than a second"));

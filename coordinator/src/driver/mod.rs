@@ -99,7 +99,7 @@ pub enum DriverError {
         member: Member,
         /// Its state from now on.
         state: &'static str,
-        /// What failed.
+        /// Error of the store.
         source: StoreError,
     },
     /// A site has too much in the spool.

@@ -9,12 +9,16 @@ mod init;
 mod invitation;
 mod server;
 
+use std::time::Duration;
+
 pub use authority::{Authority, AuthorityError, MEMBER_VALID, server_identity};
 pub use certificate::{CertificateRequest, InvalidRequest};
 pub use init::{Founded, Founding, InitError, ServerNames, init, renew_server};
 pub use invitation::{Admission, EnrolmentRefused, admit, new_kit, token_digest};
 pub use server::{EXPIRY_WARNING, ServerCertificate, Unworkable, mismatch};
 
+/// Longest validity of an invitation.
+pub const INVITATION_VALID_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
 /// The authority's private key. Its holder can act as any member.
 pub const ROOT_KEY: &str = "root-key.pem";
 /// The authority's certificate.

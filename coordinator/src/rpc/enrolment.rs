@@ -12,7 +12,9 @@ use tributary_shared::outcome::chain;
 use super::{Services, status};
 use crate::clock;
 use crate::driver::DriverError;
-use crate::membership::{self, Admission, CertificateRequest, EnrolmentRefused};
+use crate::membership::{
+    self, Admission, CertificateRequest, EnrolmentRefused, INVITATION_VALID_MAX,
+};
 use crate::rate_limit::RateLimit;
 use crate::round::event::RegistryEvent;
 use crate::store::{Certificate, EnrolError, Invitation, MemberState};
@@ -23,8 +25,6 @@ use crate::unbroken::to_the_end;
 const REFUSAL_DELAY: Duration = Duration::from_secs(1);
 /// Validity of an invitation when the operator names none.
 const VALID_DEFAULT: Duration = Duration::from_secs(72 * 3600);
-/// Longest validity of an invitation.
-const VALID_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// The service behind a one-time token.
 pub struct EnrolmentService(Services);
@@ -77,8 +77,9 @@ impl Services {
         replace: bool,
     ) -> Result<String, Status> {
         let valid = if valid_s == 0 { VALID_DEFAULT } else { Duration::from_secs(valid_s) };
-        if valid > VALID_MAX {
-            let text = format!("valid_s: {valid_s} is above {} (90 days)", VALID_MAX.as_secs());
+        if valid > INVITATION_VALID_MAX {
+            let text =
+                format!("valid_s: {valid_s} is above {} (90 days)", INVITATION_VALID_MAX.as_secs());
             return Err(Status::invalid_argument(text));
         }
         let replaces = match self.driver.members().state(&member) {

@@ -145,16 +145,18 @@ fn walk(
                 }
             }
             LazyDataToken::ItemStart { .. } => items += 1,
-            // Outside of any, the reader passes a delimiter over and this one does not.
+            // The reader ignores a delimiter outside of an item; the survey would take it for the end of one.
             LazyDataToken::ItemEnd => {
-                items =
-                    items.checked_sub(1).ok_or_else(|| malformed("an item ends outside of any"))?;
+                items = items
+                    .checked_sub(1)
+                    .ok_or_else(|| malformed("an item delimiter outside of an item"))?;
                 // An empty offset table has no value.
                 table_is_next = false;
             }
             LazyDataToken::SequenceEnd => {
                 let outer = depth.checked_sub(1);
-                depth = outer.ok_or_else(|| malformed("a sequence ends outside of any"))?;
+                depth =
+                    outer.ok_or_else(|| malformed("a sequence delimiter outside of a sequence"))?;
             }
             LazyDataToken::LazyValue { header, decoder } => {
                 fits(header.tag, header.len.0, bytes.saturating_sub(decoder.position()))?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use bytes::Bytes;
-use tributary_shared::tensors::encode;
+use tributary_shared::tensors::{Header, encode};
 use tributary_shared::terms::SiteMetrics;
 
 use super::*;
@@ -40,6 +40,26 @@ impl Trial {
         let run = manifest.name.clone();
         driver.start_run(manifest, &operator()).await.unwrap();
         Self { directory, driver, run }
+    }
+
+    /// A run whose one site has agreed to the terms of round 1; the site and the header of its delta.
+    async fn awaiting_a_delta() -> (Self, SiteName, Header) {
+        let trial = Self::start(manifest("run", 1, 1), &["a"]).await;
+        trial.agree("a", 5).await.unwrap();
+        let site = "a".parse().unwrap();
+        let header = trial.live().await.read(|run| run.expected_delta(&site, 1, 5)).unwrap();
+        (trial, site, header)
+    }
+
+    /// Begins an upload for round 1 that is announced as `bytes` bytes.
+    async fn begin(
+        &self,
+        site: &SiteName,
+        header: &Header,
+        digest: Digest,
+        bytes: u64,
+    ) -> Result<Upload, DriverError> {
+        Upload::begin(&self.driver, site, &self.run, 1, digest, header.clone(), bytes).await
     }
 
     async fn live(&self) -> Arc<LiveRun> {
@@ -284,14 +304,9 @@ async fn a_whole_delta_is_known_until_its_round_has_no_use_for_it() {
 /// Failed before: each stream read the part again.
 #[tokio::test]
 async fn a_stream_that_breaks_off_leaves_what_is_known_to_the_next() {
-    let trial = Trial::start(manifest("run", 1, 1), &["a"]).await;
-    trial.agree("a", 5).await.unwrap();
-    let site = "a".parse().unwrap();
-    let header = trial.live().await.read(|run| run.expected_delta(&site, 1, 5)).unwrap();
+    let (trial, site, header) = Trial::awaiting_a_delta().await;
     let bytes = encode(&header, &[vec![1.0; 4]]);
-    let (digest, total) = (Digest::of(&bytes), bytes.len() as u64);
-    let begin =
-        || Upload::begin(&trial.driver, &site, &trial.run, 1, digest, header.clone(), total);
+    let begin = || trial.begin(&site, &header, Digest::of(&bytes), bytes.len() as u64);
     // The header and one value.
     let cut = bytes.len() - 12;
     let mut broken = begin().await.unwrap();
@@ -303,20 +318,15 @@ async fn a_stream_that_breaks_off_leaves_what_is_known_to_the_next() {
     let mut next = begin().await.unwrap();
     assert_eq!(next.received(), cut as u64);
     next.push(Bytes::copy_from_slice(&bytes[cut..])).await.unwrap();
-    assert_eq!(next.finish(&trial.driver).await.unwrap(), total);
+    assert_eq!(next.finish(&trial.driver).await.unwrap(), bytes.len() as u64);
 }
 
 /// Failed before: a part of a header stayed in memory until its round closed, one for each site and run.
 #[tokio::test]
 async fn of_a_stream_that_breaks_off_within_the_header_nothing_is_kept_in_memory() {
-    let trial = Trial::start(manifest("run", 1, 1), &["a"]).await;
-    trial.agree("a", 5).await.unwrap();
-    let site = "a".parse().unwrap();
-    let header = trial.live().await.read(|run| run.expected_delta(&site, 1, 5)).unwrap();
+    let (trial, site, header) = Trial::awaiting_a_delta().await;
     let bytes = encode(&header, &[vec![1.0; 4]]);
-    let (digest, total) = (Digest::of(&bytes), bytes.len() as u64);
-    let begin =
-        || Upload::begin(&trial.driver, &site, &trial.run, 1, digest, header.clone(), total);
+    let begin = || trial.begin(&site, &header, Digest::of(&bytes), bytes.len() as u64);
     let mut broken = begin().await.unwrap();
     broken.push(Bytes::copy_from_slice(&bytes[..40])).await.unwrap();
     drop(broken);
@@ -325,22 +335,17 @@ async fn of_a_stream_that_breaks_off_within_the_header_nothing_is_kept_in_memory
     let mut next = begin().await.unwrap();
     assert_eq!(next.received(), 0, "the part was read, and it is damaged");
     next.push(Bytes::copy_from_slice(&bytes)).await.unwrap();
-    assert_eq!(next.finish(&trial.driver).await.unwrap(), total);
+    assert_eq!(next.finish(&trial.driver).await.unwrap(), bytes.len() as u64);
 }
 
 /// Failed before: disk was reserved for the size that a site claimed, before it was compared with the contract, and on a
 /// disk without so much room every deadline stood still.
 #[tokio::test]
 async fn a_size_beyond_the_contract_reserves_nothing() {
-    let trial = Trial::start(manifest("run", 1, 1), &["a"]).await;
-    trial.agree("a", 5).await.unwrap();
-    let site = "a".parse().unwrap();
-    let header = trial.live().await.read(|run| run.expected_delta(&site, 1, 5)).unwrap();
+    let (trial, site, header) = Trial::awaiting_a_delta().await;
     let _filled = fill(&trial.driver);
     for claimed in [u64::MAX, 1 << 62] {
-        let digest = Digest::of(b"claimed");
-        let begun =
-            Upload::begin(&trial.driver, &site, &trial.run, 1, digest, header.clone(), claimed);
+        let begun = trial.begin(&site, &header, Digest::of(b"claimed"), claimed);
         // On a disk with room it would be refused by its size too, and not for want of room.
         let refused = begun.await.err().unwrap();
         let DriverError::Refused(Refusal::Size { found, .. }) = refused else {
